@@ -1,0 +1,39 @@
+# Every target sets up what it needs; `make` alone lists them.
+.DEFAULT_GOAL := help
+BIN := .venv/bin
+READY := .venv/.ready
+
+help:  ## list the targets
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+demo: $(READY)  ## install, then the whole reproduction on a laptop (about ten minutes); again: it resumes
+	@$(BIN)/mdm run tiny
+
+test: $(READY)  ## install, then the tests (about five minutes on two cores)
+	@$(BIN)/pytest -q
+
+lint: $(READY)  ## style, formatting, layers, types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports
+	$(BIN)/mypy
+
+browser: $(READY)  ## the tests that need Chromium
+	$(BIN)/pytest -q -m browser
+
+slow: $(READY)  ## the tests that take minutes: kills in every stage of the real flow
+	$(BIN)/pytest -q -m slow
+
+deploy: $(READY)  ## create the work pool and deploy to the Prefect server at PREFECT_API_URL
+	@$(BIN)/mdm deploy
+
+lock:  ## resolve the dependencies anew
+	uv pip compile pyproject.toml --all-extras --universal --python-version 3.11 --generate-hashes \
+	  --no-emit-index-url --no-annotate --custom-compile-command "make lock" --quiet -o requirements.lock
+
+install: $(READY)  ## only set up
+
+$(READY): requirements.lock pyproject.toml infra/setup.sh
+	@sh infra/setup.sh
+
+.PHONY: help demo test lint browser slow deploy lock install

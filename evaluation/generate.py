@@ -1,0 +1,157 @@
+"""Captions and weights -> a folder of images, one file per seed. A process of its own under torchrun:
+
+    torchrun --nproc-per-node 2 -m evaluation.generate FOLDER
+
+``FOLDER/generate.json`` (see ``Plan``) names the sets to draw; each becomes ``FOLDER/SET/``. An image depends on its
+caption and seed alone, so ranks share the work by index, and a killed run goes on with the files that are missing.
+"""
+
+import json
+import os
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from PIL import Image
+from torch import Tensor
+from tqdm import tqdm
+
+from mdm.checkpoint import load_model
+from mdm.config import Device, Model, Sampling
+from mdm.data import Shards, hash64, pad_tokens
+from mdm.diffusion import Process
+from mdm.heldout import to_uint8
+from mdm.nested import NestedUNet
+from mdm.sampling import SeededNoise, guided, sample
+from mdm.structure import from_dict
+from mdm.train import pick_device
+
+UNTRAINED = "untrained"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageSet:
+    """One folder of images to draw."""
+
+    name: str
+    weights: str  # a checkpoint's ema/ or raw/ folder, or "untrained": the same network as the first set's, as made
+    sampling: Sampling
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What to draw: the first ``num_samples`` captions of a dataset's split, in its order."""
+
+    sets: tuple[ImageSet, ...]
+    data: str  # dataset folder whose captions are drawn
+    text: str  # its embeddings
+    num_samples: int
+    seed: int = 0
+    device: Device = "auto"
+    threads: int = 0
+
+
+def save_images(xs: list[Tensor], resolutions: tuple[int, ...], folder: Path, indices: list[int]) -> None:
+    """Write levels of [B, 3, H_r, H_r] as PNG: the lower ones first, so that a top one vouches for its set."""
+    for x, px in zip(xs, resolutions, strict=True):
+        top = px == resolutions[-1]
+        for index, picture in zip(indices, to_uint8(x), strict=True):
+            targets = [folder / "levels" / str(px) / f"{index:05d}.png"] + (
+                [folder / f"{index:05d}.png"] if top else []
+            )
+            for target in targets:
+                target.parent.mkdir(parents=True, exist_ok=True)
+                temporary = target.with_suffix(".tmp")
+                Image.fromarray(picture.permute(1, 2, 0).numpy()).save(temporary, format="png")
+                temporary.replace(target)
+
+
+def draw(
+    network: NestedUNet,
+    tokens: list[Tensor],
+    null: Tensor,
+    seeds: list[int],
+    sampling: Sampling,
+    device: torch.device,
+    on_step: Callable[[int, int, list[Tensor]], None] | None = None,
+) -> list[Tensor]:
+    """Images of given caption states [L_i, D] and seeds, at all levels: list of [B, 3, H_r, H_r] in [-1, 1]."""
+    process = Process.of(network.config)
+    count = len(tokens)
+    text, mask = (t.to(device) for t in pad_tokens([*tokens, null]))
+    both = [(t[:count], t[count:].expand(count, *t.shape[1:])) for t in (text, mask)]
+    denoiser = guided(
+        network,
+        (both[0][0], both[1][0]),
+        (both[0][1], both[1][1]),
+        sampling.guidance_scales(len(process.resolutions)),
+    )
+    return sample(denoiser, process, sampling, SeededNoise(seeds, process.resolutions, device), on_step)
+
+
+def run_plan(folder: Path, plan: Plan, rank: int, world: int) -> None:
+    """Draw this rank's share of every set."""
+    device = pick_device(plan.device)
+    if plan.threads:
+        torch.set_num_threads(plan.threads)
+    shards = Shards(Path(plan.data), plan.text)
+    if plan.num_samples > len(shards):
+        raise ValueError(f"{plan.data} has {len(shards)} captions, {plan.num_samples} are asked for")
+    for images in plan.sets:
+        network = _network(plan, images).to(device)
+        target = folder / images.name
+        target.mkdir(parents=True, exist_ok=True)
+        mine = range(rank, plan.num_samples, world)
+        missing = [i for i in mine if not (target / f"{i:05d}.png").exists()]
+        bar = tqdm(total=len(mine), initial=len(mine) - len(missing), desc=images.name, disable=rank != 0)
+        for start in range(0, len(missing), images.sampling.batch_size):
+            indices = missing[start : start + images.sampling.batch_size]
+            tokens = [t for t in (shards[i].tokens for i in indices) if t is not None]
+            seeds = [image_seed(plan.seed, i) for i in indices]
+            xs = draw(network, tokens, shards.null_tokens(), seeds, images.sampling, device)
+            save_images(xs, network.config.resolutions, target, indices)
+            bar.update(len(indices))
+        bar.close()
+        if rank == 0:
+            lines = [
+                json.dumps(
+                    {"index": i, "key": shards[i].key, "caption": shards[i].caption, "seed": image_seed(plan.seed, i)}
+                )
+                for i in range(plan.num_samples)
+            ]
+            (target / "captions.jsonl").write_text("\n".join(lines) + "\n")
+
+
+def image_seed(seed: int, index: int) -> int:
+    """The noise seed of image ``index``: the same for every set, so that sets differ by their weights alone."""
+    return hash64(seed, "image", index)
+
+
+def _network(plan: Plan, images: ImageSet) -> NestedUNet:
+    if images.weights != UNTRAINED:
+        return load_model(Path(images.weights))
+    trained = next(s.weights for s in plan.sets if s.weights != UNTRAINED)
+    model = from_dict(Model, json.loads((Path(trained) / "config.json").read_text()))
+    torch.manual_seed(hash64(plan.seed, "untrained"))
+    return NestedUNet(model).eval()
+
+
+def main(argv: list[str] | None = None) -> int:
+    arguments = sys.argv[1:] if argv is None else argv
+    if len(arguments) != 1:
+        print("usage: python -m evaluation.generate FOLDER  (under torchrun for several processes)", file=sys.stderr)
+        return 2
+    folder = Path(arguments[0])
+    try:
+        plan = from_dict(Plan, json.loads((folder / "generate.json").read_text()))
+        run_plan(folder, plan, int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1")))
+    except (ValueError, FileNotFoundError) as error:
+        print(f"generate: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,123 @@
+"""Sets of images -> every metric of the run, as results.json: samples, an untrained model's, and noise, at equal N."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from evaluation.features import EfficientNetLite0, load_folder
+from evaluation.frechet import frechet_distance
+from evaluation.heads import pool_tokens, retrieval, train_heads
+from evaluation.kid import kid
+from evaluation.nearest import nearest_images
+from evaluation.protocols import FRECHET, KID, RETRIEVAL_R1, RETRIEVAL_R10, TEXT_IMAGE, Result
+from mdm.checkpoint import write_json
+from mdm.data import Shards, hash64
+from mdm.heldout import to_uint8
+
+SAMPLES, UNTRAINED, NOISE, REAL, SHUFFLED = (
+    "samples",
+    "untrained model",
+    "noise",
+    "held-out images",
+    "shuffled captions",
+)
+
+
+def noise_images(count: int, px: int, seed: int) -> NDArray[np.uint8]:
+    """Gaussian noise as images, uint8 [N, 3, H, H]: what a sampler starts from."""
+    generator = torch.Generator().manual_seed(hash64(seed, "noise images"))
+    return to_uint8(torch.randn(count, 3, px, px, generator=generator)).numpy()
+
+
+def load_real(shards: Shards, limit: int = 0) -> tuple[NDArray[np.uint8], NDArray[np.float32], list[str], list[str]]:
+    """Images uint8 [N, 3, H, H], pooled caption features [N, D], captions and keys; evenly spread if limited."""
+    count = min(limit, len(shards)) if limit else len(shards)
+    samples = [shards[i * len(shards) // count] for i in range(count)]
+    tokens = [s.tokens.numpy() for s in samples if s.tokens is not None]
+    pooled = pool_tokens(np.concatenate(tokens), np.cumsum([0] + [len(t) for t in tokens]))
+    return np.stack([s.image.numpy() for s in samples]), pooled, [s.caption for s in samples], [s.key for s in samples]
+
+
+def measure(
+    images: Path,
+    data: Path,
+    text: str,
+    out: Path,
+    feature_px: int,
+    num_real: int,
+    seed: int,
+    progress: Callable[[str, int, int], None],
+) -> dict[str, Any]:
+    """Measure ``images/samples`` and ``images/untrained`` (as generate.py writes them) against a dataset folder.
+
+    Writes ``out/results.json`` and the learned heads. ``progress(what, done, total)`` is called all along.
+    """
+    train_images, train_text, train_captions, train_keys = load_real(Shards(data / "train", text), num_real)
+    val_images, val_text, _, _ = load_real(Shards(data / "val", text))
+    drawn = {SAMPLES: load_folder(images / "samples"), UNTRAINED: load_folder(images / "untrained")}
+    count, px = len(drawn[SAMPLES]), drawn[SAMPLES].shape[-1]
+    drawn[NOISE] = noise_images(count, px, seed)
+    captions = [json.loads(line) for line in (images / "samples" / "captions.jsonl").read_text().splitlines()]
+    if len(drawn[UNTRAINED]) != count or len(captions) != count:
+        raise ValueError(f"{images}: the sets differ in size; delete the folder and draw them again")
+
+    extractor = EfficientNetLite0(input_px=feature_px)
+    features: dict[str, NDArray[np.float32]] = {}
+    done, total = 0, len(train_images) + len(val_images) + 3 * count
+    for name, pictures in {"train": train_images, "val": val_images, **drawn}.items():
+        start = done
+        features[name] = extractor.extract(pictures, progress=lambda n, s=start: progress("features", s + n, total))
+        done += len(pictures)
+
+    progress("text-image heads", 0, 1)
+    heads = train_heads(features["train"], train_text, seed)
+    out.mkdir(parents=True, exist_ok=True)
+    heads.save(out / "heads.safetensors")
+    reference = np.concatenate([features["train"], features["val"]])
+    # Samples were drawn for the first captions of the held-out split, in its order.
+    matching = {name: retrieval(heads, features[name], val_text[:count]) for name in drawn}
+    held_out = retrieval(heads, features["val"], val_text)
+
+    progress("distances", 0, 1)
+    kids = {name: kid(features[name], reference, seed) for name in drawn}
+    results = [
+        Result(FRECHET, count, {name: frechet_distance(features[name], reference) for name in drawn}),
+        Result(KID, count, {n: k.value for n, k in kids.items()}, {n: (k.low, k.high) for n, k in kids.items()}),
+        Result(
+            TEXT_IMAGE,
+            count,
+            {
+                SAMPLES: matching[SAMPLES]["matched"],
+                SHUFFLED: matching[SAMPLES]["shuffled"],
+                UNTRAINED: matching[UNTRAINED]["matched"],
+                NOISE: matching[NOISE]["matched"],
+                REAL: held_out["matched"],
+            },
+        ),
+        Result(RETRIEVAL_R1, len(val_images), {REAL: held_out["r1"], "chance": held_out["chance_r1"]}),
+        Result(RETRIEVAL_R10, len(val_images), {REAL: held_out["r10"], "chance": held_out["chance_r10"]}),
+    ]
+    nearest, distances = nearest_images(drawn[SAMPLES], train_images)
+    whole = {
+        "metrics": [result.to_record() for result in results],
+        "samples": [
+            {
+                "index": line["index"],
+                "caption": line["caption"],
+                "key": line["key"],
+                "nearest_key": train_keys[near],
+                "nearest_caption": train_captions[near],
+                "nearest_distance": float(distance),
+            }
+            for line, near, distance in zip(captions, nearest, distances, strict=True)
+        ],
+        "real_images": len(reference),
+        "feature_px": feature_px,
+    }
+    write_json(out / "results.json", whole)
+    return whole

@@ -1,0 +1,240 @@
+"""The console script ``mdm``: one thin verb per kind of work. Each imports its own; nothing heavy at the top."""
+
+import argparse
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = _parser()
+    arguments = parser.parse_args(argv)
+    from flows.home import Trouble
+
+    try:
+        return arguments.verb(arguments)
+    except (Trouble, ValueError, FileNotFoundError) as error:
+        print(f"mdm: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("mdm: interrupted; the same command goes on from here", file=sys.stderr)
+        return 130
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="mdm", description="Matryoshka Diffusion Models, reproduced end to end.")
+    verbs = parser.add_subparsers(required=True, metavar="VERB")
+
+    def verb(name: str, function: Any, summary: str) -> argparse.ArgumentParser:
+        sub = verbs.add_parser(name, help=summary, description=summary)
+        sub.set_defaults(verb=function)
+        return sub
+
+    def preset_options(sub: argparse.ArgumentParser) -> None:
+        sub.add_argument("preset", metavar="PRESET", help="tiny, cc12m-256, cc12m-1024")
+        sub.add_argument(
+            "--set", action="append", default=[], metavar="A.B=VALUE", help="replace a field (see mdm config)"
+        )
+        sub.add_argument("--config", type=Path, metavar="FILE", help="fields from a file, as mdm config prints them")
+
+    sub = verb("run", run, "run a whole reproduction here, with a temporary Prefect server; again: it resumes")
+    preset_options(sub)
+    sub.add_argument("--mlflow", metavar="URI", help="log to this MLflow server instead of SQLite in MDM_HOME")
+    sub.add_argument("--dry-run", action="store_true", help="check everything, show the plan, start nothing")
+
+    sub = verb("config", config, "print a preset, whole and resolved, as JSON that --config takes back")
+    preset_options(sub)
+
+    verb("models", models, "list the named models with resolutions, parameters and forward GFLOP")
+
+    sub = verb("train", train, "train the job of a run folder (job.json), or go on with it")
+    sub.add_argument("run", metavar="FOLDER", type=Path)
+    sub.add_argument("--processes", type=int, default=1, help="trainer processes on this machine (default 1)")
+    sub.add_argument("--dry-run", action="store_true", help="check the job, start nothing")
+
+    sub = verb("sample", sample, "draw images of a prompt of your own from a run, at all its resolutions")
+    sub.add_argument("run", metavar="RUN", help="a run's name or folder")
+    sub.add_argument("prompts", nargs="+", metavar="PROMPT")
+    sub.add_argument("--seed", type=int, default=0)
+    sub.add_argument("--count", type=int, default=4, help="images per prompt (default 4)")
+    sub.add_argument("--steps", type=int, help="sampler steps (default: the run's)")
+    sub.add_argument("--guidance", type=float, help="guidance_scale of the innermost level (default: the run's)")
+    sub.add_argument("-o", "--output", type=Path, help="picture to write (default: in the run's folder)")
+
+    sub = verb("status", status, "what is done, running and missing of a run")
+    sub.add_argument("run", metavar="RUN", nargs="?", help="a run's name or folder (default: list all)")
+
+    sub = verb("track", track, "copy a training folder's metrics and pictures into MLflow, each point once")
+    sub.add_argument("run", metavar="FOLDER", type=Path)
+
+    sub = verb("report", report, "make the report page of a records.json")
+    sub.add_argument("records", metavar="RECORDS", type=Path, help="records.json, or a run's name")
+    sub.add_argument("-o", "--output", type=Path, help="page to write (default: index.html beside it)")
+
+    sub = verb("verify", verify, "prove that the networks compute the released functions (golden tensors)")
+    sub.add_argument("folder", metavar="FOLDER", type=Path)
+    sub.add_argument("--tolerance", type=float, default=1e-5, help="largest difference admitted (default 1e-5)")
+
+    verb("deploy", deploy, "create the work pool and deploy the flows to the Prefect server at PREFECT_API_URL")
+    return parser
+
+
+def _overrides(arguments: argparse.Namespace) -> dict[str, Any]:
+    from flows.overrides import parse_assignments
+    from mdm.presets import merge
+
+    whole: dict[str, Any] = {}
+    if arguments.config is not None:
+        try:
+            whole = json.loads(arguments.config.read_text())
+        except OSError as error:
+            raise ValueError(f"{arguments.config}: {error.strerror}") from error
+        except json.JSONDecodeError as error:
+            raise ValueError(f"{arguments.config} is not JSON: {error}") from error
+    return merge(whole, parse_assignments(arguments.set))
+
+
+def config(arguments: argparse.Namespace) -> int:
+    from mdm.presets import resolve
+    from mdm.structure import to_dict
+
+    print(json.dumps(to_dict(resolve(arguments.preset, _overrides(arguments))), indent=2))
+    return 0
+
+
+def run(arguments: argparse.Namespace) -> int:
+    from flows.home import embed_services, hold, home, make_home
+    from flows.preflight import check_machine
+    from mdm.presets import resolve
+
+    overrides = _overrides(arguments)
+    preset = resolve(arguments.preset, overrides)
+    make_home()
+    check_machine(preset)
+    if arguments.dry_run:
+        from flows.reproduction import run_name, stage_names
+
+        print(f"run {run_name(preset)} in {home() / 'runs'}: " + " → ".join(stage_names(preset)))
+        return 0
+    embed_services()
+    if arguments.mlflow:
+        os.environ["MLFLOW_TRACKING_URI"] = arguments.mlflow
+    with hold(home() / "run.lock", f"MDM_HOME {home()}"):
+        from flows.embedded import run_embedded
+
+        return run_embedded(arguments.preset, overrides)
+
+
+def models(_: argparse.Namespace) -> int:
+    import torch
+    from torch.utils.flop_counter import FlopCounterMode
+
+    from mdm.nested import NestedUNet
+    from mdm.presets import MODELS
+
+    print(f"{'model':20} {'resolutions (px)':>18} {'parameters':>13} {'forward GFLOP':>14}   channels, innermost first")
+    for name, model in MODELS.items():
+        with torch.device("meta"), FlopCounterMode(display=False) as counter:
+            network = NestedUNet(model)
+            zs = [torch.empty(1, 3, px, px) for px in model.resolutions]
+            text = torch.empty(1, 32, model.text.dim) if model.text else None
+            network(zs, torch.empty(1), text, torch.ones(1, 32))
+        count = sum(p.numel() for p in network.parameters())
+        sizes = " ".join(map(str, model.resolutions))
+        widths = " | ".join("/".join(map(str, level.channels)) for level in model.levels)
+        print(f"{name:20} {sizes:>18} {count:13,} {counter.get_total_flops() / 1e9:14,.2f}   {widths}")
+    print("(one image, 32 caption tokens, 2 FLOP per multiply-add)")
+    return 0
+
+
+def train(arguments: argparse.Namespace) -> int:
+    from mdm.train import load_job
+    from mdm.train import main as train_here
+
+    job = load_job(arguments.run)
+    if arguments.dry_run:
+        print(f"{arguments.run}: trains {job.model.resolutions} px for {job.training.nimg:,} images")
+        return 0
+    if arguments.processes == 1:
+        return train_here([str(arguments.run)])
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={arguments.processes}"]
+    os.execv(sys.executable, [*command, "-m", "mdm.train", str(arguments.run)])
+
+
+def sample(arguments: argparse.Namespace) -> int:
+    from evaluation.prompts import sample_prompts
+    from flows.home import run_folder, weights
+
+    folder = run_folder(arguments.run)
+    picture = sample_prompts(
+        folder,
+        arguments.prompts,
+        weights(),
+        seed=arguments.seed,
+        count=arguments.count,
+        steps=arguments.steps,
+        guidance=arguments.guidance,
+        output=arguments.output,
+    )
+    print(picture)
+    return 0
+
+
+def status(arguments: argparse.Namespace) -> int:
+    from flows.status import list_runs, show_run
+
+    return list_runs() if arguments.run is None else show_run(arguments.run)
+
+
+def track(arguments: argparse.Namespace) -> int:
+    from flows.home import quiet_services
+
+    quiet_services()
+    from flows.tracking import Follower, Tracker
+
+    if not (arguments.run / "metrics.jsonl").exists():
+        raise ValueError(f"{arguments.run} holds no metrics.jsonl")
+    follower = Follower(Tracker(arguments.run, arguments.run.resolve().name), "train", arguments.run)
+    follower.finish()
+    print(f"{arguments.run}: {follower.nimg} images seen, in {follower.tracker.uri}")
+    return 0
+
+
+def report(arguments: argparse.Namespace) -> int:
+    from evaluation.report import render
+
+    from flows.home import run_folder
+
+    records = (
+        arguments.records
+        if arguments.records.is_file()
+        else run_folder(str(arguments.records)) / "report" / "records.json"
+    )
+    print(render(json.loads(records.read_text()), arguments.output or records.with_name("index.html")))
+    return 0
+
+
+def verify(arguments: argparse.Namespace) -> int:
+    from mdm.verify import verify_folder
+
+    failed, count = 0, 0
+    print(f"{'largest difference':>18}  output")
+    for comparison in verify_folder(arguments.folder, arguments.tolerance):
+        count += 1
+        failed += not comparison.passed
+        mark = "" if comparison.passed else "  FAILED"
+        print(f"{comparison.difference:18.2e}  {comparison.file} {comparison.output}{mark}")
+    print(f"{count - failed} of {count} outputs within {arguments.tolerance:g}")
+    return 1 if failed else 0
+
+
+def deploy(_: argparse.Namespace) -> int:
+    from flows.deploy import deploy_all
+
+    return deploy_all()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

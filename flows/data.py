@@ -1,0 +1,128 @@
+"""Tasks of the data side: list the source, write shards, embed captions. The folders say what is done."""
+
+import os
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from prefect import task
+
+from flows.artifacts import StageProgress
+from flows.home import datasets, hold, weights
+from flows.progress import board
+from mdm.presets import Preset
+from mdm.text import ENCODERS, encoder_digest, find_encoder, load_encoder
+from preprocessing.embed import embed_captions
+from preprocessing.manifest import read_json, read_manifest
+from preprocessing.shards import write_openmoji
+from preprocessing.sources import OpenMoji
+
+SPLITS = ("train", "val")
+PER_SHARD = 250
+
+
+@task(task_run_name="data")
+def prepare_data(plan: Preset) -> OpenMoji | None:
+    """The list of captioned drawings, or nothing where a finished dataset was put in place by hand."""
+    begun = time.time()
+    board().start("data")
+    if plan.data.source == "prepared":
+        board().finish("data", "reused", 0, f"prepared: {datasets() / plan.data.name}")
+        return None
+    source = OpenMoji(skin_tones=plan.data.skin_tones, val_fraction=plan.data.val_fraction, limit=plan.data.limit)
+    held_out = len(source.split("val"))
+    board().finish(
+        "data", "done", time.time() - begun, f"{len(source.drawings)} captioned drawings, {held_out} held out"
+    )
+    return source
+
+
+@task(task_run_name="shards")
+def write_shard_set(plan: Preset, source: OpenMoji | None) -> tuple[Path, str]:
+    """Shards of both splits -> the dataset's folder and a digest of its training split."""
+    folder = datasets() / plan.data.name
+    if source is None:
+        board().start("shards")
+        digests = [read_manifest(folder / split)["digest"] for split in SPLITS]
+        board().finish("shards", "reused", 0)
+        return folder, digests[0]
+    with hold(folder / "lock", f"dataset {plan.data.name}"), _stage("shards", len(source.drawings), "img") as update:
+        before = [read_json(folder / split / "manifest.json") for split in SPLITS]
+        manifests: list[dict[str, Any]] = []
+        for split in SPLITS:
+            start = sum(m["samples"] for m in manifests)
+            manifests.append(
+                write_openmoji(
+                    source,
+                    split,
+                    plan.data.name,
+                    plan.data.resolution,
+                    folder / split,
+                    PER_SHARD,
+                    min(2, os.cpu_count() or 1),
+                    update.after(start),
+                )
+            )
+        update.reused = before == manifests
+        update.note = f"{sum(s['bytes'] for m in manifests for s in m['shards']) / 1e6:.1f} MB"
+    return folder, manifests[0]["digest"]
+
+
+@task(task_run_name="text embeddings")
+def embed_text(plan: Preset, folder: Path) -> str:
+    """Caption embeddings of both splits by the frozen encoder -> a digest of the training split's."""
+    total = sum(read_manifest(folder / split)["samples"] for split in SPLITS)
+    with hold(folder / "lock", f"dataset {plan.data.name}"), _stage("text embeddings", total, "captions") as update:
+        digest_of = encoder_digest(plan.text, find_encoder(plan.text, weights()))
+        loaded: list[Any] = []
+
+        def encode(captions: list[str]) -> tuple[list[Any], int]:
+            if not loaded:  # nothing is loaded where nothing is left to do
+                loaded.append(load_encoder(plan.text, weights(), plan.hardware.device))
+            return loaded[0].encode(captions)
+
+        manifests: list[dict[str, Any]] = []
+        for split in SPLITS:
+            start = total - read_manifest(folder / split)["samples"] if split == "val" else 0
+            manifests.append(
+                embed_captions(
+                    folder / split,
+                    plan.text,
+                    digest_of,
+                    encode,
+                    ENCODERS[plan.text].max_tokens,
+                    update.after(start),
+                )
+            )
+        update.reused = not loaded
+        cut = sum(m["truncated"] for m in manifests)
+        update.note = f"{plan.text}, {cut} captions cut at {ENCODERS[plan.text].max_tokens} tokens"
+    return manifests[0]["digest"]
+
+
+class Update:
+    """Reports a stage's progress to the board and the UI."""
+
+    def __init__(self, name: str, total: float) -> None:
+        self.name, self.progress = name, StageProgress(name, total)
+        self.reused, self.note = False, ""
+
+    def __call__(self, done: float) -> None:
+        board().update(self.name, done)
+        self.progress.update(done)
+
+    def after(self, start: int) -> Callable[[int, int], None]:
+        """The progress function of a part that begins when ``start`` are done."""
+        return lambda done, _: self(start + done)
+
+
+@contextmanager
+def _stage(name: str, total: float, unit: str) -> Iterator[Update]:
+    begun = time.time()
+    board().start(name, total, unit)
+    update = Update(name, total)
+    yield update
+    update.progress.done()
+    board().finish(name, "reused" if update.reused else "done", time.time() - begun, update.note)

@@ -1,0 +1,42 @@
+"""``mdm deploy``: the work pool, and every deployment of prefect.yaml, on the server at PREFECT_API_URL."""
+
+import os
+import subprocess
+import sys
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+from flows.home import PROJECT, Trouble, quiet_services
+
+POOL = "mdm-local"
+
+
+def deploy_all() -> int:
+    """Raises Trouble where no server answers."""
+    quiet_services()
+    url = os.environ.get("PREFECT_API_URL")
+    if not url:
+        raise Trouble(
+            "PREFECT_API_URL is not set. Start a server (`prefect server start`) and "
+            "export PREFECT_API_URL=http://127.0.0.1:4200/api"
+        )
+    try:
+        urllib.request.urlopen(f"{url.rstrip('/')}/health", timeout=10).read()
+    except (urllib.error.URLError, OSError, ValueError) as error:
+        raise Trouble(
+            f"no Prefect server answers at PREFECT_API_URL {url} ({error}): start it, or mend the address"
+        ) from error
+    prefect = str(Path(sys.executable).with_name("prefect"))
+    for command in (
+        ["work-pool", "create", POOL, "--type", "process", "--overwrite"],
+        ["--no-prompt", "deploy", "--all"],
+    ):
+        code = subprocess.run([prefect, *command], cwd=PROJECT, stdin=subprocess.DEVNULL).returncode
+        if code != 0:
+            raise Trouble(f"`prefect {' '.join(command)}` failed with code {code}")
+    print(
+        f"next: prefect worker start --pool {POOL}\n"
+        "then: prefect deployment run mdm/full-reproduction --param preset=tiny --watch"
+    )
+    return 0

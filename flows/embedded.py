@@ -1,0 +1,57 @@
+"""``mdm run``: the flow in this process, with Prefect's temporary server, a live board, and a plain end."""
+
+import sys
+import traceback
+from pathlib import Path
+from typing import Any
+
+from flows.home import PROJECT, home, mlflow_uri, run_folder
+
+
+def run_embedded(preset: str, overrides: dict[str, Any]) -> int:
+    """Run the flow to its end -> exit code. Prints where things are, or the one line that says what went wrong."""
+    from flows.reproduction import explain, parameters, reproduction
+
+    try:
+        name = reproduction(**parameters(preset, overrides))
+    except BaseException as error:
+        line = explain(error)
+        if line is None:
+            if not isinstance(error, KeyboardInterrupt):
+                traceback.print_exc()
+            raise
+        print(f"\nmdm: {line}", file=sys.stderr)
+        return 1
+    print(where_things_are(name))
+    return 0
+
+
+def where_things_are(name: str) -> str:
+    """The closing lines: the page, the servers' commands, the checkpoint, a prompt of one's own."""
+    run = run_folder(name)
+    bin_folder = _shown(Path(sys.executable).parent)
+    return "\n".join(
+        [
+            "",
+            f"Report       {_shown(run / 'report' / 'index.html')}",
+            f"Checkpoints  {_shown(last_stage(run) / 'checkpoints')}",
+            f"Your prompt  {bin_folder}/mdm sample {name} 'red heart'",
+            f"MLflow UI    {bin_folder}/mlflow ui --backend-store-uri {mlflow_uri()}",
+            f"Prefect UI   PREFECT_HOME={_shown(home() / 'prefect')} {bin_folder}/prefect server start",
+        ]
+    )
+
+
+def last_stage(run: Path) -> Path:
+    """The folder of a run's last training stage."""
+    import json
+
+    stages = json.loads((run / "config.json").read_text())["stages"]
+    return run / list(stages)[-1]
+
+
+def _shown(path: Path) -> str:
+    """Relative to the project where that is shorter to read and the user stands there."""
+    if Path.cwd() == PROJECT and path.is_relative_to(PROJECT):
+        return str(path.relative_to(PROJECT))
+    return str(path)

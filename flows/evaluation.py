@@ -1,0 +1,140 @@
+"""Tasks after training: draw samples, measure them, make the page. Thin: the work is evaluation's."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from prefect import task
+
+from evaluation.generate import UNTRAINED, ImageSet, Plan
+from evaluation.measure import measure
+from evaluation.report import render
+from flows.artifacts import StageProgress, show_link, show_metrics
+from flows.launch import JobDied, run_job
+from flows.markers import once
+from flows.progress import board
+from flows.records import export_records
+from flows.tracking import Tracker
+from mdm.checkpoint import sha256, write_json
+from mdm.presets import Preset
+from mdm.structure import to_dict
+
+
+def _retry(task: object, task_run: object, state: Any) -> bool:
+    return isinstance(state.result(raise_on_failure=False), JobDied)
+
+
+@task(task_run_name="sample", retries=3, retry_delay_seconds=1, retry_condition_fn=_retry)
+def sample_images(plan: Preset, folder: Path, weights: Path, data: Path, text_digest: str) -> Path:
+    """Images of held-out captions from the trained weights, and from an untrained network for comparison."""
+    count = plan.evaluation.num_samples
+    sets = (
+        ImageSet(name="samples", weights=str(weights), sampling=plan.sampling),
+        ImageSet(name="untrained", weights=UNTRAINED, sampling=plan.sampling),
+    )
+    job = Plan(
+        sets=sets,
+        data=str(data / "val"),
+        text=plan.text,
+        num_samples=count,
+        seed=plan.seed,
+        device=plan.hardware.device,
+        threads=plan.hardware.threads,
+    )
+    inputs = {
+        "weights": sha256(weights / "model.safetensors"),
+        "sampling": to_dict(plan.sampling),
+        "count": count,
+        "seed": plan.seed,
+        "text": text_digest,
+    }
+    total = count * len(sets)
+    board().start("sample", total, "img")
+    progress = StageProgress("sample", total)
+
+    def on_poll() -> None:
+        drawn = sum(len(list((folder / s.name).glob("*.png"))) for s in sets)
+        if drawn:
+            board().update("sample", drawn)
+            progress.update(drawn)
+
+    def work() -> dict[str, Any]:
+        write_json(folder / "generate.json", to_dict(job))
+        run_job("evaluation.generate", folder, plan.hardware.processes, plan.hardware.threads, on_poll)
+        return {"images": total}
+
+    done = once(folder, inputs, work, board().say)
+    progress.done()
+    board().finish("sample", "reused" if done["reused"] else "done", done["seconds"], f"{count} captions, held out")
+    return folder
+
+
+@task(task_run_name="evaluate")
+def evaluate_samples(plan: Preset, folder: Path, images: Path, data: Path, tracker: Tracker) -> dict[str, Any]:
+    """Every metric, into results.json, MLflow and a table in the Prefect UI."""
+    drawn = json.loads((images / "done.json").read_text())["inputs"]
+    board().start("evaluate", 1, "img")
+    progress = StageProgress("evaluate", 1.0)
+
+    def show(what: str, done: int, total: int) -> None:
+        board().update("evaluate", done, total, what)
+        progress.update(done / total)
+
+    def work() -> dict[str, Any]:
+        settings = plan.evaluation
+        results = measure(images, data, plan.text, folder, settings.feature_px, settings.num_real, plan.seed, show)
+        return {"metrics": results["metrics"]}
+
+    done = once(folder, {"images": drawn, "evaluation": to_dict(plan.evaluation)}, work, board().say)
+    if not done["reused"]:
+        log_results(tracker, folder, done)
+    progress.done()
+    headline = done["metrics"][1]
+    values = ", ".join(f"{what} {value:.3f}" for what, value in headline["values"].items())
+    board().finish("evaluate", "reused" if done["reused"] else "done", done["seconds"], f"KID stand-in: {values}")
+    return done
+
+
+def log_results(tracker: Tracker, folder: Path, done: dict[str, Any]) -> None:
+    """Numbers of one evaluation: ``eval/NAME_nN`` for the samples, ``eval/NAME_nN/WHAT`` for what they stand beside."""
+    values: dict[str, float] = {}
+    for metric in done["metrics"]:
+        name = f"eval/{metric['name']}_n{metric['n']}"
+        for i, (what, value) in enumerate(metric["values"].items()):
+            values[name if i == 0 else f"{name}/{what.replace(' ', '_')}"] = value
+        for what, (low, high) in metric["interval"].items():
+            prefix = name if what == next(iter(metric["values"])) else f"{name}/{what.replace(' ', '_')}"
+            values |= {f"{prefix}_low": low, f"{prefix}_high": high}
+    tracker.metrics("evaluation", values, 0, done["finished_ms"])
+    tracker.artifact("evaluation", folder / "results.json")
+    tracker.finish("evaluation")
+    rows = [
+        {"metric": f"{m['label']} (N={m['n']})", **{what: f"{v:.4g}" for what, v in m["values"].items()}}
+        for m in done["metrics"]
+    ]
+    show_metrics("metrics", rows, "Stand-ins where named; every value at the N given")
+
+
+@task(task_run_name="report")
+def write_report(plan: Preset, run: Path, data: Path, images: Path, tracker: Tracker) -> Path:
+    """records.json, exported from MLflow, and the page made from it."""
+    board().start("report")
+    folder = run / "report"
+    made_from = {
+        stage: json.loads((run / stage / "done.json").read_text())["inputs"]
+        for stage in [*plan.stages, "samples", "evaluation"]
+    }
+
+    def work() -> dict[str, Any]:
+        records = export_records(plan, run, data, images, tracker)
+        write_json(folder / "records.json", records)
+        page = render(records, folder / "index.html")
+        tracker.artifact("", folder / "records.json")
+        tracker.artifact("", page)
+        tracker.finish("")
+        show_link("report", page.as_uri(), "The report page")
+        return {"page": page.name}
+
+    done = once(folder, made_from, work, board().say)
+    board().finish("report", "reused" if done["reused"] else "done", done["seconds"])
+    return folder / "index.html"

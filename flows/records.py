@@ -1,0 +1,198 @@
+"""MLflow -> records.json: all that the report page knows of a run."""
+
+import base64
+import io
+import json
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from evaluation.features import load_folder
+from evaluation.measure import NOISE, SAMPLES, SHUFFLED, UNTRAINED
+from evaluation.protocols import FRECHET, KID, TEXT_IMAGE
+from flows.tracking import Tracker, history
+from mdm.data import Shards
+from mdm.presets import Preset
+from preprocessing.manifest import read_manifest
+
+TILE_PX = 64
+SHOWN = 24  # captions on the page
+
+
+def export_records(plan: Preset, run: Path, data: Path, images: Path, tracker: Tracker) -> dict[str, Any]:
+    """Numbers, curves and facts from MLflow; pictures from its artifacts and the image folder."""
+    parent = tracker.client.get_run(tracker.ids[""]).data
+    results = json.loads((Path(_download(tracker, "evaluation", "results.json"))).read_text())
+    manifest = read_manifest(data / "train")
+    return {
+        "format": 1,
+        "title": f"Matryoshka Diffusion Models: {plan.name}",
+        "run": run.name,
+        "preset": plan.name,
+        "created": datetime.now().astimezone().isoformat(timespec="seconds"),
+        "verdict": verdict(plan, results["metrics"]),
+        "facts": _facts(plan, parent.tags, manifest, results),
+        "stages": _stages(plan, parent.metrics, tracker),
+        "curves": _curves(plan, tracker),
+        "metrics": results["metrics"],
+        "grids": [*_sample_grid(plan, images, data, results), *_progress_grids(plan, tracker)],
+        "credits": [
+            manifest["credit"],
+            "The samples, this page and the trained weights are made from those drawings and carry the same credit and "
+            f"licence ({manifest['licence']}).",
+        ],
+    }
+
+
+def verdict(plan: Preset, metrics: list[dict[str, Any]]) -> str:
+    """What the numbers say, in words that follow from them."""
+    by_name = {metric["name"]: metric for metric in metrics}
+    frechet, kernel, text = (by_name[m.name]["values"] for m in (FRECHET, KID, TEXT_IMAGE))
+    halves = all(v[SAMPLES] <= v[other] / 2 for v in (frechet, kernel) for other in (UNTRAINED, NOISE))
+    interval = by_name[KID.name]["interval"]
+    apart = all(interval[SAMPLES][1] < interval[other][0] for other in (UNTRAINED, NOISE))
+    fits = text[SAMPLES] > text[SHUFFLED]
+    return " ".join(
+        [
+            f"A run of preset {plan.name} on {plan.data.name} ({plan.data.resolution} px): a small stand-in for the "
+            "paper's experiments, not one of them; none of its numbers is a FID or CLIP score.",
+            f"The samples' distances to real images are {'at most' if halves else 'NOT at most'} half of an untrained "
+            f"model's and of noise's, the intervals of the kernel distance {'do not overlap' if apart else 'OVERLAP'}, "
+            f"and captions score {'higher' if fits else 'NOT higher'} on their own samples than shuffled ones do.",
+        ]
+    )
+
+
+def _facts(plan: Preset, tags: dict[str, str], manifest: dict[str, Any], results: dict[str, Any]) -> list[list[str]]:
+    widths = {name: "/".join(map(str, stage.model.resolutions)) for name, stage in plan.stages.items()}
+    sampling = plan.sampling
+    return [
+        [
+            "Data",
+            f"{manifest['name']}: {results['real_images']} real images compared; {manifest['samples']} trained on",
+        ],
+        ["Data source", json.dumps(manifest["source"])],
+        ["Text encoder", f"{plan.text} (frozen)"],
+        ["Image features", f"EfficientNet-Lite0 at {results['feature_px']} px, a stand-in for Inception-V3"],
+        ["Text-image score", "linear heads learned on the training pairs, a stand-in for CLIP"],
+        ["Stages", "; ".join(f"{n}: {w} px, {plan.stages[n].training.nimg:,} images" for n, w in widths.items())],
+        [
+            "Sampler",
+            f"{sampling.sampler}, {sampling.steps} steps, guidance_scale {list(sampling.guidance)} (innermost level "
+            f"first), threshold {sampling.threshold}, EMA weights",
+        ],
+        ["Seed", str(plan.seed)],
+        *[[label, tags[f"mdm.{key}"]] for key, label in FACT_TAGS.items() if f"mdm.{key}" in tags],
+    ]
+
+
+FACT_TAGS = {"machine": "Machine", "versions": "Versions", "commit": "Commit", "config": "Configuration digest"}
+
+
+def _stages(plan: Preset, metrics: dict[str, float], tracker: Tracker) -> list[dict[str, Any]]:
+    rows = []
+    for name, seconds in sorted(metrics.items()):
+        if not name.startswith("time/"):
+            continue
+        _, _, title = name.split("/", 2)
+        cost = ""
+        if title.startswith("train "):
+            stage = title.removeprefix("train ")
+            cost = f"{plan.stages[stage].training.nimg:,} images, {plan.hardware.processes} × {plan.hardware.device}"
+        rows.append({"name": title, "state": "done", "seconds": seconds, "cost": cost, "detail": ""})
+    return rows
+
+
+def _curves(plan: Preset, tracker: Tracker) -> list[dict[str, Any]]:
+    """Per resolution: training loss and the EMA's held-out loss, over all images seen by the stages so far."""
+    top = max(px for stage in plan.stages.values() for px in stage.model.resolutions)
+    resolutions = [px for px in list(plan.stages.values())[-1].model.resolutions if px <= top]
+    curves = []
+    for px in resolutions:
+        series, before = [], 0
+        for name, stage in plan.stages.items():
+            found = history(tracker, name, [f"train/loss_{px}", f"val/loss_{px}"])
+            for metric, points in found.items():
+                kind = "training" if metric.startswith("train/") else "held out (EMA)"
+                xs, ys = [before + x for x, _ in points], [y for _, y in points]
+                series.append({"name": f"{kind}, stage {name}", "x": xs, "y": ys})
+            before += stage.training.nimg
+        curves.append(
+            {
+                "title": f"Loss at {px} × {px}",
+                "x_label": "images seen",
+                "y_label": "mean squared error of v" if stage.training.loss == "v" else f"loss ({stage.training.loss})",
+                "log_y": True,
+                "series": series,
+            }
+        )
+    return curves
+
+
+def _sample_grid(plan: Preset, images: Path, data: Path, results: dict[str, Any]) -> list[dict[str, Any]]:
+    """One strip per caption: every level, the real image, the nearest training image."""
+    resolutions = list(plan.stages.values())[-1].model.resolutions
+    folder = images / "samples"
+    levels = {px: load_folder(folder / "levels" / str(px)) for px in resolutions}
+    real, train = Shards(data / "val"), Shards(data / "train")
+    index_of = {train[i].key: i for i in range(len(train))}
+    items = []
+    for sample in results["samples"][:SHOWN]:
+        tiles = [levels[px][sample["index"]] for px in resolutions]
+        tiles.append(real[sample["index"]].image.numpy())
+        tiles.append(train[index_of[sample["nearest_key"]]].image.numpy())
+        caption = f"{sample['caption']}  (nearest: {sample['nearest_caption']})"
+        items.append({"caption": caption, "image": png_uri(strip(tiles))})
+    sizes = ", ".join(f"{px} px" for px in resolutions)
+    return [
+        {
+            "title": "Samples of held-out captions",
+            "note": f"Each strip: {sizes} of one sample; the real drawing of that caption, never trained on; and the "
+            "training image nearest to the sample, to see whether it was copied. The first captions, not chosen.",
+            "columns": 3,
+            "items": items,
+        }
+    ]
+
+
+def _progress_grids(plan: Preset, tracker: Tracker) -> list[dict[str, Any]]:
+    """The pictures that each stage drew of the same captions while it trained, as MLflow keeps them."""
+    items = []
+    for name in plan.stages:
+        for artifact in tracker.client.list_artifacts(tracker.child(name), "samples"):
+            with Image.open(_download(tracker, name, artifact.path)) as picture:
+                pixels = np.asarray(picture.convert("RGB"))
+            seen = int(Path(artifact.path).stem)
+            items.append({"caption": f"stage {name}, {seen:,} images seen", "image": png_uri(enlarge(pixels))})
+    note = "The same captions and noise throughout; a row per resolution, the lowest first. EMA weights."
+    return [{"title": "While training", "note": note, "columns": 2, "items": items}] if items else []
+
+
+def _download(tracker: Tracker, stage: str, path: str) -> str:
+    return tracker.client.download_artifacts(tracker.child(stage), path)
+
+
+def strip(tiles: list[NDArray[np.uint8]]) -> NDArray[np.uint8]:
+    """Images [3, H, H] of any size side by side at one size, white between them: [T, W, 3]."""
+    gap = np.full((TILE_PX, 4, 3), 255, np.uint8)
+    row: list[NDArray[np.uint8]] = []
+    for tile in tiles:
+        picture = Image.fromarray(tile.transpose(1, 2, 0)).resize((TILE_PX, TILE_PX), Image.Resampling.NEAREST)
+        row += [gap, np.asarray(picture)] if row else [np.asarray(picture)]
+    return np.concatenate(row, axis=1)
+
+
+def enlarge(pixels: NDArray[np.uint8], least: int = 512) -> NDArray[np.uint8]:
+    """A small grid by a whole factor, so that its pixels can be seen."""
+    factor = max(1, least // pixels.shape[1])
+    return pixels.repeat(factor, axis=0).repeat(factor, axis=1)
+
+
+def png_uri(pixels: NDArray[np.uint8]) -> str:
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, format="png", optimize=True)
+    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()

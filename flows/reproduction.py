@@ -1,0 +1,85 @@
+"""The whole reproduction as one Prefect flow: data, shards, text, staged training, samples, evaluation, report."""
+
+from typing import Any
+
+from prefect import flow
+
+from flows.data import embed_text, prepare_data, write_shard_set
+from flows.evaluation import evaluate_samples, sample_images, write_report
+from flows.facts import run_facts
+from flows.home import Trouble, hold, quiet_services, run_folder
+from flows.overrides import Overrides, PresetName
+from flows.preflight import check_machine
+from flows.progress import board
+from flows.tracking import Tracker
+from flows.training import grow_stage, train_stage, trained_weights
+from mdm.checkpoint import write_json
+from mdm.presets import PRESETS, Preset
+from mdm.structure import digest, to_dict
+
+
+def run_name(preset: Preset) -> str:
+    """The preset's name, with a digest where fields were replaced, so that another configuration is another run."""
+    base = PRESETS.get(preset.name)
+    if base is None or base == preset:
+        return preset.name
+    return f"{preset.name}-{digest(preset)[:6]}"
+
+
+def stage_names(preset: Preset) -> list[str]:
+    """The rows of the board, in order."""
+    names = ["data", "shards", "text embeddings"]
+    for i, stage in enumerate(preset.stages):
+        names += [f"grow {stage}"] * (i > 0) + [f"train {stage}"]
+    return [*names, "sample", "evaluate", "report"]
+
+
+@flow(name="mdm", flow_run_name="{preset}")
+def reproduction(preset: PresetName = "cc12m-1024", overrides: Overrides = Overrides()) -> str:  # noqa: B008
+    """Reproduce MDM with a preset; the same call resumes what a failure or kill interrupted. Returns the run's name."""
+    quiet_services()
+    plan = overrides.resolve(preset)
+    check_machine(plan)
+    name = run_name(plan)
+    run = run_folder(name)
+    with hold(run / "flow.lock", f"run {name}"), board(stage_names(plan)) as shown:
+        write_json(run / "config.json", to_dict(plan))
+        tracker = Tracker(run, name)
+        tracker.params("", {"preset": plan.name, "seed": plan.seed, "text_encoder": plan.text, "data": plan.data.name})
+        tracker.tags("", run_facts(plan))
+        source = prepare_data(plan)
+        data, data_digest = write_shard_set(plan, source)
+        text_digest = embed_text(plan, data)
+        previous = None
+        for stage_name, stage in plan.stages.items():
+            init = None
+            if previous is not None:
+                init = grow_stage(stage_name, stage, previous, run / f"grow-{stage_name}", plan.seed)
+            previous = train_stage(stage_name, plan, run / stage_name, data, [data_digest, text_digest], init, tracker)
+        assert previous is not None
+        images = sample_images(plan, run / "samples", trained_weights(previous), data, text_digest)
+        evaluate_samples(plan, run / "evaluation", images, data, tracker)
+        tracker.times({row.name: row.seconds for row in shown.rows.values() if row.state == "done"}, stage_names(plan))
+        write_report(plan, run, data, images, tracker)
+    return name
+
+
+def explain(error: BaseException) -> str | None:
+    """The line for a person, where an error is theirs to mend."""
+    if isinstance(error, OSError) and error.errno == 28:
+        return f"no space left on the disk of {error.filename or 'MDM_HOME'}: free some and run the same command again"
+    return str(error) if isinstance(error, Trouble | ValueError) else None
+
+
+def parameters(preset: str, overrides: dict[str, Any]) -> dict[str, Any]:
+    """The flow's parameters, checked: raises ValueError naming the field."""
+    from pydantic import ValidationError
+
+    try:
+        checked = Overrides.model_validate(overrides)
+    except ValidationError as error:
+        first = error.errors()[0]
+        field = ".".join(map(str, first["loc"]))
+        raise ValueError(f"{field}: {first['msg']}") from error
+    checked.resolve(preset)
+    return {"preset": preset, "overrides": checked}

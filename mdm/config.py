@@ -1,0 +1,174 @@
+"""What is trained and how: models (paper App. A), training (App. B), sampling (App. C), as frozen dataclasses.
+
+Impossible combinations are refused when an object is made, with the reason. ``presets.py`` holds the named rows.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+LossSpace = Literal["v", "noise", "x"]
+Sampler = Literal["ddpm", "ddim"]
+Threshold = Literal["none", "clip", "dynamic"]
+Device = Literal["auto", "cpu", "cuda"]
+
+
+def check(condition: bool, message: str) -> None:
+    """Refuse a configuration with the reason."""
+    if not condition:
+        raise ValueError(message)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Text:
+    """Caption conditioning: the encoder's width and what the model learns on top of it."""
+
+    dim: int  # width of the frozen encoder's token states
+    proj_dim: int = 0  # lm_feature_projected_channels; 0 = no projection
+    num_layers: int = 0  # num_lm_attn_layers
+    masked: bool = True  # hide padding from attention; False in the released checkpoints
+
+    def __post_init__(self) -> None:
+        check(self.dim > 0, f"text.dim must be positive, got {self.dim}")
+        check(self.width % 8 == 0 or self.num_layers == 0, f"text width {self.width} must divide by 8 heads")
+
+    @property
+    def width(self) -> int:
+        """Width of the caption tokens that cross-attention sees."""
+        return self.proj_dim or self.dim
+
+
+@dataclass(frozen=True, kw_only=True)
+class Level:
+    """One UNet of the nest. The last feature resolution of an outer level is the resolution of the level inside."""
+
+    resolution: int  # px
+    channels: tuple[int, ...]  # resolution_channels, highest feature resolution first
+    num_res_blocks: tuple[int, ...]
+    num_attn_layers: tuple[int, ...]  # per residual block
+    shift: float = 1.0  # cosine-shiftS: SNR / S^shift_power
+    num_heads: int = 8
+    attention_ffn: bool = False
+    mid_block: bool = True  # innermost level only
+    inner_input: bool = True  # hand features to the level inside
+    normalize_input: bool = False  # divide z by its standard deviation (256 px level of the released 1024 model)
+    norm_groups: int = 32
+    dropout: float = 0.0
+    micro: tuple[tuple[str, float], ...] = ()  # micro-conditions and their defaults (released models: scale)
+
+    def __post_init__(self) -> None:
+        name = f"level {self.resolution} px"
+        lengths = {len(self.channels), len(self.num_res_blocks), len(self.num_attn_layers)}
+        check(len(lengths) == 1, f"{name}: channels, num_res_blocks and num_attn_layers differ in length")
+        check(all(n > 0 for n in (*self.channels, *self.num_res_blocks)), f"{name}: widths and blocks must be positive")
+        check(
+            self.resolution % 2 ** (len(self.channels) - 1) == 0, f"{name} cannot be halved {len(self.channels) - 1} x"
+        )
+        check(self.shift > 0, f"{name}: shift must be positive, got {self.shift}")
+        for width, count in zip(self.channels, self.num_attn_layers, strict=True):
+            check(not count or width % self.num_heads == 0, f"{name}: {width} channels, {self.num_heads} heads")
+
+    @property
+    def lowest_resolution(self) -> int:
+        """Feature resolution (px) at the bottom of this level."""
+        return self.resolution // 2 ** (len(self.channels) - 1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Model:
+    """A NestedUNet; levels innermost first, as the paper counts r = 1 … R."""
+
+    levels: tuple[Level, ...]
+    text: Text | None
+    emb_channels: int
+    shift_power: float = 1.0  # p of SNR / S^p: 1 in the paper and the released 256 model, 2 in the released 1024 model
+    num_steps: int = 1000
+
+    def __post_init__(self) -> None:
+        check(len(self.levels) > 0, "a model needs at least one level")
+        check(self.emb_channels % 8 == 0, f"emb_channels must divide by 8, got {self.emb_channels}")
+        for inner, outer in zip(self.levels[:-1], self.levels[1:], strict=True):
+            check(
+                outer.lowest_resolution == inner.resolution,
+                f"level {outer.resolution} px ends at {outer.lowest_resolution} px, inside it is {inner.resolution} px",
+            )
+
+    @property
+    def resolutions(self) -> tuple[int, ...]:
+        return tuple(level.resolution for level in self.levels)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Training:
+    """One stage's training. Defaults are the paper's (App. B) where it speaks; images, not steps, are counted."""
+
+    nimg: int  # images to see
+    batch_size: int  # global
+    lr: float = 1e-4
+    warmup_nimg: int = 0  # linear; App. B: 30,000 steps
+    lr_decay: float = 0.0  # fraction of the stage, at its end, over which lr falls to 0 (our choice; paper: constant)
+    beta1: float = 0.9
+    beta2: float = 0.99
+    adam_eps: float = 1e-8
+    weight_decay: float = 0.0
+    grad_clip: float = 2.0
+    ema_decay: float = 0.9999  # per step
+    ema_rampup: float = 0.0  # > 0: half-life at most this fraction of the images seen, for short runs
+    loss: LossSpace = "noise"  # the paper leaves omega_t open; the released code takes the error in the noise
+    low_only: float = 0.0  # fraction of a batch that skips the top level (Sec. 4.1 mixed-resolution; its value is open)
+    caption_dropout: float = 0.0  # stated nowhere in the paper
+    flip: bool = False  # random horizontal flips
+    max_batch_per_process: int = 64  # more is accumulated
+    log_every_nimg: int = 100_000
+    eval_every_nimg: int = 5_000_000  # held-out loss and sample grid
+    checkpoint_every_nimg: int = 5_000_000
+    keep_checkpoints: int = 2
+
+    def __post_init__(self) -> None:
+        for name in ("nimg", "batch_size", "max_batch_per_process", "log_every_nimg", "eval_every_nimg"):
+            check(getattr(self, name) >= 1, f"training.{name} must be at least 1, got {getattr(self, name)}")
+        check(self.checkpoint_every_nimg >= 1, "training.checkpoint_every_nimg must be at least 1")
+        check(self.keep_checkpoints >= 2, "training.keep_checkpoints must be at least 2: the newest may be damaged")
+        check(self.lr > 0, f"training.lr must be positive, got {self.lr}")
+        for name in ("lr_decay", "low_only", "caption_dropout", "ema_rampup"):
+            check(0 <= getattr(self, name) <= 1, f"training.{name} must lie in 0..1, got {getattr(self, name)}")
+        check(0 <= self.ema_decay < 1, f"training.ema_decay must lie in 0..1, got {self.ema_decay}")
+        check(self.grad_clip > 0, f"training.grad_clip must be positive, got {self.grad_clip}")
+
+    def lr_at(self, nimg: int) -> float:
+        """Learning rate after nimg images of this stage."""
+        warm = min(1.0, (nimg + self.batch_size) / self.warmup_nimg) if self.warmup_nimg else 1.0
+        left = (self.nimg - nimg) / (self.lr_decay * self.nimg) if self.lr_decay else 1.0
+        return self.lr * warm * min(1.0, left)
+
+    def ema_decay_at(self, nimg: int) -> float:
+        """Decay of the step that ends at nimg images."""
+        if not self.ema_rampup:
+            return self.ema_decay
+        return min(self.ema_decay, 0.5 ** (self.batch_size / (self.ema_rampup * nimg)))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sampling:
+    """How images are drawn (App. C: 250 steps, dynamic thresholding)."""
+
+    sampler: Sampler = "ddpm"
+    steps: int = 250
+    eta: float = 0.0  # ddim: 0 deterministic, 1 as noisy as ddpm
+    guidance: tuple[float, ...] = (1.0,)  # guidance_scale per level, innermost first; one value serves all levels
+    threshold: Threshold = "dynamic"
+    percentile: float = 0.995  # of |x|, dynamic thresholding
+    ceiling: float = 100.0
+    batch_size: int = 16
+
+    def __post_init__(self) -> None:
+        check(1 <= self.steps <= 1000, f"sampling.steps must lie in 1..1000, got {self.steps}")
+        check(0 <= self.eta <= 1, f"sampling.eta must lie in 0..1, got {self.eta}")
+        check(len(self.guidance) > 0, "sampling.guidance needs at least one value")
+        check(all(w >= 0 for w in self.guidance), f"sampling.guidance must not be negative, got {self.guidance}")
+        check(0 < self.percentile <= 1, f"sampling.percentile must lie in 0..1, got {self.percentile}")
+        check(self.ceiling >= 1, f"sampling.ceiling must be at least 1, got {self.ceiling}")
+        check(self.batch_size >= 1, f"sampling.batch_size must be at least 1, got {self.batch_size}")
+
+    def guidance_scales(self, num_levels: int) -> tuple[float, ...]:
+        """One guidance_scale per level; the last one given serves the levels above it."""
+        return tuple(self.guidance[min(r, len(self.guidance) - 1)] for r in range(num_levels))

@@ -1,0 +1,115 @@
+"""The diffusion process in the extended space z_t = [z_t^1 … z_t^R] and its loss (paper Sec. 3.1, 3.3).
+
+Lists of tensors run from the lowest resolution (r = 1) to the highest (r = R).
+Shapes: B samples, C = 3 channels, H x W pixels of that level. Pixels lie in [-1, 1].
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from mdm.config import LossSpace, Model
+from mdm.schedules import Schedule
+
+Denoiser = Callable[[list[Tensor], Tensor], list[Tensor]]  # (z_t, network time t [B]) -> v per level
+
+
+def downsample(images: Tensor, resolutions: Sequence[int]) -> list[Tensor]:
+    """D^r of Eq. 2 for every resolution (ascending, px): average pooling of images [B, C, H, H] from level to level.
+
+    For a factor of two this equals the bilinear interpolation that Sec. 4.1 names; the released code pools too. Images
+    may be larger than the highest resolution (a stage trained below the size the data set is stored at).
+    """
+    levels: list[Tensor] = []
+    for px in reversed(resolutions):
+        if images.shape[-1] % px:
+            raise ValueError(f"images of {images.shape[-1]} px cannot be pooled to {px} px")
+        images = F.avg_pool2d(images, images.shape[-1] // px)
+        levels.insert(0, images)
+    return levels
+
+
+def to_z(x: Tensor, noise: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
+    """z_t = alpha x + sigma noise (Eq. 2)."""
+    return alpha * x + sigma * noise
+
+
+def to_v(x: Tensor, noise: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
+    """v = alpha noise - sigma x (Salimans & Ho 2022; App. C)."""
+    return alpha * noise - sigma * x
+
+
+def x_from_v(z: Tensor, v: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
+    """The clean image that v implies: x = alpha z - sigma v."""
+    return z * alpha - v * sigma
+
+
+def noise_from_x(z: Tensor, x: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
+    """The noise that a clean image implies."""
+    return (z - x * alpha) / sigma
+
+
+@dataclass(frozen=True, eq=False)
+class Process:
+    """The joint process: one schedule per level, all driven by the same time."""
+
+    resolutions: tuple[int, ...]
+    schedules: tuple[Schedule, ...]
+
+    @classmethod
+    def of(cls, model: Model) -> "Process":
+        return cls(
+            model.resolutions,
+            tuple(Schedule.cosine(level.shift, model.shift_power, model.num_steps) for level in model.levels),
+        )
+
+    @property
+    def num_steps(self) -> int:
+        return self.schedules[0].num_steps
+
+    def draw_noise(self, batch_size: int, generator: torch.Generator, channels: int = 3) -> list[Tensor]:
+        """Independent N(0, 1) per level (App. C) on the generator's device."""
+        device = generator.device
+        return [
+            torch.randn(batch_size, channels, px, px, generator=generator, device=device) for px in self.resolutions
+        ]
+
+    def diffuse(self, xs: list[Tensor], noise: list[Tensor], k: Tensor) -> list[Tensor]:
+        """z_t of every level (Eq. 2) at indices k [B]; levels may hold fewer samples than the lowest one."""
+        return [
+            to_z(x, n, *schedule.at(k[: len(x)], x)) for x, n, schedule in zip(xs, noise, self.schedules, strict=True)
+        ]
+
+    def loss(
+        self, denoiser: Denoiser, xs: list[Tensor], noise: list[Tensor], k: Tensor, space: LossSpace
+    ) -> list[Tensor]:
+        """Per-sample loss [B_r] of every level: the summands of Eq. 3, mean squared error over C, H, W.
+
+        The mean over pixels makes the paper's default weights omega^r / omega^R = N_R / N_r equal ones. ``space`` says
+        where the error is taken: ``v``; ``noise`` (the released form, alpha² times the former); ``x`` (sigma² times).
+        """
+        zs = self.diffuse(xs, noise, k)
+        vs = denoiser(zs, k - 1)
+        losses = []
+        for z, v, x, n, schedule in zip(zs, vs, xs, noise, self.schedules, strict=True):
+            alpha, sigma = schedule.at(k[: len(x)], x)
+            if space == "v":
+                error = v - to_v(x, n, alpha, sigma)
+            elif space == "noise":
+                error = noise_from_x(z, x_from_v(z, v, alpha, sigma), alpha, sigma) - n
+            else:
+                error = x_from_v(z, v, alpha, sigma) - x
+            losses.append(error.float().square().mean(dim=(1, 2, 3)))
+        return losses
+
+
+def mixed_sizes(batch_size: int, num_levels: int, low_only: float) -> list[int]:
+    """Samples per level of a mixed-resolution batch (Sec. 4.1): the top level is left out for a fraction of it.
+
+    Every level but the top one sees the whole batch; the top one sees the first (1 - low_only) of it, at least one.
+    """
+    top = max(1, round(batch_size * (1 - low_only)))
+    return [batch_size] * (num_levels - 1) + [top if num_levels > 1 else batch_size]

