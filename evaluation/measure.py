@@ -69,9 +69,12 @@ def measure(
     extractor = EfficientNetLite0(input_px=feature_px)
     features: dict[str, NDArray[np.float32]] = {}
     done, total = 0, len(train_images) + len(val_images) + 3 * count
+
+    def show(n: int) -> None:
+        progress("features", done + n, total)
+
     for name, pictures in {"train": train_images, "val": val_images, **drawn}.items():
-        start = done
-        features[name] = extractor.extract(pictures, progress=lambda n, s=start: progress("features", s + n, total))
+        features[name] = extractor.extract(pictures, progress=show)
         done += len(pictures)
 
     progress("text-image heads", 0, 1)

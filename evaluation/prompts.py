@@ -47,10 +47,14 @@ def sample_prompts(
     null = encoder.encode([""])[0][0]
     rows = []
     with tqdm(total=len(prompts) * sampling.steps, unit="step", desc="sampling") as bar:
+
+        def step(*_: object) -> None:
+            bar.update()
+
         for prompt in prompts:
             tokens = encoder.encode([prompt])[0] * count
             seeds = [image_seed(seed, i) for i in range(count)]
-            xs = draw(network, tokens, null, seeds, sampling, torch.device("cpu"), lambda *_: bar.update())
+            xs = draw(network, tokens, null, seeds, sampling, torch.device("cpu"), step)
             rows.append(torch.from_numpy(tile(xs)))
     picture = Image.fromarray(torch.cat(rows).numpy())
     path = output or run / "prompts" / f"{slug(prompts[0])}-{seed}.png"

@@ -204,7 +204,6 @@ def track(arguments: argparse.Namespace) -> int:
 
 def report(arguments: argparse.Namespace) -> int:
     from evaluation.report import render
-
     from flows.home import run_folder
 
     records = (

@@ -170,4 +170,4 @@ def pad_tokens(tokens: Sequence[Tensor], length: int = 0) -> tuple[Tensor, Tenso
 
 def batches(data: TrainingSet, groups: Iterable[list[int]], workers: int) -> Iterator[Batch]:
     """Batches for given groups of positions, in order, decoded ahead by worker processes (0: in this one)."""
-    yield from DataLoader(data, batch_sampler=groups, collate_fn=collate, num_workers=workers)  # type: ignore[arg-type]
+    yield from DataLoader(data, batch_sampler=groups, collate_fn=collate, num_workers=workers)

@@ -71,7 +71,7 @@ def to_uint8(x: Tensor) -> Tensor:
     return ((x.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).cpu()
 
 
-def tile(xs: list[Tensor]):  # noqa: ANN201
+def tile(xs: list[Tensor]):
     """Levels of [B, 3, H_r, H_r] -> one uint8 picture [R * H, B * H, 3], a row per level."""
     px = xs[-1].shape[-1]
     rows = [

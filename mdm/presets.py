@@ -187,12 +187,12 @@ PRESETS = {
             data=Data(source="openmoji", name="openmoji-64", resolution=64),
             text="minilm",
             stages={
-                "16": _tiny_stage("tiny-16", 25_600, 32, 640),
-                "32": _tiny_stage("tiny-16-32", 9_600, 16, 320),
-                "64": _tiny_stage("tiny-16-32-64", 7_040, 8, 160),
+                "16": _tiny_stage("tiny-16", 21_120, 32, 640),
+                "32": _tiny_stage("tiny-16-32", 8_800, 16, 320),
+                "64": _tiny_stage("tiny-16-32-64", 6_480, 8, 160),
             },
-            sampling=Sampling(sampler="ddim", steps=24, guidance=(3.0, 1.0)),
-            evaluation=Evaluation(num_samples=96, num_real=512),
+            sampling=Sampling(steps=24, guidance=(3.0, 1.0), threshold="clip"),  # white paper must stay white
+            evaluation=Evaluation(num_samples=96),
             hardware=Hardware(device="cpu", processes=2, threads=1, disk_gb=1),
         ),
         Preset(

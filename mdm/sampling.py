@@ -3,6 +3,7 @@
 Lists run from the lowest resolution to the highest; tensors are [B, 3, H, H]. Index k counts noise levels (0 = clean).
 """
 
+import itertools
 from collections.abc import Callable, Sequence
 
 import torch
@@ -76,7 +77,7 @@ def sample(
     zs = noise()
     grid = time_grid(sampling.steps, process.num_steps)
     stochastic = sampling.sampler == "ddpm" or sampling.eta > 0
-    for i, (k, s) in enumerate(zip(grid[:-1], grid[1:], strict=True)):
+    for i, (k, s) in enumerate(itertools.pairwise(grid)):
         t = torch.full((len(zs[0]),), k - 1, device=zs[0].device)
         vs = denoiser(zs, t)
         fresh = noise() if stochastic and s > 0 else [None] * len(zs)

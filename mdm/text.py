@@ -36,13 +36,15 @@ class TextEncoder:
 
     def __init__(self, name: str, folder: str, spec: EncoderSpec, device: torch.device | str = "cpu") -> None:
         from transformers import AutoConfig, AutoModel, AutoTokenizer, T5EncoderModel
+        from transformers.utils import logging
+
+        logging.disable_progress_bar()
 
         self.name, self.spec, self.device, self.folder = name, spec, device, folder
         half = torch.bfloat16 if torch.device(device).type == "cuda" else torch.float32
-        kind = T5EncoderModel if AutoConfig.from_pretrained(folder).model_type == "t5" else AutoModel
+        kind: Any = T5EncoderModel if AutoConfig.from_pretrained(folder).model_type == "t5" else AutoModel
         self.tokenizer = AutoTokenizer.from_pretrained(folder)
-        self.model: Any = kind.from_pretrained(folder, dtype=half)
-        self.model.to(device).eval().requires_grad_(False)
+        self.model = kind.from_pretrained(folder, dtype=half).to(device).eval().requires_grad_(False)
 
     @torch.no_grad()
     def encode(self, captions: list[str]) -> tuple[list[Tensor], int]:

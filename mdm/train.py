@@ -91,7 +91,8 @@ class Trainer:
             signal.signal(number, self._on_signal)
 
         torch.manual_seed(hash64(job.seed, "init"))
-        self.network = NestedUNet(job.model).to(self.device)
+        # channels_last: faster convolutions on CPU and GPU alike
+        self.network = NestedUNet(job.model).to(self.device).to(memory_format=torch.channels_last)
         if job.init is not None:
             model, weights = load_weights(Path(job.init))
             if model != job.model:
@@ -124,12 +125,14 @@ class Trainer:
         if checkpoint is None:
             return
         self.network.load_state_dict(load_weights(checkpoint / "raw")[1])
-        self.ema.weights = {k: v.to(self.device) for k, v in load_weights(checkpoint / "ema")[1].items()}
+        for name, average in load_weights(checkpoint / "ema")[1].items():
+            self.ema.weights[name].copy_(average)
         moments = load_file(checkpoint / "state" / "optimizer.safetensors", device=str(self.device))
         for name, parameter in self.network.named_parameters():
             state = {key.split("/")[0]: value for key, value in moments.items() if key.split("/")[1] == name}
-            if state:
-                self.optimizer.state[parameter] = state
+            for key, value in state.items():  # laid out in memory as the parameter is: the fused optimizer assumes it
+                laid_out = value if value.shape != parameter.shape else torch.empty_like(parameter).copy_(value)
+                self.optimizer.state[parameter][key] = laid_out
         saved = json.loads((checkpoint / "state" / "state.json").read_text())
         self.nimg, self.trained_s = saved["nimg"], saved["trained_s"]
         if len(saved["windows"]) == self.world:  # at another world size the first metrics line covers fewer steps
