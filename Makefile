@@ -24,6 +24,9 @@ browser: $(READY)  ## the tests that need Chromium
 slow: $(READY)  ## the tests that take minutes: kills in every stage of the real flow
 	$(BIN)/pytest -q -m slow
 
+ci:  ## everything that must hold before a change lands: lint, layers, types, tests, the page in Chromium
+	@.ci/run
+
 deploy: $(READY)  ## create the work pool and deploy to the Prefect server at PREFECT_API_URL
 	@$(BIN)/mdm deploy
 
@@ -33,7 +36,11 @@ lock:  ## resolve the dependencies anew
 
 install: $(READY)  ## only set up
 
+clean:  ## remove the environment and caches; results in var/ stay
+	rm -rf .venv .tools .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .venv-setup.log
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
 $(READY): requirements.lock pyproject.toml infra/setup.sh
 	@sh infra/setup.sh
 
-.PHONY: help demo test lint browser slow deploy lock install
+.PHONY: help demo test lint browser slow ci deploy lock install clean

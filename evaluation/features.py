@@ -43,7 +43,7 @@ class EfficientNetLite0:
         _fold_batch_norms(network.eval())
         self.device = torch.device(device)
         self.input_px = input_px
-        self.network: EfficientNet = network.to(self.device).to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+        self.network = network.to(self.device).to(memory_format=torch.channels_last)
 
     @classmethod
     def metric_name(cls, metric: str) -> str:

@@ -66,6 +66,7 @@ def measure(
     if len(drawn[UNTRAINED]) != count or len(captions) != count:
         raise ValueError(f"{images}: the sets differ in size; delete the folder and draw them again")
 
+    torch.set_num_threads(1)  # two threads stall each other as soon as another process wants a core
     extractor = EfficientNetLite0(input_px=feature_px)
     features: dict[str, NDArray[np.float32]] = {}
     done, total = 0, len(train_images) + len(val_images) + 3 * count

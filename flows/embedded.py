@@ -1,7 +1,7 @@
 """``mdm run``: the flow in this process, with Prefect's temporary server, a live board, and a plain end."""
 
+import json
 import sys
-import traceback
 from pathlib import Path
 from typing import Any
 
@@ -12,18 +12,32 @@ def run_embedded(preset: str, overrides: dict[str, Any]) -> int:
     """Run the flow to its end -> exit code. Prints where things are, or the one line that says what went wrong."""
     from flows.reproduction import explain, parameters, reproduction
 
+    end_stale_servers()
     try:
         name = reproduction(**parameters(preset, overrides))
     except BaseException as error:
         line = explain(error)
-        if line is None:
-            if not isinstance(error, KeyboardInterrupt):
-                traceback.print_exc()
+        if line is None:  # not the user's to mend: the traceback is the report
             raise
         print(f"\nmdm: {line}", file=sys.stderr)
         return 1
     print(where_things_are(name))
     return 0
+
+
+def end_stale_servers() -> None:
+    """End temporary Prefect servers of this MDM_HOME whose flow was killed. Call it holding MDM_HOME's lock."""
+    import psutil
+
+    for process in psutil.process_iter(["cmdline"]):
+        try:
+            if "prefect.server.api.server:create_app" not in (process.info["cmdline"] or []):
+                continue
+            environment = process.environ()
+            if "PREFECT__SERVER_EPHEMERAL" in environment and environment.get("PREFECT_HOME") == str(home() / "prefect"):
+                process.terminate()
+        except psutil.Error:
+            continue  # gone meanwhile, or another user's
 
 
 def where_things_are(name: str) -> str:
@@ -44,8 +58,6 @@ def where_things_are(name: str) -> str:
 
 def last_stage(run: Path) -> Path:
     """The folder of a run's last training stage."""
-    import json
-
     stages = json.loads((run / "config.json").read_text())["stages"]
     return run / list(stages)[-1]
 

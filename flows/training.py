@@ -104,7 +104,11 @@ def train_stage(
         tracker.params(
             stage_name, {"stage": stage_name, "resolution_px": stage.model.resolutions[-1], **to_dict(stage.training)}
         )
-        run_job("mdm.train", folder, hardware.processes, hardware.threads, on_poll)
+        try:
+            run_job("mdm.train", folder, hardware.processes, hardware.threads, on_poll)
+        except JobDied:
+            if not (folder / "outcome.json").exists():  # exit codes say nothing; the trainer's last word does
+                raise
         outcome = read_outcome(folder)
         if outcome["outcome"] != "done":
             raise Trouble(

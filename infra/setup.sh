@@ -1,6 +1,7 @@
 #!/bin/sh
 # Sets up .venv from requirements.lock: `make` calls it. Needs python3 (with pip or venv) or uv, and a package index.
-# .venv/.ready is written last, so an install that was cut off is done again.
+# .venv/.ready is written last, so an install that was cut off is done again, from an empty .venv: a package that was
+# half written would pass for an installed one.
 set -eu
 cd "$(dirname "$0")/.."
 log=.venv-setup.log
@@ -36,7 +37,7 @@ fi
 python=""
 for candidate in python3.12 python3.11 python3; do
     path=$(command -v "$candidate" 2>/dev/null) || continue
-    if "$path" -c 'import sys, ensurepip; sys.exit(sys.version_info[:2] not in ((3, 11), (3, 12)))' >/dev/null 2>&1; then
+    if "$path" -c 'import sys; sys.exit(sys.version_info[:2] not in ((3, 11), (3, 12)))' >/dev/null 2>&1; then
         python=$path
         break
     fi
@@ -57,19 +58,24 @@ if [ ! -d .venv ] && [ "$free" -lt 7000 ]; then
     fail "7 GB are needed here, $free MB are free: make room"
 fi
 
+[ ! -e .venv/.installing ] || rm -rf .venv
 rm -f .venv/.ready
-if ! .venv/bin/python -c 'import sys; sys.exit(sys.version_info[:2] not in ((3, 11), (3, 12)))' >/dev/null 2>&1; then
+if ! .venv/bin/python -c 'import sys; sys.exit(sys.prefix == sys.base_prefix or sys.version_info[:2] not in ((3, 11), (3, 12)))' >/dev/null 2>&1; then
     rm -rf .venv
     "$uv" venv --quiet --python "${python:-3.12}" .venv >"$log" 2>&1 || {
         tail -n 3 "$log" >&2
         fail "no Python 3.11 or 3.12 here and uv could not fetch 3.12: install one of them"
     }
 fi
+touch .venv/.installing
 begun=$(date +%s)
-UV_PROJECT_ENVIRONMENT=.venv "$uv" pip sync --require-hashes --python .venv/bin/python requirements.lock ||
-    fail "the packages could not be installed (see above): no space, or no package index; then run the same command again"
+if ! "$uv" pip sync --require-hashes --python .venv/bin/python requirements.lock; then
+    free=$(df -Pk . | awk 'NR == 2 {print int($4 / 1024)}')
+    [ "$free" -gt 500 ] || fail "the disk is full ($free MB free, 7 GB are needed): make room, then run the same command again"
+    fail "the packages could not be installed (see above): is the package index reachable? Then run the same command again"
+fi
 "$uv" pip install --quiet --no-deps --no-build-isolation --python .venv/bin/python --editable . ||
     fail "the project itself could not be installed (see above)"
-rm -f "$log"
+rm -f "$log" .venv/.installing
 touch .venv/.ready
 echo "setup: done in $(($(date +%s) - begun)) s, $(du -sh .venv | cut -f1)"

@@ -80,7 +80,8 @@ def save_checkpoint(
     save_weights(temporary / "raw", model, raw)
     save_weights(temporary / "ema", model, ema)
     (temporary / "state").mkdir()
-    save_file(dict(optimizer), temporary / "state" / "optimizer.safetensors")
+    moments = {name: tensor.contiguous() for name, tensor in optimizer.items()}
+    save_file(moments, temporary / "state" / "optimizer.safetensors")
     (temporary / "state" / "state.json").write_text(json.dumps(dict(state), indent=1))
     files = {}
     for path in sorted(p for p in temporary.rglob("*") if p.is_file()):

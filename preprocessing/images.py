@@ -25,6 +25,14 @@ def rasterise_svg(path: Path, px: int) -> NDArray[np.uint8]:
     return np.ascontiguousarray(pixels)
 
 
+def thumbnail(path: Path) -> NDArray[np.uint8]:
+    """A drawing at 32 px, to tell whether two look the same: uint8 [32, 32, 4]. Raises ValueError as above."""
+    try:
+        return pyvips.Image.thumbnail(str(path), 32, height=32, size="both").numpy()
+    except pyvips.Error as error:
+        raise ValueError(f"{path} cannot be drawn: {error}") from error
+
+
 def encode_png(pixels: NDArray[np.uint8]) -> bytes:
     """Lossless, and the same bytes for the same pixels."""
     buffer = io.BytesIO()

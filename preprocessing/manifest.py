@@ -1,10 +1,15 @@
 """manifest.json: what a finished folder of shards holds. Written last: where it is, everything is there."""
 
+import contextlib
 import hashlib
+import io
 import json
 import os
+import tarfile
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 FIELDS: dict[str, type] = {
     "format": int,
@@ -20,6 +25,7 @@ FIELDS: dict[str, type] = {
     "inputs": str,
     "digest": str,
 }
+SHARD_FIELDS: dict[str, type] = {"file": str, "samples": int, "bytes": int, "sha256": str}
 
 
 def digest(value: Any) -> str:
@@ -33,13 +39,29 @@ def file_sha256(path: Path) -> str:
 
 
 def write_file(path: Path, data: bytes) -> None:
-    """Write a file so that it is there whole or not at all."""
+    """Write a file so that it is there whole or not at all. Raises ValueError where it cannot be written."""
     temporary = path.with_name(path.name + ".tmp")
-    with temporary.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    try:
+        with temporary.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        raise ValueError(
+            f"{path} cannot be written: {error.strerror}. Free some space or use another folder (MDM_HOME), "
+            "then run the same command again"
+        ) from error
+
+
+def make_folder(folder: Path) -> None:
+    """Raises ValueError where it cannot be made."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(f"the folder {folder} cannot be made: {error.strerror}") from error
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -50,9 +72,27 @@ def read_json(path: Path) -> dict[str, Any] | None:
     """A JSON object, or None where there is none or it is torn."""
     try:
         value = json.loads(path.read_text())
-    except (FileNotFoundError, json.JSONDecodeError):
+    except (FileNotFoundError, ValueError):  # ValueError: neither UTF-8 nor JSON
         return None
     return value if isinstance(value, dict) else None
+
+
+def mark_finished(path: Path, inputs: str, entry: dict[str, Any]) -> None:
+    """Say that a shard is whole: written after it, with the digest of what it was made from."""
+    write_json(path.with_suffix(".done.json"), {"inputs": inputs, "sha256": entry["sha256"], "shard": entry})
+
+
+def finished(path: Path, inputs: str) -> dict[str, Any] | None:
+    """The manifest's entry of a shard that was made from these inputs and is still what it was, or None."""
+    marker = read_json(path.with_suffix(".done.json"))
+    if marker is None or marker.get("inputs") != inputs or not path.exists():
+        return None
+    return marker["shard"] if file_sha256(path) == marker.get("sha256") else None
+
+
+def all_there(folder: Path, manifest: dict[str, Any], *suffixes: str) -> bool:
+    """Whether every shard of a manifest has its files: one that was deleted as damaged is made again."""
+    return all((folder / s["file"]).with_suffix(x).exists() for s in manifest["shards"] for x in suffixes)
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
@@ -61,19 +101,53 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     manifest = read_json(path)
     if manifest is None:
         raise ValueError(f"{path} is missing or not JSON: {folder} is no finished dataset")
-    for field, kind in FIELDS.items():
-        if not isinstance(manifest.get(field), kind):
-            raise ValueError(f"{path}: field {field!r} is missing or no {kind.__name__}")
+    _check_fields(path, "", manifest, FIELDS)
+    if manifest["format"] != 1:
+        raise ValueError(f"{path}: field 'format' is {manifest['format']}; this version reads 1")
+    for i, shard in enumerate(manifest["shards"]):
+        if not isinstance(shard, dict):
+            raise ValueError(f"{path}: field 'shards[{i}]' is no object")
+        _check_fields(path, f"shards[{i}].", shard, SHARD_FIELDS)
+        if Path(shard["file"]).name != shard["file"]:
+            raise ValueError(f"{path}: field 'shards[{i}].file' is no plain file name: {shard['file']!r}")
     if manifest["samples"] != sum(shard["samples"] for shard in manifest["shards"]):
         raise ValueError(f"{path}: field 'samples' is not the sum over the shards")
     return manifest
 
 
+def _check_fields(path: Path, prefix: str, value: dict[str, Any], fields: dict[str, type]) -> None:
+    for field, kind in fields.items():
+        if type(value.get(field)) is not kind:  # exactly: True is no int
+            raise ValueError(f"{path}: field {prefix + field!r} is missing or no {kind.__name__}")
+
+
 def verify_dataset(folder: Path) -> None:
-    """Compare every shard with the manifest. Raises ValueError naming the first shard that differs."""
-    for shard in read_manifest(folder)["shards"]:
+    """Compare manifest, tars and indexes with one another. Raises ValueError naming the first file that differs."""
+    manifest = read_manifest(folder)
+    if digest({k: v for k, v in manifest.items() if k != "digest"}) != manifest["digest"]:
+        raise ValueError(f"{folder / 'manifest.json'}: field 'digest' does not fit the rest: make the shards again")
+    for shard in manifest["shards"]:
         path = folder / shard["file"]
         if not path.exists():
             raise ValueError(f"{path} is missing: make the shards again")
         if path.stat().st_size != shard["bytes"] or file_sha256(path) != shard["sha256"]:
             raise ValueError(f"{path} is truncated or altered: delete it and make the shards again")
+        index = path.with_suffix(".idx.npy")
+        if not index.exists():
+            raise ValueError(f"{index} is missing: make the shards again")
+        if index.read_bytes() != index_bytes(index_tar(path)):
+            raise ValueError(f"{index} does not fit {path.name}: delete it and make the shards again")
+
+
+def index_tar(path: Path) -> np.ndarray:
+    """Where each sample's members lie in a shard: int64 [N, 3, 2], offset and length of image, txt, json, in bytes."""
+    with tarfile.open(path) as tar:
+        spans = [(member.offset_data, member.size) for member in tar]
+    return np.array(spans, dtype=np.int64).reshape(-1, 3, 2)
+
+
+def index_bytes(spans: np.ndarray) -> bytes:
+    """The index file of a shard."""
+    buffer = io.BytesIO()
+    np.save(buffer, spans)
+    return buffer.getvalue()

@@ -8,16 +8,30 @@ import io
 import json
 import os
 import tarfile
+import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import get_context
+from concurrent.futures.process import BrokenProcessPool
+from multiprocessing import get_context, parent_process
+from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from preprocessing.images import encode_png, rasterise_svg
-from preprocessing.manifest import digest, file_sha256, read_json, write_file, write_json
+from preprocessing.manifest import (
+    all_there,
+    digest,
+    file_sha256,
+    finished,
+    index_bytes,
+    make_folder,
+    mark_finished,
+    read_json,
+    write_file,
+    write_json,
+)
 from preprocessing.sources import Drawing, OpenMoji
 
 FORMAT = 1
@@ -27,23 +41,38 @@ Progress = Callable[[int, int], None]
 def write_openmoji(
     source: OpenMoji, split: str, name: str, px: int, folder: Path, per_shard: int, workers: int, progress: Progress
 ) -> dict[str, Any]:
-    """Rasterise one split of the drawings into ``folder`` -> its manifest. Done shards are not made again."""
+    """Rasterise one split of the drawings into ``folder`` -> its manifest. Done shards are not made again.
+
+    Raises ValueError where the split is empty, a drawing cannot be drawn, or the folder cannot be written.
+    """
+    if px < 1 or per_shard < 1 or workers < 1:
+        raise ValueError(f"px, per_shard and workers must be at least 1, got {px}, {per_shard}, {workers}")
     drawings = source.split(split)
+    if not drawings:
+        raise ValueError(f"no drawings in the split {split!r}: raise data.val_fraction or data.limit")
     inputs = digest([FORMAT, source.version, split, name, px, per_shard, [(d.key, d.caption) for d in drawings]])
     present = read_json(folder / "manifest.json")
-    if present is not None and present.get("inputs") == inputs:
+    if present is not None and present.get("inputs") == inputs and all_there(folder, present, ".tar", ".idx.npy"):
         progress(len(drawings), len(drawings))
         return present
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     (folder / "manifest.json").unlink(missing_ok=True)  # of other inputs: a reader must not mix the two
     parts = [drawings[i : i + per_shard] for i in range(0, len(drawings), per_shard)]
     jobs = [(folder, number, part, px) for number, part in enumerate(parts)]
     shards, done = [], 0
-    with ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=_one_thread) as pool:
+    pool = ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=_start_worker)
+    try:
         for shard in pool.map(_write_shard, jobs):
             shards.append(shard)
             done += shard["samples"]
             progress(done, len(drawings))
+    except BrokenProcessPool as error:
+        raise RuntimeError(
+            f"a process that wrote shards into {folder} was killed (out of memory?): run the same command again"
+        ) from error
+    finally:
+        pool.shutdown(cancel_futures=True)  # after an error, don't write the rest first
+    _remove_leftovers(folder, {Path(shard["file"]).stem for shard in shards})
     manifest = {
         "format": FORMAT,
         "name": name,
@@ -62,28 +91,43 @@ def write_openmoji(
     return manifest
 
 
-def _one_thread() -> None:
+def _start_worker() -> None:
     os.environ["VIPS_CONCURRENCY"] = "1"  # the processes are the parallelism
+    threading.Thread(target=_die_with_parent, daemon=True).start()
+
+
+def _die_with_parent() -> None:
+    """A pool's workers outlive a parent that was killed, and wait for ever."""
+    parent = parent_process()
+    assert parent is not None
+    wait([parent.sentinel])
+    os._exit(1)
+
+
+def _remove_leftovers(folder: Path, stems: set[str]) -> None:
+    """Shards of an earlier, larger set and half-written files: nothing lies beside the shards of the manifest."""
+    for pattern in ("[0-9]*.tar", "[0-9]*.idx.npy", "[0-9]*.done.json", "*.tmp"):
+        for path in folder.glob(pattern):
+            if path.name.split(".")[0] not in stems or path.suffix == ".tmp":
+                path.unlink()
 
 
 def _write_shard(job: tuple[Path, int, Sequence[Drawing], int]) -> dict[str, Any]:
     folder, number, drawings, px = job
     path = folder / f"{number:05d}.tar"
     inputs = digest([FORMAT, px, [(d.key, d.caption, file_sha256(d.path)) for d in drawings]])
-    marker = read_json(path.with_suffix(".done.json"))
-    if marker is not None and marker["inputs"] == inputs and path.exists() and file_sha256(path) == marker["sha256"]:
-        return marker["shard"]
+    index = path.with_suffix(".idx.npy")
+    if index.exists() and (entry := finished(path, inputs)) is not None:
+        return entry
     samples = []
     for drawing in drawings:
         meta = json.dumps({"key": drawing.key, "px": px}, sort_keys=True).encode()
         samples.append((drawing.key, encode_png(rasterise_svg(drawing.path, px)), drawing.caption.encode(), meta))
     data, spans = pack(samples)
     write_file(path, data)
-    index = io.BytesIO()
-    np.save(index, spans)
-    write_file(path.with_suffix(".idx.npy"), index.getvalue())
+    write_file(index, index_bytes(spans))
     shard = {"file": path.name, "samples": len(samples), "bytes": len(data), "sha256": file_sha256(path)}
-    write_json(path.with_suffix(".done.json"), {"inputs": inputs, "sha256": shard["sha256"], "shard": shard})
+    mark_finished(path, inputs, shard)
     return shard
 
 

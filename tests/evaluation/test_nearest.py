@@ -30,4 +30,4 @@ def test_refuses_other_images(drawings: NDArray[np.uint8]) -> None:
     with pytest.raises(ValueError, match="training must be uint8"):
         nearest_images(drawings, drawings[:0])
     with pytest.raises(ValueError, match="samples must be uint8"):
-        nearest_images(drawings.astype(np.float32), drawings)  # pyright: ignore[reportArgumentType]
+        nearest_images(torch.from_numpy(drawings).float(), drawings)

@@ -1,0 +1,131 @@
+"""Schedules, the process and the samplers."""
+
+import math
+
+import pytest
+import torch
+from conftest import small_model
+
+from mdm.config import Sampling
+from mdm.diffusion import Process, downsample, mixed_sizes
+from mdm.sampling import SeededNoise, guided, sample, threshold
+from mdm.schedules import Schedule, shift_gammas, time_grid
+
+
+def test_cosine_schedule_has_the_released_values() -> None:
+    schedule = Schedule.cosine()
+    assert schedule.gammas[1].item() == pytest.approx(0.9999587, abs=1e-7)
+    assert schedule.gammas[500].item() == pytest.approx(0.493844, abs=1e-6)
+    assert schedule.logsnrs[1000].item() == pytest.approx(-19.84, abs=0.01)
+    assert Schedule.cosine(shift=4, power=2).logsnrs[500].item() == pytest.approx(-2.80, abs=0.01)
+
+
+@pytest.mark.parametrize("shift", [2, 4, 16])
+def test_shift_lowers_logsnr_by_its_logarithm(shift: float) -> None:
+    base, shifted = Schedule.cosine(), Schedule.cosine(shift)
+    difference = base.logsnrs[10:] - shifted.logsnrs[10:]
+    assert torch.allclose(difference, torch.full_like(difference, math.log(shift)), atol=2e-2)
+    with pytest.raises(ValueError, match="positive"):
+        shift_gammas(base.gammas, 0)
+
+
+def test_time_grid() -> None:
+    assert time_grid(250)[:3] == [997, 993, 989]
+    assert time_grid(250)[-1] == 0
+    assert len(time_grid(24)) == 25
+    with pytest.raises(ValueError, match="num_inference_steps"):
+        time_grid(0)
+
+
+def test_downsample_pools_from_level_to_level() -> None:
+    images = torch.rand(2, 3, 32, 32)
+    low, mid, top = downsample(images, (8, 16, 32))
+    assert top is images or torch.equal(top, images)
+    assert torch.allclose(low, images.unfold(2, 4, 4).unfold(3, 4, 4).mean(dim=(-1, -2)), atol=1e-6)
+    assert torch.allclose(mid.mean(), images.mean(), atol=1e-6)
+    with pytest.raises(ValueError, match="cannot be pooled"):
+        downsample(images, (12,))
+
+
+@pytest.mark.parametrize("low_only", [0.0, 0.3, 0.5, 1.0])
+def test_mixed_batches_keep_every_low_sample_and_some_high_one(low_only: float) -> None:
+    sizes = mixed_sizes(10, 3, low_only)
+    assert sizes[:2] == [10, 10]
+    assert sizes[2] == max(1, round(10 * (1 - low_only)))
+    assert mixed_sizes(10, 1, low_only) == [10]
+
+
+def test_loss_is_zero_for_the_exact_denoiser_and_released_form_is_alpha_squared_v() -> None:
+    process = Process.of(small_model(2))
+    xs = downsample(torch.rand(4, 3, 16, 16) * 2 - 1, process.resolutions)
+    noise = process.draw_noise(4, torch.Generator().manual_seed(0))
+    k = torch.tensor([1, 300, 700, 999])
+
+    def exact(zs, t):
+        pairs = zip(zs, xs, noise, process.schedules, strict=True)
+        return [s.at(t + 1, z)[0] * n - s.at(t + 1, z)[1] * x for z, x, n, s in pairs]
+
+    assert all(level.max() < 1e-5 for level in process.loss(exact, xs, noise, k, "v"))
+    zero = {
+        space: process.loss(lambda zs, t: [z * 0 for z in zs], xs, noise, k, space) for space in ("v", "noise", "x")
+    }
+    for r, schedule in enumerate(process.schedules):
+        gamma = schedule.gammas[k]
+        assert torch.allclose(zero["noise"][r], gamma * zero["v"][r], rtol=1e-3, atol=1e-5)
+        assert torch.allclose(zero["x"][r], (1 - gamma) * zero["v"][r], rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "sampling", [Sampling(steps=250), Sampling(sampler="ddim", steps=250), Sampling(sampler="ddim", eta=0.5, steps=250)]
+)
+def test_samplers_reach_the_data_with_the_exact_denoiser_of_gaussian_data(sampling: Sampling) -> None:
+    """Data N(mean, s²) per pixel: E[x | z] is known, so sampled mean and deviation are too."""
+    process, mean, s = Process.of(small_model(2)), 0.2, 0.2
+
+    def exact(zs, t):
+        vs = []
+        for z, schedule in zip(zs, process.schedules, strict=True):
+            alpha, sigma = schedule.at(t + 1, z)
+            x = mean + alpha * s**2 / (alpha**2 * s**2 + sigma**2) * (z - alpha * mean)
+            vs.append((alpha * z - x) / sigma)
+        return vs
+
+    xs = sample(exact, process, sampling, SeededNoise(range(64), process.resolutions))
+    for x in xs:
+        assert x.mean().item() == pytest.approx(mean, abs=0.01)
+        assert x.std().item() == pytest.approx(s, rel=0.05)
+
+
+def test_an_image_depends_on_its_seed_not_on_its_batch() -> None:
+    process = Process.of(small_model(2))
+    scale = torch.tensor(0.5)
+
+    def denoiser(zs, t):
+        return [z * scale for z in zs]
+
+    sampling = Sampling(steps=5)
+    together = sample(denoiser, process, sampling, SeededNoise([7, 8, 9], process.resolutions))
+    alone = sample(denoiser, process, sampling, SeededNoise([8], process.resolutions))
+    assert all(torch.equal(a[1:2], b) for a, b in zip(together, alone, strict=True))
+
+
+def test_thresholds() -> None:
+    x = torch.tensor([-3.0, 0.5, 2.0]).view(1, 3, 1, 1)
+    assert torch.equal(threshold(x, "none"), x)
+    assert threshold(x, "clip").abs().max() == 1
+    assert torch.allclose(threshold(x, "dynamic", percentile=1.0), x / 3)
+
+
+def test_guidance_is_per_level_and_saves_the_null_pass_where_all_are_one() -> None:
+    calls = []
+
+    def model(zs, t, text, mask):
+        calls.append(len(t))
+        return [z * 0 + text.mean(dim=(1, 2)).view(-1, 1, 1, 1) for z in zs]
+
+    text, mask, null = torch.ones(2, 3, 4), torch.ones(2, 3), torch.zeros(2, 3, 4)
+    zs, t = [torch.zeros(2, 3, 8, 8), torch.zeros(2, 3, 16, 16)], torch.zeros(2)
+    low, high = guided(model, (text, mask), (null, mask), (3.0, 1.0))(zs, t)
+    assert (low.unique().item(), high.unique().item(), calls) == (3.0, 1.0, [4])
+    guided(model, (text, mask), (null, mask), (1.0, 1.0))(zs, t)
+    assert calls == [4, 2]

@@ -1,0 +1,97 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+from preprocessing.embed import embed_captions, read_captions
+from preprocessing.manifest import read_manifest
+from preprocessing.shards import write_openmoji
+from preprocessing.sources import OpenMoji
+
+SOURCE = OpenMoji(limit=13, val_fraction=0.08)
+DIM = 6
+
+
+class Encoder:
+    """A state per word, and one before them; captions of more than three words are cut. Keeps what it was asked."""
+
+    def __init__(self, fail_after: int | None = None) -> None:
+        self.asked: list[str] = []
+        self.fail_after = fail_after
+
+    def __call__(self, captions: list[str]) -> tuple[list[np.ndarray], int]:
+        if self.fail_after is not None and len(self.asked) > self.fail_after:
+            raise KeyboardInterrupt
+        self.asked += captions
+        words = [["", *caption.split()] for caption in captions]
+        states = [np.array([[len(w) + i] * DIM for i, w in enumerate(ws[:4])], np.float32) for ws in words]
+        return states, sum(len(ws) > 4 for ws in words)
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    folder = tmp_path / "train"
+    write_openmoji(SOURCE, "train", "dozen", 16, folder, 4, 1, lambda done, total: None)
+    return folder
+
+
+def test_states_lie_end_to_end(data: Path) -> None:
+    encoder, seen = Encoder(), []
+    manifest = embed_captions(data, "words", "v1", encoder, 4, lambda done, total: seen.append((done, total)))
+    assert encoder.asked == ["", *(drawing.caption for drawing in SOURCE.split("train"))]
+    assert manifest["dim"] == DIM and manifest["data_digest"] == read_manifest(data)["digest"]
+    assert manifest["truncated"] == sum(len(d.caption.split()) > 3 for d in SOURCE.split("train"))
+    assert seen[-1] == (len(SOURCE.split("train")),) * 2
+    for shard in read_manifest(data)["shards"]:
+        captions = read_captions(data / shard["file"])
+        file = load_file(data / "text-words" / Path(shard["file"]).with_suffix(".safetensors"))
+        assert file["tokens"].dtype == np.float16 and file["offsets"].dtype == np.int64
+        assert len(file["offsets"]) == len(captions) + 1 and file["offsets"][-1] == len(file["tokens"])
+        for i, caption in enumerate(captions):
+            mine = file["tokens"][file["offsets"][i] : file["offsets"][i + 1]]
+            np.testing.assert_array_equal(mine, Encoder()([caption])[0][0])
+    assert load_file(data / "text-words" / "null.safetensors")["tokens"].shape == (1, DIM)
+
+
+def test_done_asks_for_nothing(data: Path) -> None:
+    first = embed_captions(data, "words", "v1", Encoder(), 4)
+    again = Encoder()
+    assert embed_captions(data, "words", "v1", again, 4) == first
+    assert again.asked == []
+
+
+def test_interrupted_goes_on(data: Path, tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        embed_captions(data, "words", "v1", Encoder(fail_after=4), 4)
+    assert not (data / "text-words" / "manifest.json").exists()
+    rest = Encoder()
+    manifest = embed_captions(data, "words", "v1", rest, 4)
+    assert 1 < len(rest.asked) < 1 + len(SOURCE.split("train"))
+    write_openmoji(SOURCE, "train", "dozen", 16, tmp_path / "whole", 4, 1, lambda done, total: None)
+    assert embed_captions(tmp_path / "whole", "words", "v1", Encoder(), 4) == manifest
+
+
+def test_another_encoder_or_a_missing_file_is_made_again(data: Path) -> None:
+    first = embed_captions(data, "words", "v1", Encoder(), 4)
+    other = Encoder()
+    assert embed_captions(data, "words", "v2", other, 4)["digest"] != first["digest"]
+    assert len(other.asked) == 1 + len(SOURCE.split("train"))
+    (data / "text-words" / "00001.safetensors").unlink()
+    mended = Encoder()
+    embed_captions(data, "words", "v2", mended, 4)
+    assert len(mended.asked) == 1 + read_manifest(data)["shards"][1]["samples"]
+
+
+def test_an_encoder_that_loses_a_caption_is_refused(data: Path) -> None:
+    def loses(captions: list[str]) -> tuple[list[np.ndarray], int]:
+        return Encoder()(captions)[0][: len(captions) - 1 or 1], 0
+
+    with pytest.raises(ValueError, match=r"3 results for 4 captions of 00000\.tar"):
+        embed_captions(data, "words", "v1", loses, 4)
+
+
+def test_a_shard_without_its_index_is_named(data: Path) -> None:
+    (data / "00001.idx.npy").unlink()
+    with pytest.raises(ValueError, match=r"00001\.tar or its index"):
+        embed_captions(data, "words", "v1", Encoder(), 4)
