@@ -44,6 +44,14 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--mlflow", metavar="URI", help="log to this MLflow server instead of SQLite in MDM_HOME")
     sub.add_argument("--dry-run", action="store_true", help="check everything, show the plan, start nothing")
 
+    sub = verb("data", data, "make a preset's shards")
+    preset_options(sub)
+    sub.add_argument("--dry-run", action="store_true", help="say what would be made, start nothing")
+
+    sub = verb("embed", embed, "embed the captions of a preset's shards with its frozen text encoder")
+    preset_options(sub)
+    sub.add_argument("--dry-run", action="store_true", help="say what would be made, start nothing")
+
     sub = verb("config", config, "print a preset, whole and resolved, as JSON that --config takes back")
     preset_options(sub)
 
@@ -62,6 +70,10 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--steps", type=int, help="sampler steps (default: the run's)")
     sub.add_argument("--guidance", type=float, help="guidance_scale of the innermost level (default: the run's)")
     sub.add_argument("-o", "--output", type=Path, help="picture to write (default: in the run's folder)")
+
+    sub = verb("evaluate", evaluate, "measure a run's drawn samples again")
+    sub.add_argument("run", metavar="RUN", help="a run's name or folder")
+    sub.add_argument("--dry-run", action="store_true", help="say what would be measured, start nothing")
 
     sub = verb("status", status, "what is done, running and missing of a run")
     sub.add_argument("run", metavar="RUN", nargs="?", help="a run's name or folder (default: list all)")
@@ -125,6 +137,83 @@ def run(arguments: argparse.Namespace) -> int:
         from flows.embedded import run_embedded
 
         return run_embedded(arguments.preset, overrides)
+
+
+def data(arguments: argparse.Namespace) -> int:
+    from tqdm import tqdm
+
+    from flows.data import write_splits
+    from flows.home import datasets, hold, make_home
+    from mdm.presets import resolve
+    from preprocessing.sources import OpenMoji
+
+    plan = resolve(arguments.preset, _overrides(arguments))
+    folder = datasets() / plan.data.name
+    if plan.data.source == "prepared":
+        raise ValueError(f"preset {plan.name} takes a dataset that is put in place by hand, at {folder}")
+    source = OpenMoji(skin_tones=plan.data.skin_tones, val_fraction=plan.data.val_fraction, limit=plan.data.limit)
+    print(f"{len(source.drawings)} drawings at {plan.data.resolution} px in {folder}")
+    if arguments.dry_run:
+        return 0
+    make_home()
+    with hold(folder / "lock", f"dataset {plan.data.name}"), tqdm(total=len(source.drawings), unit="img") as bar:
+        write_splits(plan, source, lambda start: lambda done, _: _advance(bar, start + done))
+    return 0
+
+
+def embed(arguments: argparse.Namespace) -> int:
+    from tqdm import tqdm
+
+    from flows.data import SPLITS, embed_splits
+    from flows.home import datasets, hold
+    from mdm.presets import resolve
+    from preprocessing.manifest import read_manifest
+
+    plan = resolve(arguments.preset, _overrides(arguments))
+    folder = datasets() / plan.data.name
+    total = sum(read_manifest(folder / split)["samples"] for split in SPLITS)
+    print(f"{total} captions of {folder} by {plan.text}")
+    if arguments.dry_run:
+        return 0
+    with hold(folder / "lock", f"dataset {plan.data.name}"), tqdm(total=total, unit="captions") as bar:
+        embed_splits(plan, folder, lambda start: lambda done, _: _advance(bar, start + done))
+    return 0
+
+
+def _advance(bar: Any, done: int) -> None:
+    bar.update(done - bar.n)
+
+
+def evaluate(arguments: argparse.Namespace) -> int:
+    from evaluation.measure import measure
+    from flows.home import datasets, run_folder
+    from mdm.presets import Preset
+    from mdm.structure import from_dict
+
+    folder = run_folder(arguments.run)
+    if not (folder / "samples" / "done.json").exists():
+        raise ValueError(f"{folder} has no finished samples (`mdm status` lists runs)")
+    plan = from_dict(Preset, json.loads((folder / "config.json").read_text()))
+    settings, out = plan.evaluation, folder / "evaluation-again"
+    print(f"{settings.num_samples} samples of {folder}, results to {out}")
+    if arguments.dry_run:
+        return 0
+    dataset = datasets() / plan.data.name
+    results = measure(
+        folder / "samples",
+        dataset,
+        plan.text,
+        out,
+        settings.feature_px,
+        settings.num_real,
+        plan.seed,
+        lambda what, done, total: print(f"\r{what} {done}/{total} ", end="", file=sys.stderr, flush=True),
+    )
+    print(file=sys.stderr)
+    for metric in results["metrics"]:
+        values = ", ".join(f"{what} {value:.4g}" for what, value in metric["values"].items())
+        print(f"{metric['name']} (N={metric['n']}, {metric['better']} is better): {values}")
+    return 0
 
 
 def models(_: argparse.Namespace) -> int:

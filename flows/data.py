@@ -13,12 +13,13 @@ from flows.artifacts import StageProgress
 from flows.home import datasets, hold, weights
 from flows.progress import board
 from mdm.presets import Preset
-from mdm.text import ENCODERS, encoder_digest, find_encoder, load_encoder
+from mdm.text import ENCODERS, TextEncoder, encoder_digest, find_encoder, load_encoder
 from preprocessing.embed import embed_captions
 from preprocessing.manifest import read_json, read_manifest
 from preprocessing.shards import write_openmoji
 from preprocessing.sources import OpenMoji
 
+Progress = Callable[[int], Callable[[int, int], None]]
 SPLITS = ("train", "val")
 PER_SHARD = 250
 
@@ -50,24 +51,25 @@ def write_shard_set(plan: Preset, source: OpenMoji | None) -> tuple[Path, str]:
         return folder, digests[0]
     with hold(folder / "lock", f"dataset {plan.data.name}"), _stage("shards", len(source.drawings), "img") as update:
         before = [read_json(folder / split / "manifest.json") for split in SPLITS]
-        manifests: list[dict[str, Any]] = []
-        for split in SPLITS:
-            start = sum(m["samples"] for m in manifests)
-            manifests.append(
-                write_openmoji(
-                    source,
-                    split,
-                    plan.data.name,
-                    plan.data.resolution,
-                    folder / split,
-                    PER_SHARD,
-                    min(2, os.cpu_count() or 1),
-                    update.after(start),
-                )
-            )
+        manifests = write_splits(plan, source, update.after)
         update.reused = before == manifests
         update.note = f"{sum(s['bytes'] for m in manifests for s in m['shards']) / 1e6:.1f} MB"
     return folder, manifests[0]["digest"]
+
+
+def write_splits(plan: Preset, source: OpenMoji, progress: Progress) -> list[dict[str, Any]]:
+    """Shards of every split -> their manifests. ``progress(start)`` gives the callback of a part beginning there."""
+    manifests: list[dict[str, Any]] = []
+    for split in SPLITS:
+        start = sum(m["samples"] for m in manifests)
+        folder = datasets() / plan.data.name / split
+        workers = min(2, os.cpu_count() or 1)
+        manifests.append(
+            write_openmoji(
+                source, split, plan.data.name, plan.data.resolution, folder, PER_SHARD, workers, progress(start)
+            )
+        )
+    return manifests
 
 
 @task(task_run_name="text embeddings")
@@ -75,31 +77,30 @@ def embed_text(plan: Preset, folder: Path) -> str:
     """Caption embeddings of both splits by the frozen encoder -> a digest of the training split's."""
     total = sum(read_manifest(folder / split)["samples"] for split in SPLITS)
     with hold(folder / "lock", f"dataset {plan.data.name}"), _stage("text embeddings", total, "captions") as update:
-        digest_of = encoder_digest(plan.text, find_encoder(plan.text, weights()))
-        loaded: list[Any] = []
-
-        def encode(captions: list[str]) -> tuple[list[Any], int]:
-            if not loaded:  # nothing is loaded where nothing is left to do
-                loaded.append(load_encoder(plan.text, weights(), plan.hardware.device))
-            return loaded[0].encode(captions)
-
-        manifests: list[dict[str, Any]] = []
-        for split in SPLITS:
-            start = total - read_manifest(folder / split)["samples"] if split == "val" else 0
-            manifests.append(
-                embed_captions(
-                    folder / split,
-                    plan.text,
-                    digest_of,
-                    encode,
-                    ENCODERS[plan.text].max_tokens,
-                    update.after(start),
-                )
-            )
-        update.reused = not loaded
+        before = [read_json(folder / split / f"text-{plan.text}" / "manifest.json") for split in SPLITS]
+        manifests = embed_splits(plan, folder, update.after)
+        update.reused = before == manifests
         cut = sum(m["truncated"] for m in manifests)
         update.note = f"{plan.text}, {cut} captions cut at {ENCODERS[plan.text].max_tokens} tokens"
     return manifests[0]["digest"]
+
+
+def embed_splits(plan: Preset, folder: Path, progress: Progress) -> list[dict[str, Any]]:
+    """Embeddings of every split -> their manifests. The encoder is loaded only where something is left to do."""
+    digest_of = encoder_digest(plan.text, find_encoder(plan.text, weights()))
+    loaded: list[TextEncoder] = []
+
+    def encode(captions: list[str]) -> tuple[list[Any], int]:
+        if not loaded:
+            loaded.append(load_encoder(plan.text, weights(), plan.hardware.device))
+        return loaded[0].encode(captions)
+
+    manifests: list[dict[str, Any]] = []
+    limit, start = ENCODERS[plan.text].max_tokens, 0
+    for split in SPLITS:
+        manifests.append(embed_captions(folder / split, plan.text, digest_of, encode, limit, progress(start)))
+        start += read_manifest(folder / split)["samples"]
+    return manifests
 
 
 class Update:

@@ -34,7 +34,8 @@ def end_stale_servers() -> None:
             if "prefect.server.api.server:create_app" not in (process.info["cmdline"] or []):
                 continue
             environment = process.environ()
-            if "PREFECT__SERVER_EPHEMERAL" in environment and environment.get("PREFECT_HOME") == str(home() / "prefect"):
+            ours = environment.get("PREFECT_HOME") == str(home() / "prefect")
+            if ours and "PREFECT__SERVER_EPHEMERAL" in environment:
                 process.terminate()
         except psutil.Error:
             continue  # gone meanwhile, or another user's

@@ -47,9 +47,9 @@ if [ -z "$python" ]; then
 fi
 
 case "$(uname -s)-$(uname -m)" in
-Linux-x86_64) size="3.2 GB to download, 6.7 GB on disk (most of it torch's CUDA libraries)" ;;
-Darwin-*) size="about 0.6 GB to download, 1.8 GB on disk (untried on macOS)" ;;
-*) size="up to 3.2 GB to download, 6.7 GB on disk (untried on this machine's kind)" ;;
+Linux-x86_64) size="3.5 GB to download, 7 GB on disk (most of it torch's CUDA libraries)" ;;
+Darwin-*) size="about 0.6 GB to download, 1.8 GB on disk (estimates: untried on macOS; it must be 14 or newer)" ;;
+*) size="up to 3.5 GB to download, 7 GB on disk (untried on this machine's kind)" ;;
 esac
 echo "setup: installing into .venv: $size; one to five minutes on a fast line"
 

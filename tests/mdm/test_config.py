@@ -5,8 +5,8 @@ import re
 from typing import get_args
 
 import pytest
-from conftest import LEVELS
 
+from conftest import LEVELS
 from flows.overrides import Overrides, PresetName, parse_assignments
 from mdm.config import Model, Training
 from mdm.presets import PRESETS, resolve

@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-from conftest import TEXT_DIM, small_model
 
+from conftest import TEXT_DIM, small_model
 from mdm.config import Model
 from mdm.nested import NestedUNet
 from mdm.presets import MODELS

@@ -4,8 +4,8 @@ import math
 
 import pytest
 import torch
-from conftest import small_model
 
+from conftest import small_model
 from mdm.config import Sampling
 from mdm.diffusion import Process, downsample, mixed_sizes
 from mdm.sampling import SeededNoise, guided, sample, threshold

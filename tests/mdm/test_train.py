@@ -10,8 +10,8 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import small_job
 
+from conftest import small_job
 from mdm.checkpoint import find_damage, newest_checkpoint, save_weights, sha256, write_json
 from mdm.nested import NestedUNet
 from mdm.structure import to_dict

@@ -7,6 +7,7 @@ import sys
 import tarfile
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -143,11 +144,8 @@ def test_a_wrong_field_is_named(copy: Path, field: str) -> None:
 
 def test_wrong_shard_entries_are_named(copy: Path) -> None:
     manifest = json.loads((copy / "manifest.json").read_text())
-    for change, field in [
-        ({"bytes": "1"}, "bytes"),
-        ({"file": "../00000.tar"}, "file"),
-        ({"samples": True}, "samples"),
-    ]:
+    changes: list[tuple[dict[str, Any], str]] = [({"bytes": "1"}, "bytes"), ({"file": "../x.tar"}, "file")]
+    for change, field in [*changes, ({"samples": True}, "samples")]:
         shards = [{**manifest["shards"][0], **change}, *manifest["shards"][1:]]
         (copy / "manifest.json").write_text(json.dumps({**manifest, "shards": shards}))
         with pytest.raises(ValueError, match=rf"shards\[0\]\.{field}"):
@@ -204,7 +202,7 @@ def test_killed_at_any_moment_then_the_same_bytes(tmp_path: Path) -> None:
     script.write_text(SCRIPT)
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
     folder, count = tmp_path / "killed", "60"
-    for shards in (0, 1, 3, 6):
+    for shards in (0, 2, 5):
         process = subprocess.Popen(
             [sys.executable, str(script), str(folder), count], env=environment, stderr=subprocess.DEVNULL
         )

@@ -1,0 +1,118 @@
+"""The console script: errors in one line, what is printed can be passed back."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from conftest import small_job
+from flows.cli import main
+from mdm.checkpoint import write_json
+from mdm.structure import to_dict
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("MDM_HOME", str(tmp_path / "home"))
+    return tmp_path / "home"
+
+
+def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    assert main(list(arguments)) == 1
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    return captured.err
+
+
+def test_config_prints_what_config_takes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["config", "tiny", "--set", "seed=3"]) == 0
+    printed = capsys.readouterr().out
+    (tmp_path / "c.json").write_text(printed)
+    assert main(["config", "tiny", "--config", str(tmp_path / "c.json")]) == 0
+    assert capsys.readouterr().out == printed
+    assert json.loads(printed)["seed"] == 3
+
+
+def test_wrong_input_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "unknown preset 'tinny'; there are tiny" in refused(capsys, "run", "tinny")
+    assert "stages.16.training.nimgs" in refused(capsys, "run", "tiny", "--set", "stages.16.training.nimgs=4")
+    assert "is not JSON" in refused(capsys, "run", "tiny", "--config", __file__)
+    assert "job.json is missing" in refused(capsys, "train", str(tmp_path))
+    assert "is no run" in refused(capsys, "sample", "nothing", "red heart")
+    assert "is no run" in refused(capsys, "status", "nothing")
+    assert "holds no metrics.jsonl" in refused(capsys, "track", str(tmp_path))
+
+
+def test_a_preset_this_machine_cannot_run_says_all_that_is_missing(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MDM_OFFLINE", "1")
+    monkeypatch.setenv("HF_HOME", "/nonexistent")
+    lines = refused(capsys, "run", "cc12m-1024")
+    for part in (
+        "GPUs: hardware.processes wants 8",
+        "data: no finished dataset at",
+        "text encoder: flan-t5-xl",
+        "disk:",
+    ):
+        assert part in lines or (part == "disk:" and "disk" not in lines)
+
+
+def test_an_unwritable_home_is_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("MDM_HOME", str(tmp_path / "file" / "home"))
+    assert "cannot be written (Not a directory): set MDM_HOME" in refused(capsys, "run", "tiny")
+
+
+def test_a_second_run_on_one_home_is_told_who_holds_it(home: Path) -> None:
+    code = (
+        "import sys; from flows.home import hold, home\n"
+        "with hold(home() / 'run.lock', 'x'): print('held', flush=True); sys.stdin.read()"
+    )
+    holder = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert holder.stdout is not None
+    assert holder.stdout.readline() == "held\n"
+    second = subprocess.run([sys.executable, "-m", "flows.cli", "run", "tiny"], capture_output=True, text=True)
+    holder.communicate("")
+    assert second.returncode == 1
+    assert f"is in use by process {holder.pid}" in second.stderr
+
+
+def test_dry_run_starts_nothing(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["run", "tiny", "--dry-run"]) == 0
+    assert "train 16 → grow 32 → train 32" in capsys.readouterr().out
+    assert not (home / "runs").exists()
+
+
+def test_mdm_train_works_without_prefect_and_mlflow(squares: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    run.mkdir()
+    write_json(run / "job.json", to_dict(small_job(squares, nimg=8)))
+    code = (
+        "import sys\nfor name in ('prefect', 'mlflow', 'pydantic', 'rich'): sys.modules[name] = None\n"
+        f"from flows.cli import main; sys.exit(main(['train', {str(run)!r}]))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env={**os.environ})
+    assert done.returncode == 0, done.stderr
+    assert json.loads((run / "outcome.json").read_text())["outcome"] == "done"
+
+
+def test_every_verb_explains_itself(capsys: pytest.CaptureFixture[str]) -> None:
+    verbs = "run data embed train sample evaluate report track status models config verify deploy"
+    for verb in verbs.split():
+        with pytest.raises(SystemExit) as end:
+            main([verb, "--help"])
+        assert end.value.code == 0
+        assert capsys.readouterr().out.startswith(f"usage: mdm {verb}")
+
+
+def test_models_lists_parameters_and_flops(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["models"]) == 0
+    line = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("MDM-S64S256 "))
+    assert "449,833,286" in line
+    assert "587.61" in line

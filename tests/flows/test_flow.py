@@ -1,0 +1,171 @@
+"""The whole flow at a very small size: once through, once again, and killed in every stage."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+SMALL = [
+    *("--set", "data.limit=120", "--set", "data.val_fraction=0.2", "--set", "evaluation.num_samples=8"),
+    *("--set", 'sampling={"steps": 3, "guidance": [3.0, 1.0], "threshold": "clip"}'),
+    *("--set", "hardware.processes=1", "--set", "hardware.threads=2"),
+]
+for stage, batch in (("16", 32), ("32", 16), ("64", 8)):
+    for name, value in (("nimg", 4 * batch), ("log_every_nimg", batch), ("checkpoint_every_nimg", batch)):
+        SMALL += ["--set", f"stages.{stage}.training.{name}={value}"]
+
+STAGES = ("16", "grow-32", "32", "grow-64", "64", "samples", "evaluation", "report")
+
+
+def start(home: Path) -> subprocess.Popen[str]:
+    # What the caller's environment says must not matter.
+    strange = {"MLFLOW_TRACKING_URI": "http://127.0.0.1:9", "PREFECT_API_URL": "http://127.0.0.1:9/api"}
+    return subprocess.Popen(
+        [sys.executable, "-m", "flows.cli", "run", "tiny", *SMALL],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, **strange, "MDM_HOME": str(home)},
+    )
+
+
+def finish(home: Path) -> tuple[str, str]:
+    process = start(home)
+    out, err = process.communicate(timeout=280)
+    assert process.returncode == 0, err
+    return out, err
+
+
+def run_of(home: Path) -> Path:
+    (run,) = (home / "runs").iterdir()
+    return run
+
+
+def markers(run: Path) -> dict[str, str]:
+    return {stage: (run / stage / "done.json").read_text() for stage in STAGES if (run / stage / "done.json").exists()}
+
+
+def states(err: str) -> dict[str, str]:
+    """What the board's lines say of each stage at its end."""
+    return dict(re.findall(r"^\[\S+\] ([\w ]+): (done|reused)\b", err, re.MULTILINE))
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    home = tmp_path_factory.mktemp("home")
+    out, _ = finish(home)
+    return home, out
+
+
+@pytest.mark.timeout(400)
+def test_the_flow_leaves_a_page_numbers_and_pictures(whole: tuple[Path, str]) -> None:
+    home, out = whole
+    run = run_of(home)
+    assert set(markers(run)) == set(STAGES)
+    for line in ("Report ", "Checkpoints ", "Your prompt ", "MLflow UI ", "Prefect UI "):
+        assert line in out
+    records = json.loads((run / "report" / "records.json").read_text())
+    assert len(records["curves"]) == 3
+    names = [metric["name"] for metric in records["metrics"]]
+    assert "kid_efficientnet_lite0" in names
+    assert not [n for n in names if "fid" in n or "clip" in n]
+    page = (run / "report" / "index.html").read_text()
+    assert "OpenMoji" in page
+    assert "<script" not in page
+    from mlflow import MlflowClient
+
+    client = MlflowClient(f"sqlite:///{home / 'mlflow' / 'mlflow.db'}")
+    ids = json.loads((run / "mlflow.json").read_text())["runs"]
+    assert set(ids) == {"", "16", "32", "64", "evaluation"}
+    assert len(client.get_metric_history(ids["64"], "train/loss_64")) == 4
+    assert [a.path for a in client.list_artifacts(ids["64"], "samples")]
+    assert all(client.get_run(i).info.status == "FINISHED" for i in ids.values())
+
+
+@pytest.mark.timeout(400)
+def test_again_nothing_is_done_twice_and_a_prompt_can_be_drawn(whole: tuple[Path, str], tmp_path: Path) -> None:
+    home, _ = whole
+    before = markers(run_of(home))
+    _, err = finish(home)
+    assert markers(run_of(home)) == before
+    assert {state for stage, state in states(err).items() if stage != "data"} == {"reused"}
+    picture = tmp_path / "heart.png"
+    command = [
+        sys.executable,
+        "-m",
+        "flows.cli",
+        "sample",
+        run_of(home).name,
+        "red heart",
+        "--count",
+        "2",
+        "-o",
+        str(picture),
+    ]
+    drawn = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "MDM_HOME": str(home)})
+    assert drawn.returncode == 0, drawn.stderr
+    from PIL import Image
+
+    with Image.open(picture) as image:
+        assert image.size == (2 * 64, 3 * 64)
+
+
+@pytest.mark.slow
+@pytest.mark.kills
+@pytest.mark.timeout(1200)
+def test_killed_in_every_stage_it_finishes_and_repeats_nothing(whole: tuple[Path, str], tmp_path: Path) -> None:
+    """SIGKILL of the flow as each stage begins; the same command goes on, and ends with the same weights."""
+    reference, _ = whole
+    begun_at = ["shards", "text embeddings", "train 16", "train 32", "train 64", "sample", "evaluate", "report"]
+    finished: dict[str, str] = {}
+    for stage in begun_at:
+        process = start(tmp_path)
+        assert process.stderr is not None
+        for line in process.stderr:
+            if f"] {stage}: started" in line:
+                break
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+        now = markers(run_of(tmp_path))
+        assert finished.items() <= now.items(), f"a finished stage ran again before {stage}"
+        finished = now
+    finish(tmp_path)
+    now = markers(run_of(tmp_path))
+    assert finished.items() <= now.items()
+    assert set(now) == set(STAGES)
+    weights = [
+        sorted((run_of(h) / "64" / "checkpoints").glob("*/ema/model.safetensors"))[-1] for h in (reference, tmp_path)
+    ]
+    assert weights[0].read_bytes() == weights[1].read_bytes()
+    assert all(
+        json.loads((run_of(tmp_path) / s / "done.json").read_text())["attempts"] == 1 for s in ("16", "32", "64")
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.kills
+@pytest.mark.timeout(600)
+def test_a_killed_trainer_is_started_again_by_its_flow(whole: tuple[Path, str], tmp_path: Path) -> None:
+    reference, _ = whole
+    process = start(tmp_path)
+    assert process.stderr is not None
+    for line in process.stderr:
+        if "] train 16: started" in line:
+            break
+    run = run_of(tmp_path) / "16"
+    while not list(run.glob("checkpoints/nimg-0*")):
+        assert process.poll() is None
+    os.kill(json.loads((run / "attempt.json").read_text())["pid"], signal.SIGKILL)
+    _, err = process.communicate(timeout=280)
+    assert process.returncode == 0, err
+    assert json.loads((run / "done.json").read_text())["attempts"] >= 2
+    weights = [
+        sorted((h / "64" / "checkpoints").glob("*/ema/model.safetensors"))[-1]
+        for h in (run_of(reference), run_of(tmp_path))
+    ]
+    assert weights[0].read_bytes() == weights[1].read_bytes()
