@@ -1,6 +1,7 @@
 """Tasks after training: draw samples, measure them, make the page. Thin: the work is evaluation's."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,8 @@ def sample_images(plan: Preset, folder: Path, weights: Path, data: Path, text_di
     count = plan.evaluation.num_samples
     sets = (
         ImageSet(name="samples", weights=str(weights), sampling=plan.sampling),
-        ImageSet(name="untrained", weights=UNTRAINED, sampling=plan.sampling),
+        # An untrained network answers 0 to any caption, so guiding it changes nothing.
+        ImageSet(name="untrained", weights=UNTRAINED, sampling=replace(plan.sampling, guidance=(1.0,))),
     )
     job = Plan(
         sets=sets,

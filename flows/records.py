@@ -75,7 +75,7 @@ def _facts(plan: Preset, tags: dict[str, str], manifest: dict[str, Any], results
             "Data",
             f"{manifest['name']}: {results['real_images']} real images compared; {manifest['samples']} trained on",
         ],
-        ["Data source", json.dumps(manifest["source"])],
+        ["Data source", ", ".join(f"{name}: {value}" for name, value in manifest["source"].items())],
         ["Text encoder", f"{plan.text} (frozen)"],
         ["Image features", f"EfficientNet-Lite0 at {results['feature_px']} px, a stand-in for Inception-V3"],
         ["Text-image score", "linear heads learned on the training pairs, a stand-in for CLIP"],
@@ -99,11 +99,14 @@ def _stages(plan: Preset, metrics: dict[str, float], tracker: Tracker) -> list[d
         if not name.startswith("time/"):
             continue
         _, _, title = name.split("/", 2)
-        cost = ""
+        cost = detail = ""
         if title.startswith("train "):
             stage = title.removeprefix("train ")
             cost = f"{plan.stages[stage].training.nimg:,} images, {plan.hardware.processes} × {plan.hardware.device}"
-        rows.append({"name": title, "state": "done", "seconds": seconds, "cost": cost, "detail": ""})
+            losses = history(tracker, stage, [f"val/loss_{px}" for px in plan.stages[stage].model.resolutions])
+            ends = [f"{name.rpartition('_')[2]} px {v[0][1]:.3f} → {v[-1][1]:.3f}" for name, v in losses.items()]
+            detail = f"held-out loss of the EMA: {', '.join(ends)}"
+        rows.append({"name": title, "state": "done", "seconds": seconds, "cost": cost, "detail": detail})
     return rows
 
 
@@ -141,7 +144,8 @@ def _sample_grid(plan: Preset, images: Path, data: Path, results: dict[str, Any]
     real, train = Shards(data / "val"), Shards(data / "train")
     index_of = {train[i].key: i for i in range(len(train))}
     items = []
-    for sample in results["samples"][:SHOWN]:
+    every = max(1, len(results["samples"]) // SHOWN)
+    for sample in results["samples"][::every][:SHOWN]:
         tiles = [levels[px][sample["index"]] for px in resolutions]
         tiles.append(real[sample["index"]].image.numpy())
         tiles.append(train[index_of[sample["nearest_key"]]].image.numpy())
@@ -152,7 +156,8 @@ def _sample_grid(plan: Preset, images: Path, data: Path, results: dict[str, Any]
         {
             "title": "Samples of held-out captions",
             "note": f"Each strip: {sizes} of one sample; the real drawing of that caption, never trained on; and the "
-            "training image nearest to the sample, to see whether it was copied. The first captions, not chosen.",
+            "training image nearest to the sample, to see whether it was copied. Captions are taken at equal distances "
+            "from the list, whatever came out.",
             "columns": 3,
             "items": items,
         }

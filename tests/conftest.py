@@ -92,7 +92,7 @@ def small_model(num_levels: int = 2) -> Model:
 
 def small_job(data: Path, num_levels: int = 2, **training: object) -> Job:
     """A job of seconds on one thread."""
-    settings = {"nimg": 96, "batch_size": 8, "lr": 1e-3, "log_every_nimg": 24, "eval_every_nimg": 48}
+    settings: dict[str, object] = {"nimg": 96, "batch_size": 8, "lr": 1e-3, "log_every_nimg": 24, "eval_every_nimg": 48}
     settings |= {"checkpoint_every_nimg": 16, "caption_dropout": 0.1, "ema_rampup": 0.1, "loss": "v", "low_only": 0.5}
     return Job(
         model=small_model(num_levels),

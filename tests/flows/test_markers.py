@@ -9,7 +9,9 @@ from flows.markers import once
 
 
 def test_done_work_is_not_done_again_and_other_inputs_move_the_old_aside(tmp_path: Path) -> None:
-    folder, said, calls = tmp_path / "stage", [], []
+    said: list[str] = []
+    calls: list[int] = []
+    folder = tmp_path / "stage"
 
     def work() -> dict[str, int]:
         calls.append(1)
