@@ -54,7 +54,7 @@ def embed_services() -> None:
     os.environ["PREFECT_HOME"] = str(home() / "prefect")
     os.environ["PREFECT_SERVER_ALLOW_EPHEMERAL_MODE"] = "true"
     os.environ["PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS"] = "120"
-    os.environ["PREFECT_LOGGING_LEVEL"] = "WARNING"
+    os.environ["PREFECT_LOGGING_LEVEL"] = "CRITICAL"  # errors are told once, by the command itself
     quiet_services()
 
 

@@ -47,9 +47,11 @@ class NestedUNet(nn.Module):
         text: Tensor | None = None,
         text_mask: Tensor | None = None,
         micros: dict[str, Tensor] | None = None,
+        num_outputs: int | None = None,
     ) -> list[Tensor]:
         """z_t per level [B_r, 3, H_r, H_r], time t [B] in 0..T-1, caption [B, L, D] and mask [B, L] -> v per level.
 
+        ``num_outputs``: leave out the decoders above so many levels, where only the lower levels' v is wanted.
         B_r may fall from level to level (mixed-resolution batches, Sec. 4.1): the first B_r samples carry level r.
         """
         if len(zs) != len(self.levels):
@@ -61,7 +63,7 @@ class NestedUNet(nn.Module):
             caption, tokens, mask = self.text(text, text_mask)  # once for all levels
             context = (tokens, mask)
         outputs: list[Tensor] = []
-        self._denoise(zs, None, t, caption, context, micros or {}, outputs)
+        self._denoise(zs, None, t, caption, context, micros or {}, outputs, num_outputs or len(zs))
         return outputs
 
     def _denoise(
@@ -73,6 +75,7 @@ class NestedUNet(nn.Module):
         context: Context,
         micros: dict[str, Tensor],
         outputs: list[Tensor],
+        num_outputs: int,
     ) -> Tensor:
         """The paper's recursion: the last of ``zs`` here, the others inside. Appends v, returns the last features."""
         r, size = len(zs) - 1, len(zs[-1])
@@ -87,7 +90,9 @@ class NestedUNet(nn.Module):
         else:
             adapter: Adapter = self.adapters[r - 1]  # type: ignore[assignment]
             inner = None if adapter.down is None else _pad(adapter.down(x), len(zs[-2]))
-            inner = self._denoise(zs[:-1], inner, t, caption, context, micros, outputs)
+            inner = self._denoise(zs[:-1], inner, t, caption, context, micros, outputs, num_outputs)
+            if r >= num_outputs:
+                return x
             x = x + adapter.up(inner[:size])
         v, x = unet.decode(x, skips, emb, here)
         outputs.append(v)

@@ -103,15 +103,17 @@ def guided(
 ) -> Denoiser:
     """Classifier-free guidance, combined per level: v = v_null + w_r (v_text - v_null) (Ho & Salimans 2022).
 
-    text, null: caption states [B, L, D] and masks [B, L] of equal length. With all w = 1 the null pass is left out.
+    text, null: caption states [B, L, D] and masks [B, L]. The null pass goes no higher than the highest level that is
+    guided (w != 1), and is left out where none is.
     """
-    if all(w == 1 for w in guidance_scales):
+    guided_levels = max((r + 1 for r, w in enumerate(guidance_scales) if w != 1), default=0)
+    if guided_levels == 0:
         return lambda zs, t: model(zs, t, *text)
-    both = [torch.cat([a, b]) for a, b in zip(null, text, strict=True)]
 
     def denoiser(zs: list[Tensor], t: Tensor) -> list[Tensor]:
-        vs = model([torch.cat([z, z]) for z in zs], torch.cat([t, t]), *both)
-        halves = [v.chunk(2) for v in vs]
-        return [v_null + w * (v - v_null) for (v_null, v), w in zip(halves, guidance_scales, strict=True)]
+        vs = model(zs, t, *text)
+        nulls = model(zs, t, *null, num_outputs=guided_levels)
+        mixed = [v_null + w * (v - v_null) for v, v_null, w in zip(vs, nulls, guidance_scales, strict=False)]
+        return mixed + vs[guided_levels:]
 
     return denoiser

@@ -78,3 +78,14 @@ def test_padding_is_not_seen() -> None:
 def test_paper_models_have_the_expected_size(name: str, parameters: int) -> None:
     with torch.device("meta"):
         assert sum(p.numel() for p in NestedUNet(MODELS[name]).parameters()) == parameters
+
+
+@torch.no_grad()
+def test_leaving_out_upper_decoders_changes_nothing_below() -> None:
+    network = trained(small_model(3))
+    zs, t, text, mask = inputs(network.config)
+    whole = network(zs, t, text, mask)
+    for count in (1, 2, 3):
+        part = network(zs, t, text, mask, num_outputs=count)
+        assert len(part) == count
+        assert all(torch.equal(a, b) for a, b in zip(whole, part, strict=False))

@@ -116,16 +116,22 @@ def test_thresholds() -> None:
     assert torch.allclose(threshold(x, "dynamic", percentile=1.0), x / 3)
 
 
-def test_guidance_is_per_level_and_saves_the_null_pass_where_all_are_one() -> None:
+def test_guidance_is_per_level_and_the_null_pass_goes_no_higher_than_needed() -> None:
     calls = []
 
-    def model(zs, t, text, mask):
-        calls.append(len(t))
-        return [z * 0 + text.mean(dim=(1, 2)).view(-1, 1, 1, 1) for z in zs]
+    def model(zs, t, text, mask, num_outputs=None):  # noqa: ANN001, ANN202
+        calls.append(num_outputs)
+        return [z * 0 + text.mean(dim=(1, 2)).view(-1, 1, 1, 1) for z in zs[:num_outputs]]
 
     text, mask, null = torch.ones(2, 3, 4), torch.ones(2, 3), torch.zeros(2, 3, 4)
     zs, t = [torch.zeros(2, 3, 8, 8), torch.zeros(2, 3, 16, 16)], torch.zeros(2)
-    low, high = guided(model, (text, mask), (null, mask), (3.0, 1.0))(zs, t)
-    assert (low.unique().item(), high.unique().item(), calls) == (3.0, 1.0, [4])
-    guided(model, (text, mask), (null, mask), (1.0, 1.0))(zs, t)
-    assert calls == [4, 2]
+    for scales, passes in (
+        ((3.0, 1.0), [None, 1]),
+        ((1.0, 1.0), [None]),
+        ((3.0, 2.0), [None, 2]),
+        ((1.0, 2.0), [None, 2]),
+    ):
+        calls.clear()
+        vs = guided(model, (text, mask), (null, mask), scales)(zs, t)
+        assert [v.unique().item() for v in vs] == list(scales)
+        assert calls == passes
