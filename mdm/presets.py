@@ -122,7 +122,7 @@ MODELS = {
     "MDM-S64S256S1024": _paper(_S64, _S256, _S1024),
 }
 
-# The demo's model (our choice): the same anatomy, small enough to train in minutes on two CPU cores. Few groups per norm:
+# The demo's model (our choice): the same anatomy, small enough to train in minutes on two CPU cores. Few norm groups:
 # with 32, layers this narrow would be normalised channel by channel, which takes their colours away. p = 2, as in the
 # released 1024 model: averaging S x S pixels divides the noise by S^2, so no level is ahead of the ones inside it.
 _TINY_LEVELS = (

@@ -119,7 +119,7 @@ def test_thresholds() -> None:
 def test_guidance_is_per_level_and_the_null_pass_goes_no_higher_than_needed() -> None:
     calls = []
 
-    def model(zs, t, text, mask, num_outputs=None):  # noqa: ANN001, ANN202
+    def model(zs, t, text, mask, num_outputs=None):
         calls.append(num_outputs)
         return [z * 0 + text.mean(dim=(1, 2)).view(-1, 1, 1, 1) for z in zs[:num_outputs]]
 
