@@ -16,6 +16,7 @@ from pathlib import Path
 
 GRACE_S = 30  # between SIGTERM and SIGKILL: a step and a checkpoint
 POLL_S = 0.5
+LAUNCHED = "---- launched ----"
 
 
 class JobDied(RuntimeError):
@@ -57,6 +58,8 @@ def _start(module: str, folder: Path, processes: int, threads: int, lock: int) -
     environment = {**os.environ, "PYTHONUNBUFFERED": "1", "OMP_NUM_THREADS": str(threads or os.cpu_count() or 1)}
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
     with (folder / "log.txt").open("ab") as log:
+        log.write(f"{LAUNCHED}\n".encode())
+        log.flush()
         return subprocess.Popen(
             [*command, "-m", module, str(folder)],
             stdin=subprocess.DEVNULL,
@@ -92,5 +95,9 @@ def is_locked(path: Path) -> bool:
 
 
 def tail(path: Path, lines: int = 15) -> str:
-    """The end of a log."""
-    return "\n".join(path.read_text(errors="replace").splitlines()[-lines:]) if path.exists() else ""
+    """The end of the last launch's log, up to where torchrun begins to tell of its own ending."""
+    if not path.exists():
+        return ""
+    last = path.read_text(errors="replace").rpartition(LAUNCHED)[2].splitlines()
+    told = [i for i, line in enumerate(last) if "torch/distributed/elastic" in line]
+    return "\n".join(last[: told[0] if told else None][-lines:])

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from conftest import small_job
 from flows.cli import main
 from mdm.checkpoint import write_json
 from mdm.structure import to_dict
+from small import small_job
 
 
 @pytest.fixture(autouse=True)

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from conftest import small_model
 from mdm.checkpoint import list_checkpoints, load_model, load_weights, newest_checkpoint, save_checkpoint
 from mdm.nested import NestedUNet
+from small import small_model
 
 
 @pytest.fixture(scope="module")

@@ -6,11 +6,11 @@ from typing import get_args
 
 import pytest
 
-from conftest import LEVELS
 from flows.overrides import Overrides, PresetName, parse_assignments
 from mdm.config import Model, Training
 from mdm.presets import PRESETS, resolve
 from mdm.structure import digest, to_dict
+from small import LEVELS
 
 
 @pytest.mark.parametrize("name", PRESETS)

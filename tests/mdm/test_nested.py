@@ -3,11 +3,11 @@
 import pytest
 import torch
 
-from conftest import TEXT_DIM, small_model
 from mdm.config import Model
 from mdm.nested import NestedUNet
 from mdm.presets import MODELS
 from mdm.progressive import grow
+from small import TEXT_DIM, small_model
 
 
 def trained(model: Model) -> NestedUNet:

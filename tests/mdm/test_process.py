@@ -5,11 +5,11 @@ import math
 import pytest
 import torch
 
-from conftest import small_model
 from mdm.config import Sampling
 from mdm.diffusion import Process, downsample, mixed_sizes
 from mdm.sampling import SeededNoise, guided, sample, threshold
 from mdm.schedules import Schedule, shift_gammas, time_grid
+from small import small_model
 
 
 def test_cosine_schedule_has_the_released_values() -> None:

@@ -11,11 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from conftest import small_job
 from mdm.checkpoint import find_damage, newest_checkpoint, save_weights, sha256, write_json
 from mdm.nested import NestedUNet
 from mdm.structure import to_dict
 from mdm.train import Job, crossed
+from small import small_job
 
 BLOCKER = "import sys; [sys.modules.__setitem__(n, None) for n in ('prefect', 'mlflow', 'flows', 'evaluation')]; "
 

@@ -1,0 +1,96 @@
+"""A dataset of a few pictures and a network of a few thousand weights, made from scratch for the tests."""
+
+import hashlib
+from pathlib import Path
+
+import numpy as np
+
+from mdm.config import Level, Model, Sampling, Text, Training
+from mdm.train import Job
+from preprocessing.embed import embed_captions
+from preprocessing.images import encode_png
+from preprocessing.manifest import digest, file_sha256, write_file, write_json
+from preprocessing.shards import pack
+
+TEXT_DIM = 16
+COLOURS = {"red": (220, 30, 30), "green": (30, 200, 40), "blue": (40, 60, 230), "white": (250, 250, 250)}
+
+
+def fake_encode(captions: list[str]) -> tuple[list[np.ndarray], int]:
+    """A vector per word that depends on the word alone: an encoder's shape without its weights."""
+    words = [["<s>", *caption.split()] for caption in captions]
+    vectors = [
+        np.stack(
+            [
+                np.random.default_rng(int(hashlib.sha256(w.encode()).hexdigest()[:8], 16)).normal(size=TEXT_DIM)
+                for w in ws
+            ]
+        )
+        for ws in words
+    ]
+    return vectors, 0
+
+
+def write_dataset(folder: Path, split: str, count: int, px: int, per_shard: int = 8) -> Path:
+    """Squares of one colour on white, in the format that the trainer reads."""
+    target = folder / split
+    target.mkdir(parents=True)
+    random = np.random.default_rng(len(split))
+    shards = []
+    for number, start in enumerate(range(0, count, per_shard)):
+        samples = []
+        for i in range(start, min(start + per_shard, count)):
+            name, colour = list(COLOURS.items())[i % len(COLOURS)]
+            picture = np.full((px, px, 3), 255, np.uint8)
+            x, y = random.integers(0, px // 2, 2)
+            picture[y : y + px // 2, x : x + px // 2] = colour
+            key = f"{split}{i:03d}"
+            samples.append((key, encode_png(picture), f"{name} square".encode(), f'{{"key": "{key}"}}'.encode()))
+        data, spans = pack(samples)
+        path = target / f"{number:05d}.tar"
+        write_file(path, data)
+        np.save(path.with_suffix(".idx.npy"), spans)
+        shards.append({"file": path.name, "samples": len(samples), "bytes": len(data), "sha256": file_sha256(path)})
+    manifest = {
+        "format": 1,
+        "name": "squares",
+        "split": split,
+        "resolution_px": px,
+        "image_ext": "png",
+        "samples": count,
+        "shards": shards,
+        "source": {},
+        "licence": "CC0-1.0",
+        "credit": "made by the tests",
+        "inputs": "tests",
+    }
+    write_json(target / "manifest.json", {**manifest, "digest": digest(manifest)})
+    embed_captions(target, "fake", "fake-1", fake_encode, 8, lambda done, total: None)
+    return target
+
+
+LEVELS = (
+    Level(resolution=8, channels=(16, 24), num_res_blocks=(1, 1), num_attn_layers=(0, 1), attention_ffn=True),
+    Level(resolution=16, channels=(8, 16), num_res_blocks=(1, 1), num_attn_layers=(0, 0), shift=2),
+    Level(resolution=32, channels=(8, 8), num_res_blocks=(1, 1), num_attn_layers=(0, 0), shift=4),
+)
+
+
+def small_model(num_levels: int = 2) -> Model:
+    return Model(levels=LEVELS[:num_levels], text=Text(dim=TEXT_DIM, proj_dim=16, num_layers=1), emb_channels=32)
+
+
+def small_job(data: Path, num_levels: int = 2, **training: object) -> Job:
+    """A job of seconds on one thread."""
+    settings: dict[str, object] = {"nimg": 96, "batch_size": 8, "lr": 1e-3, "log_every_nimg": 24, "eval_every_nimg": 48}
+    settings |= {"checkpoint_every_nimg": 16, "caption_dropout": 0.1, "ema_rampup": 0.1, "loss": "v", "low_only": 0.5}
+    return Job(
+        model=small_model(num_levels),
+        training=Training(**{**settings, **training}),  # type: ignore[arg-type]
+        sampling=Sampling(steps=2, guidance=(2.0, 1.0)),
+        train_data=str(data / "train"),
+        val_data=str(data / "val"),
+        text="fake",
+        device="cpu",
+        threads=1,
+    )
