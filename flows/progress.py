@@ -2,6 +2,7 @@
 
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from rich.console import Console, Group
@@ -39,6 +40,7 @@ class Board:
     stages: list[str]
     console: Console = field(default_factory=lambda: Console(stderr=True, highlight=False))
     every_s: float = 15
+    log: Callable[[str], None] | None = None  # where lines go instead of standard error
 
     def __post_init__(self) -> None:
         self.rows = {name: Row(name) for name in self.stages}
@@ -46,7 +48,7 @@ class Board:
         self.begun = time.monotonic()
         self.printed = 0.0
         self.live = Live(get_renderable=self._render, console=self.console, refresh_per_second=4, transient=False)
-        self.is_live = self.console.is_terminal
+        self.is_live = self.console.is_terminal and self.log is None
 
     def __enter__(self) -> "Board":
         if self.is_live:
@@ -85,7 +87,9 @@ class Board:
 
     def _line(self, text: str) -> None:
         self.printed = time.monotonic()
-        if not self.is_live:
+        if self.log is not None:
+            self.log(text)
+        elif not self.is_live:
             print(f"[{clock(time.monotonic() - self.begun)}] {text}", file=sys.stderr, flush=True)
 
     def _progress(self, row: Row) -> str:
@@ -130,11 +134,11 @@ def clock(seconds: float) -> str:
 _board: Board | None = None
 
 
-def board(stages: list[str] | None = None) -> Board:
+def board(stages: list[str] | None = None, log: Callable[[str], None] | None = None) -> Board:
     """This process's board; made anew where stages are given."""
     global _board
     if stages is not None:
-        _board = Board(stages)
+        _board = Board(stages, log=log)
     if _board is None:
         raise RuntimeError("no flow is running in this process")
     return _board

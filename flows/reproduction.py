@@ -1,8 +1,10 @@
 """The whole reproduction as one Prefect flow: data, shards, text, staged training, samples, evaluation, report."""
 
+from collections.abc import Callable
 from typing import Any
 
-from prefect import flow
+from prefect import flow, get_run_logger
+from prefect.runtime import deployment
 
 from flows.data import embed_text, prepare_data, write_shard_set
 from flows.evaluation import evaluate_samples, sample_images, write_report
@@ -42,7 +44,7 @@ def reproduction(preset: PresetName = "cc12m-1024", overrides: Overrides = Overr
     check_machine(plan)
     name = run_name(plan)
     run = run_folder(name)
-    with hold(run / "flow.lock", f"run {name}"), board(stage_names(plan)) as shown:
+    with hold(run / "flow.lock", f"run {name}"), board(stage_names(plan), _log()) as shown:
         write_json(run / "config.json", to_dict(plan))
         tracker = Tracker(run, name)
         tracker.params("", {"preset": plan.name, "seed": plan.seed, "text_encoder": plan.text, "data": plan.data.name})
@@ -62,6 +64,11 @@ def reproduction(preset: PresetName = "cc12m-1024", overrides: Overrides = Overr
         tracker.times({row.name: row.seconds for row in shown.rows.values() if row.state == "done"}, stage_names(plan))
         write_report(plan, run, data, images, tracker)
     return name
+
+
+def _log() -> Callable[[str], None] | None:
+    """A deployed run has no terminal: its lines go to its log, which the UI and ``--watch`` show."""
+    return get_run_logger().info if deployment.id else None
 
 
 def explain(error: BaseException) -> str | None:
