@@ -248,8 +248,9 @@ def train(arguments: argparse.Namespace) -> int:
         return 0
     if arguments.processes == 1:
         return train_here([str(arguments.run)])
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={arguments.processes}"]
-    os.execv(sys.executable, [*command, "-m", "mdm.train", str(arguments.run)])
+    from flows.launch import torchrun
+
+    os.execv(sys.executable, torchrun("mdm.train", arguments.run, arguments.processes))
 
 
 def sample(arguments: argparse.Namespace) -> int:

@@ -11,7 +11,7 @@ from evaluation.generate import UNTRAINED, ImageSet, Plan
 from evaluation.measure import measure
 from evaluation.report import render
 from flows.artifacts import StageProgress, show_link, show_metrics
-from flows.launch import JobDied, run_job
+from flows.launch import died, run_job
 from flows.markers import once
 from flows.progress import board
 from flows.records import export_records
@@ -21,11 +21,7 @@ from mdm.presets import Preset
 from mdm.structure import to_dict
 
 
-def _retry(task: object, task_run: object, state: Any) -> bool:
-    return isinstance(state.result(raise_on_failure=False), JobDied)
-
-
-@task(task_run_name="sample", retries=3, retry_delay_seconds=1, retry_condition_fn=_retry)
+@task(task_run_name="sample", retries=3, retry_delay_seconds=1, retry_condition_fn=died)
 def sample_images(plan: Preset, folder: Path, weights: Path, data: Path, text_digest: str) -> Path:
     """Images of held-out captions from the trained weights, and from an untrained network for comparison."""
     count = plan.evaluation.num_samples

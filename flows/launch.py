@@ -13,6 +13,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 GRACE_S = 30  # between SIGTERM and SIGKILL: a step and a checkpoint
 POLL_S = 0.5
@@ -21,6 +22,17 @@ LAUNCHED = "---- launched ----"
 
 class JobDied(RuntimeError):
     """A job ended without a word: killed, out of memory, machine trouble. Starting it again resumes it."""
+
+
+def died(_task: object, _run: object, state: Any) -> bool:
+    """Prefect's retry condition: a job that died without a word is started again, an error with a reason is not."""
+    return isinstance(state.result(raise_on_failure=False), JobDied)
+
+
+def torchrun(module: str, folder: Path, processes: int) -> list[str]:
+    """The command that runs a module on a folder in so many processes of this machine."""
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
+    return [*launcher, "-m", module, str(folder)]
 
 
 def run_job(module: str, folder: Path, processes: int, threads: int, on_poll: Callable[[], None]) -> None:
@@ -56,12 +68,11 @@ def run_job(module: str, folder: Path, processes: int, threads: int, on_poll: Ca
 
 def _start(module: str, folder: Path, processes: int, threads: int, lock: int) -> subprocess.Popen[bytes]:
     environment = {**os.environ, "PYTHONUNBUFFERED": "1", "OMP_NUM_THREADS": str(threads or os.cpu_count() or 1)}
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
     with (folder / "log.txt").open("ab") as log:
         log.write(f"{LAUNCHED}\n".encode())
         log.flush()
         return subprocess.Popen(
-            [*command, "-m", module, str(folder)],
+            torchrun(module, folder, processes),
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=subprocess.STDOUT,

@@ -31,7 +31,6 @@ def once(folder: Path, inputs: Any, work: Callable[[], dict[str, Any]], say: Cal
     write_json(folder / "inputs.json", {"digest": wanted, "inputs": to_dict(inputs)})
     begun = time.time()
     result = work()
-    # Time spent in earlier attempts counts too, as far as it is known from the work itself.
     done = {"inputs": wanted, "seconds": time.time() - begun, "finished_ms": int(time.time() * 1000), **result}
     write_json(folder / "done.json", done)
     return {**done, "reused": False}

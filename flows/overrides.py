@@ -1,6 +1,7 @@
 """The flow's parameters: a preset's name, and any of its fields replaced (a form in the Prefect UI)."""
 
 import dataclasses
+import json
 import typing
 from typing import Any, Literal, get_args, get_origin
 
@@ -38,8 +39,6 @@ class Overrides(_partial(Preset)):  # type: ignore[misc]
 
 def parse_assignments(assignments: list[str]) -> dict[str, Any]:
     """``a.b=value`` pairs -> nested fields; values are JSON where they parse as JSON, else strings."""
-    import json
-
     tree: dict[str, Any] = {}
     for assignment in assignments:
         path, equals, text = assignment.partition("=")

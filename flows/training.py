@@ -8,7 +8,7 @@ from prefect import task
 
 from flows.artifacts import StageProgress
 from flows.home import Trouble
-from flows.launch import JobDied, run_job, tail
+from flows.launch import JobDied, died, run_job, tail
 from flows.markers import once, read_done
 from flows.progress import board
 from flows.tracking import Follower, Tracker
@@ -45,12 +45,7 @@ def grow_stage(stage_name: str, stage: Stage, parent: Path, folder: Path, seed: 
     return folder / "weights"
 
 
-def _retry(task: object, task_run: object, state: Any) -> bool:
-    """A job that died without a word is started again; an error with a reason is not."""
-    return isinstance(state.result(raise_on_failure=False), JobDied)
-
-
-@task(task_run_name="train {stage_name}", retries=3, retry_delay_seconds=1, retry_condition_fn=_retry)
+@task(task_run_name="train {stage_name}", retries=3, retry_delay_seconds=1, retry_condition_fn=died)
 def train_stage(
     stage_name: str,
     preset: Preset,
