@@ -9,7 +9,6 @@ caption and seed alone, so ranks share the work by index, and a killed run goes 
 import json
 import os
 import sys
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,11 +19,10 @@ from tqdm import tqdm
 
 from mdm.checkpoint import load_model
 from mdm.config import Device, Model, Sampling
-from mdm.data import Shards, hash64, pad_tokens
-from mdm.diffusion import Process
+from mdm.data import Shards, hash64
+from mdm.draw import draw
 from mdm.heldout import to_uint8
 from mdm.nested import NestedUNet
-from mdm.sampling import SeededNoise, guided, sample
 from mdm.structure import from_dict
 from mdm.train import pick_device
 
@@ -66,29 +64,6 @@ def save_images(xs: list[Tensor], resolutions: tuple[int, ...], folder: Path, in
                 temporary = target.with_suffix(".tmp")
                 Image.fromarray(picture.permute(1, 2, 0).numpy()).save(temporary, format="png")
                 temporary.replace(target)
-
-
-def draw(
-    network: NestedUNet,
-    tokens: list[Tensor],
-    null: Tensor,
-    seeds: list[int],
-    sampling: Sampling,
-    device: torch.device,
-    on_step: Callable[[int, int, list[Tensor]], None] | None = None,
-) -> list[Tensor]:
-    """Images of given caption states [L_i, D] and seeds, at all levels: list of [B, 3, H_r, H_r] in [-1, 1]."""
-    process = Process.of(network.config)
-    count = len(tokens)
-    text, mask = (t.to(device) for t in pad_tokens([*tokens, null]))
-    both = [(t[:count], t[count:].expand(count, *t.shape[1:])) for t in (text, mask)]
-    denoiser = guided(
-        network,
-        (both[0][0], both[1][0]),
-        (both[0][1], both[1][1]),
-        sampling.guidance_scales(len(process.resolutions)),
-    )
-    return sample(denoiser, process, sampling, SeededNoise(seeds, process.resolutions, device), on_step)
 
 
 def run_plan(folder: Path, plan: Plan, rank: int, world: int) -> None:

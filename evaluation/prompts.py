@@ -9,8 +9,9 @@ import torch
 from PIL import Image
 from tqdm import tqdm
 
-from evaluation.generate import draw, image_seed
+from evaluation.generate import image_seed
 from mdm.checkpoint import load_model, newest_checkpoint
+from mdm.draw import draw
 from mdm.heldout import tile
 from mdm.presets import Preset
 from mdm.structure import from_dict

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 LossSpace = Literal["v", "noise", "x"]
-Sampler = Literal["ddpm", "ddim"]
+Sampler = Literal["ddpm", "ddim", "dpmpp"]
+Spacing = Literal["uniform", "quadratic"]
 Threshold = Literal["none", "clip", "dynamic"]
 Device = Literal["auto", "cpu", "cuda"]
 
@@ -114,6 +115,7 @@ class Training:
     ema_decay: float = 0.9999  # per step
     ema_rampup: float = 0.0  # > 0: half-life at most this fraction of the images seen, for short runs
     loss: LossSpace = "noise"  # the paper leaves omega_t open; the released code takes the error in the noise
+    time_power: float = 1.0  # times are T u^time_power: above 1, more of them with little noise (our choice)
     low_only: float = 0.0  # fraction of a batch that skips the top level (Sec. 4.1 mixed-resolution; its value is open)
     caption_dropout: float = 0.0  # stated nowhere in the paper
     flip: bool = False  # random horizontal flips
@@ -128,6 +130,7 @@ class Training:
             check(getattr(self, name) >= 1, f"training.{name} must be at least 1, got {getattr(self, name)}")
         check(self.checkpoint_every_nimg >= 1, "training.checkpoint_every_nimg must be at least 1")
         check(self.keep_checkpoints >= 2, "training.keep_checkpoints must be at least 2: the newest may be damaged")
+        check(self.time_power > 0, f"training.time_power must be positive, got {self.time_power}")
         check(self.lr > 0, f"training.lr must be positive, got {self.lr}")
         for name in ("lr_decay", "low_only", "caption_dropout", "ema_rampup"):
             check(0 <= getattr(self, name) <= 1, f"training.{name} must lie in 0..1, got {getattr(self, name)}")
@@ -153,8 +156,10 @@ class Sampling:
 
     sampler: Sampler = "ddpm"
     steps: int = 250
+    spacing: Spacing = "uniform"  # of the steps over time; quadratic: denser where little noise is left
     eta: float = 0.0  # ddim: 0 deterministic, 1 as noisy as ddpm
     guidance: tuple[float, ...] = (1.0,)  # guidance_scale per level, innermost first; one value serves all levels
+    guidance_interval: tuple[float, float] = (0.0, 1.0)  # times t/T at which guidance is on (Kynkäänniemi et al. 2024)
     threshold: Threshold = "dynamic"
     percentile: float = 0.995  # of |x|, dynamic thresholding
     ceiling: float = 100.0
@@ -165,6 +170,8 @@ class Sampling:
         check(0 <= self.eta <= 1, f"sampling.eta must lie in 0..1, got {self.eta}")
         check(len(self.guidance) > 0, "sampling.guidance needs at least one value")
         check(all(w >= 0 for w in self.guidance), f"sampling.guidance must not be negative, got {self.guidance}")
+        low, high = self.guidance_interval
+        check(0 <= low <= high <= 1, f"sampling.guidance_interval must be 0 <= low <= high <= 1, got {low}, {high}")
         check(0 < self.percentile <= 1, f"sampling.percentile must lie in 0..1, got {self.percentile}")
         check(self.ceiling >= 1, f"sampling.ceiling must be at least 1, got {self.ceiling}")
         check(self.batch_size >= 1, f"sampling.batch_size must be at least 1, got {self.batch_size}")

@@ -77,6 +77,15 @@ class Process:
             torch.randn(batch_size, channels, px, px, generator=generator, device=device) for px in self.resolutions
         ]
 
+    def draw_times(self, count: int, generator: torch.Generator, power: float = 1.0) -> Tensor:
+        """Indices k [B] in 1 … T: uniform for power 1 (Eq. 3), as T u^power otherwise.
+
+        One draw, spread evenly over the batch (Kingma et al. 2021, App. I.1): the loss varies less between batches.
+        """
+        first = torch.rand(1, generator=generator, device=generator.device)
+        u = (first + torch.arange(count, device=generator.device) / count) % 1  # [B]
+        return (u**power * self.num_steps).long().clamp(max=self.num_steps - 1) + 1
+
     def diffuse(self, xs: list[Tensor], noise: list[Tensor], k: Tensor) -> list[Tensor]:
         """z_t of every level (Eq. 2) at indices k [B]; levels may hold fewer samples than the lowest one."""
         return [

@@ -10,8 +10,8 @@ from torch import Tensor
 from mdm.config import LossSpace, Model, Sampling
 from mdm.data import Shards, hash64, pad_tokens
 from mdm.diffusion import Process, downsample
+from mdm.draw import draw
 from mdm.nested import NestedUNet
-from mdm.sampling import SeededNoise, guided, sample
 
 NUM_IMAGES = 64  # of the held-out loss
 NUM_SAMPLES = 8  # of the grid
@@ -53,13 +53,8 @@ class HeldOut:
 
     def grid(self, network: NestedUNet, path: Path, on_step: Callable[[], None] | None = None) -> None:
         """Samples of fixed prompts and seeds; a row per level, every picture at the size of the highest one."""
-        text, mask = pad_tokens(self.prompts + [self.null] * len(self.prompts))
-        text, mask = text.to(self.device), mask.to(self.device)
-        half = len(self.prompts)
-        scales = self.sampling.guidance_scales(len(self.resolutions))
-        denoiser = guided(network, (text[:half], mask[:half]), (text[half:], mask[half:]), scales)
-        noise = SeededNoise(self.seeds, self.resolutions, self.device)
-        xs = sample(denoiser, self.process, self.sampling, noise, (lambda *_: on_step()) if on_step else None)
+        step = (lambda *_: on_step()) if on_step else None
+        xs = draw(network, self.prompts, self.null, self.seeds, self.sampling, self.device, step)
         path.parent.mkdir(exist_ok=True)
         temporary = path.with_suffix(".tmp")
         Image.fromarray(tile(xs)).save(temporary, format="png")

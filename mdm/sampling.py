@@ -11,7 +11,7 @@ from torch import Tensor
 
 from mdm.config import Sampling, Threshold
 from mdm.diffusion import Denoiser, Process, noise_from_x, x_from_v
-from mdm.schedules import Schedule, time_grid
+from mdm.schedules import NUM_STEPS, Schedule, time_grid
 
 Noise = Callable[[], list[Tensor]]
 
@@ -61,6 +61,23 @@ def ddim_step(z: Tensor, x: Tensor, schedule: Schedule, k: int, s: int, noise: T
     return z_s if noise is None or s == 0 or eta == 0 else z_s + variance.sqrt() * noise
 
 
+def dpmpp_step(z: Tensor, x: Tensor, schedule: Schedule, k: int, s: int, before: tuple[Tensor, int] | None) -> Tensor:
+    """z_s by the second-order multistep solver DPM-Solver++(2M) (Lu et al. 2022, Alg. 2); its lambda is logsnr / 2.
+
+    before: the clean image predicted one step earlier, and the index of that step. Without it, and into k = 0 where
+    lambda is infinite, the step is of first order, which is DDIM's.
+    """
+    if s == 0:
+        return x
+    half_logsnrs = schedule.logsnrs / 2
+    h = half_logsnrs[s] - half_logsnrs[k]
+    if before is not None:
+        x_before, j = before
+        r = (half_logsnrs[k] - half_logsnrs[j]) / h
+        x = x + (x - x_before) / (2 * r)
+    return schedule.sigmas[s] / schedule.sigmas[k] * z - schedule.alphas[s] * torch.expm1(-h) * x
+
+
 @torch.no_grad()
 def sample(
     denoiser: Denoiser,
@@ -72,11 +89,14 @@ def sample(
     """Draw images at all levels in parallel from pure noise -> x per level, in [-1, 1].
 
     ``denoiser(zs, t)`` returns v per level (guidance is its business, see ``guided``); ``on_step(i, total, xs)`` sees
-    the predicted clean images of every step, as in Fig. 11, and may raise to stop.
+    the predicted clean images of every step, as in Fig. 11, and may raise to stop. Every level takes the step with its
+    own shifted schedule.
     """
     zs = noise()
-    grid = time_grid(sampling.steps, process.num_steps)
-    stochastic = sampling.sampler == "ddpm" or sampling.eta > 0
+    grid = time_grid(sampling.steps, process.num_steps, sampling.spacing)
+    stochastic = sampling.sampler == "ddpm" or (sampling.sampler == "ddim" and sampling.eta > 0)
+    before: list[Tensor] | None = None  # x of the step before, at index j
+    j = grid[0]
     for i, (k, s) in enumerate(itertools.pairwise(grid)):
         t = torch.full((len(zs[0]),), k - 1, device=zs[0].device)
         vs = denoiser(zs, t)
@@ -88,8 +108,11 @@ def sample(
             xs.append(x)
             if sampling.sampler == "ddpm":
                 zs[r] = ddpm_step(z, x, schedule, k, s, fresh[r])
-            else:
+            elif sampling.sampler == "ddim":
                 zs[r] = ddim_step(z, x, schedule, k, s, fresh[r], sampling.eta)
+            else:
+                zs[r] = dpmpp_step(z, x, schedule, k, s, None if before is None else (before[r], j))
+        before, j = xs, k
         if on_step is not None:
             on_step(i + 1, len(grid) - 1, xs)
     return [z.clamp(-1, 1) for z in zs]
@@ -100,18 +123,19 @@ def guided(
     text: tuple[Tensor, Tensor],
     null: tuple[Tensor, Tensor],
     guidance_scales: Sequence[float],
+    times: tuple[int, int] = (0, NUM_STEPS),
 ) -> Denoiser:
     """Classifier-free guidance, combined per level: v = v_null + w_r (v_text - v_null) (Ho & Salimans 2022).
 
     text, null: caption states [B, L, D] and masks [B, L]. The null pass goes no higher than the highest level that is
-    guided (w != 1), and is left out where none is.
+    guided (w != 1), and is left out where none is, and at times outside the closed interval ``times``.
     """
     guided_levels = max((r + 1 for r, w in enumerate(guidance_scales) if w != 1), default=0)
-    if guided_levels == 0:
-        return lambda zs, t: model(zs, t, *text)
 
     def denoiser(zs: list[Tensor], t: Tensor) -> list[Tensor]:
         vs = model(zs, t, *text)
+        if guided_levels == 0 or not times[0] <= int(t[0]) <= times[1]:
+            return vs
         nulls = model(zs, t, *null, num_outputs=guided_levels)
         mixed = [v_null + w * (v - v_null) for v, v_null, w in zip(vs, nulls, guidance_scales, strict=False)]
         return mixed + vs[guided_levels:]

@@ -11,6 +11,8 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from mdm.config import Spacing
+
 NUM_STEPS = 1000
 
 
@@ -74,9 +76,16 @@ class Schedule:
         return self.alphas[k].view(shape).to(like.device), self.sigmas[k].view(shape).to(like.device)
 
 
-def time_grid(num_inference_steps: int, num_steps: int = NUM_STEPS) -> list[int]:
-    """Indices k visited by a sampler, first to last, ending in 0: num_inference_steps + 1 of them (App. C: 250)."""
+def time_grid(num_inference_steps: int, num_steps: int = NUM_STEPS, spacing: Spacing = "uniform") -> list[int]:
+    """Indices k visited by a sampler, first to last, ending in 0: num_inference_steps + 1 of them.
+
+    ``uniform`` is the released code's (App. C: 250), which starts one stride short of T. ``quadratic`` starts at T and
+    puts steps where little noise is left (Song et al. 2021, App. D.2): there the shifted levels find their detail.
+    """
     if not 1 <= num_inference_steps <= num_steps:
         raise ValueError(f"num_inference_steps must lie in 1..{num_steps}, got {num_inference_steps}")
-    stride = (num_steps + 1) / (num_inference_steps + 1)
-    return [round(i * stride) for i in range(num_inference_steps, -1, -1)]
+    if spacing == "uniform":
+        stride = (num_steps + 1) / (num_inference_steps + 1)
+        return [round(i * stride) for i in range(num_inference_steps, -1, -1)]
+    ideal = [num_steps * (i / num_inference_steps) ** 2 for i in range(num_inference_steps + 1)]
+    return [max(i, round(k)) for i, k in enumerate(ideal)][::-1]  # at least one index apart

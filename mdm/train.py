@@ -215,7 +215,7 @@ class Trainer:
         sizes = mixed_sizes(count, len(self.job.model.levels), self.training.low_only)
         xs = [x[:size] for x, size in zip(downsample(images, self.job.model.resolutions), sizes, strict=True)]
         noise = [n[: len(x)] for n, x in zip(self.process.draw_noise(count, generator), xs, strict=True)]
-        k = torch.randint(1, self.process.num_steps + 1, (count,), generator=generator, device=self.device)
+        k = self.process.draw_times(count, generator, self.training.time_power)
         text, mask = batch.text.to(self.device), batch.text_mask.to(self.device)
         sync = contextlib.nullcontext() if last or self.world == 1 else self.model.no_sync()  # type: ignore[operator]
         autocast = torch.autocast("cuda", torch.bfloat16, enabled=self.device.type == "cuda")

@@ -31,7 +31,7 @@ def test_the_flow_names_every_preset() -> None:
         ("stages.17.training.nimg=1", "unknown field stages.17; the stages are 16, 32, 64"),
         ("stages.16.training.nimgs=1", "unknown field stages.16.training.nimgs; the fields are nimg, batch_size"),
         ("seeed=1", "unknown field seeed; the fields are name, summary"),
-        ("sampling.sampler=dpm", "sampling.sampler must be one of ddpm, ddim; got 'dpm'"),
+        ("sampling.sampler=dpm", "sampling.sampler must be one of ddpm, ddim, dpmpp; got 'dpm'"),
         ("stages.16.training.batch_size=0", "training.batch_size must be at least 1, got 0"),
         ("text=clip", "text must be one of flan-t5-xl, minilm; got 'clip'"),
         ("data.resolution=48", "stages.32 trains 32 px, which data.resolution 48 is no multiple of"),

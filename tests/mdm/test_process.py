@@ -1,13 +1,12 @@
-"""Schedules, the process and the samplers."""
+"""Schedules and the process."""
 
+import itertools
 import math
 
 import pytest
 import torch
 
-from mdm.config import Sampling
 from mdm.diffusion import Process, downsample, mixed_sizes
-from mdm.sampling import SeededNoise, guided, sample, threshold
 from mdm.schedules import Schedule, shift_gammas, time_grid
 from small import small_model
 
@@ -35,6 +34,15 @@ def test_time_grid() -> None:
     assert len(time_grid(24)) == 25
     with pytest.raises(ValueError, match="num_inference_steps"):
         time_grid(0)
+
+
+@pytest.mark.parametrize("steps", [1, 2, 24, 250, 999, 1000])
+def test_quadratic_spacing_starts_at_pure_noise_and_never_stands_still(steps: int) -> None:
+    grid = time_grid(steps, spacing="quadratic")
+    assert (grid[0], grid[-1], len(grid)) == (1000, 0, steps + 1)
+    assert all(k > s for k, s in itertools.pairwise(grid))
+    gaps = [k - s for k, s in itertools.pairwise(grid)]
+    assert gaps[0] >= gaps[-1]
 
 
 def test_downsample_pools_from_level_to_level() -> None:
@@ -73,65 +81,3 @@ def test_loss_is_zero_for_the_exact_denoiser_and_released_form_is_alpha_squared_
         gamma = schedule.gammas[k]
         assert torch.allclose(zero["noise"][r], gamma * zero["v"][r], rtol=1e-3, atol=1e-5)
         assert torch.allclose(zero["x"][r], (1 - gamma) * zero["v"][r], rtol=1e-3, atol=1e-5)
-
-
-@pytest.mark.parametrize(
-    "sampling", [Sampling(steps=250), Sampling(sampler="ddim", steps=250), Sampling(sampler="ddim", eta=0.5, steps=250)]
-)
-def test_samplers_reach_the_data_with_the_exact_denoiser_of_gaussian_data(sampling: Sampling) -> None:
-    """Data N(mean, s²) per pixel: E[x | z] is known, so sampled mean and deviation are too."""
-    process, mean, s = Process.of(small_model(2)), 0.2, 0.2
-
-    def exact(zs, t):
-        vs = []
-        for z, schedule in zip(zs, process.schedules, strict=True):
-            alpha, sigma = schedule.at(t + 1, z)
-            x = mean + alpha * s**2 / (alpha**2 * s**2 + sigma**2) * (z - alpha * mean)
-            vs.append((alpha * z - x) / sigma)
-        return vs
-
-    xs = sample(exact, process, sampling, SeededNoise(range(64), process.resolutions))
-    for x in xs:
-        assert x.mean().item() == pytest.approx(mean, abs=0.01)
-        assert x.std().item() == pytest.approx(s, rel=0.05)
-
-
-def test_an_image_depends_on_its_seed_not_on_its_batch() -> None:
-    process = Process.of(small_model(2))
-    scale = torch.tensor(0.5)
-
-    def denoiser(zs, t):
-        return [z * scale for z in zs]
-
-    sampling = Sampling(steps=5)
-    together = sample(denoiser, process, sampling, SeededNoise([7, 8, 9], process.resolutions))
-    alone = sample(denoiser, process, sampling, SeededNoise([8], process.resolutions))
-    assert all(torch.equal(a[1:2], b) for a, b in zip(together, alone, strict=True))
-
-
-def test_thresholds() -> None:
-    x = torch.tensor([-3.0, 0.5, 2.0]).view(1, 3, 1, 1)
-    assert torch.equal(threshold(x, "none"), x)
-    assert threshold(x, "clip").abs().max() == 1
-    assert torch.allclose(threshold(x, "dynamic", percentile=1.0), x / 3)
-
-
-def test_guidance_is_per_level_and_the_null_pass_goes_no_higher_than_needed() -> None:
-    calls = []
-
-    def model(zs, t, text, mask, num_outputs=None):
-        calls.append(num_outputs)
-        return [z * 0 + text.mean(dim=(1, 2)).view(-1, 1, 1, 1) for z in zs[:num_outputs]]
-
-    text, mask, null = torch.ones(2, 3, 4), torch.ones(2, 3), torch.zeros(2, 3, 4)
-    zs, t = [torch.zeros(2, 3, 8, 8), torch.zeros(2, 3, 16, 16)], torch.zeros(2)
-    for scales, passes in (
-        ((3.0, 1.0), [None, 1]),
-        ((1.0, 1.0), [None]),
-        ((3.0, 2.0), [None, 2]),
-        ((1.0, 2.0), [None, 2]),
-    ):
-        calls.clear()
-        vs = guided(model, (text, mask), (null, mask), scales)(zs, t)
-        assert [v.unique().item() for v in vs] == list(scales)
-        assert calls == passes
