@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from mdm.checkpoint import load_model
 from mdm.config import Device, Model, Sampling
-from mdm.data import Shards, hash64
+from mdm.data import Shards, hash64, null_condition
 from mdm.draw import draw
 from mdm.heldout import to_uint8
 from mdm.nested import NestedUNet
@@ -44,7 +44,7 @@ class Plan:
 
     sets: tuple[ImageSet, ...]
     data: str  # dataset folder whose captions are drawn
-    text: str  # its embeddings
+    text: str | None  # its embeddings
     num_samples: int
     seed: int = 0
     device: Device = "auto"
@@ -83,9 +83,10 @@ def run_plan(folder: Path, plan: Plan, rank: int, world: int) -> None:
         bar = tqdm(total=len(mine), initial=len(mine) - len(missing), desc=images.name, disable=rank != 0)
         for start in range(0, len(missing), images.sampling.batch_size):
             indices = missing[start : start + images.sampling.batch_size]
-            tokens = [t for t in (shards[i].tokens for i in indices) if t is not None]
+            conditions = [shards[i].condition for i in indices]
             seeds = [image_seed(plan.seed, i) for i in indices]
-            xs = draw(network, tokens, shards.null_tokens(), seeds, images.sampling, device)
+            null = null_condition(network.config, shards)
+            xs = draw(network, conditions, null, seeds, images.sampling, device)
             save_images(xs, network.config.resolutions, target, indices)
             bar.update(len(indices))
         bar.close()

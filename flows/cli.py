@@ -220,20 +220,21 @@ def models(_: argparse.Namespace) -> int:
     import torch
     from torch.utils.flop_counter import FlopCounterMode
 
+    from mdm.config import MODELS
     from mdm.nested import NestedUNet
-    from mdm.presets import MODELS
 
-    print(f"{'model':20} {'resolutions (px)':>18} {'parameters':>13} {'forward GFLOP':>14}   channels, innermost first")
+    print(f"{'model':30} {'resolutions (px)':>21} {'parameters':>13} {'forward GFLOP':>14}   channels, innermost first")
     for name, model in MODELS.items():
         with torch.device("meta"), FlopCounterMode(display=False) as counter:
             network = NestedUNet(model)
             zs = [torch.empty(1, 3, px, px) for px in model.resolutions]
-            text = torch.empty(1, 32, model.text.dim) if model.text else None
-            network(zs, torch.empty(1), text, torch.ones(1, 32))
+            text = {"text": torch.empty(1, 32, model.text.dim), "text_mask": torch.ones(1, 32)} if model.text else {}
+            labels = {"labels": torch.zeros(1, dtype=torch.long)} if model.labels else {}
+            network(zs, torch.empty(1), **text, **labels)
         count = sum(p.numel() for p in network.parameters())
         sizes = " ".join(map(str, model.resolutions))
         widths = " | ".join("/".join(map(str, level.channels)) for level in model.levels)
-        print(f"{name:20} {sizes:>18} {count:13,} {counter.get_total_flops() / 1e9:14,.2f}   {widths}")
+        print(f"{name:30} {sizes:>21} {count:13,} {counter.get_total_flops() / 1e9:14,.2f}   {widths}")
     print("(one image, 32 caption tokens, 2 FLOP per multiply-add)")
     return 0
 

@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, create_model
 
 from mdm.presets import Preset, resolve
 
-PresetName = Literal["tiny", "cc12m-256", "cc12m-1024"]
+PresetName = Literal["tiny", "cc12m-256", "cc12m-1024", "cc12m-1024-five", "imagenet-256", "imagenet-256-dropout"]
 
 
 def _partial(cls: Any) -> type[BaseModel]:

@@ -1,12 +1,15 @@
 """What is trained and how: models (paper App. A), training (App. B), sampling (App. C), as frozen dataclasses.
 
-Impossible combinations are refused when an object is made, with the reason. ``presets.py`` holds the named rows.
+Impossible combinations are refused when an object is made, with the reason. The named models stand at the end;
+``presets.py`` holds whole pipelines.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 LossSpace = Literal["v", "noise", "x"]
+Prediction = Literal["v", "noise", "x"]
+Downsampling = Literal["average", "bilinear", "bilinear-antialias"]
 Sampler = Literal["ddpm", "ddim", "dpmpp"]
 Spacing = Literal["uniform", "quadratic"]
 Threshold = Literal["none", "clip", "dynamic"]
@@ -36,6 +39,17 @@ class Text:
     def width(self) -> int:
         """Width of the caption tokens that cross-attention sees."""
         return self.proj_dim or self.dim
+
+
+@dataclass(frozen=True, kw_only=True)
+class Labels:
+    """Class conditioning (App. F): no cross-attention, the label's embedding is added to the time's."""
+
+    num_classes: int
+    null: bool = False  # one class more, for dropped labels: guidance needs it; the paper dropped none
+
+    def __post_init__(self) -> None:
+        check(self.num_classes > 0, f"labels.num_classes must be positive, got {self.num_classes}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,17 +95,30 @@ class Model:
     levels: tuple[Level, ...]
     text: Text | None
     emb_channels: int
+    labels: Labels | None = None
+    prediction: Prediction = "v"  # what the network puts out (App. C: v)
+    downsampling: Downsampling = "average"  # D^r of Eq. 2; by halves, Sec. 4.1's bilinear interpolation is the same
     shift_power: float = 1.0  # p of SNR / S^p: 1 in the paper and the released 256 model, 2 in the released 1024 model
     num_steps: int = 1000
 
     def __post_init__(self) -> None:
         check(len(self.levels) > 0, "a model needs at least one level")
+        check(self.text is None or self.labels is None, "a model is conditioned on text or on labels, not on both")
         check(self.emb_channels % 8 == 0, f"emb_channels must divide by 8, got {self.emb_channels}")
         for inner, outer in zip(self.levels[:-1], self.levels[1:], strict=True):
             check(
                 outer.lowest_resolution == inner.resolution,
                 f"level {outer.resolution} px ends at {outer.lowest_resolution} px, inside it is {inner.resolution} px",
             )
+
+    def check_sampling(self, sampling: "Sampling") -> None:
+        """Refuse guidance where no null condition was trained."""
+        guided = any(scale != 1 for scale in sampling.guidance)
+        check(
+            not guided or self.text is not None or (self.labels is not None and self.labels.null),
+            "sampling.guidance must be 1: this model was trained with its labels always there (App. F), so it has no "
+            "null class to guide away from; imagenet-256-dropout has one",
+        )
 
     @property
     def resolutions(self) -> tuple[int, ...]:
@@ -117,7 +144,9 @@ class Training:
     loss: LossSpace = "noise"  # the paper leaves omega_t open; the released code takes the error in the noise
     time_power: float = 1.0  # times are T u^time_power: above 1, more of them with little noise (our choice)
     low_only: float = 0.0  # fraction of a batch that skips the top level (Sec. 4.1 mixed-resolution; its value is open)
+    level_weights: tuple[float, ...] = ()  # of the losses, innermost first; none: 1 each, which is Eq. 3's default
     caption_dropout: float = 0.0  # stated nowhere in the paper
+    label_dropout: float = 0.0  # App. F: none
     flip: bool = False  # random horizontal flips
     max_batch_per_process: int = 64  # more is accumulated
     log_every_nimg: int = 100_000
@@ -132,8 +161,9 @@ class Training:
         check(self.keep_checkpoints >= 2, "training.keep_checkpoints must be at least 2: the newest may be damaged")
         check(self.time_power > 0, f"training.time_power must be positive, got {self.time_power}")
         check(self.lr > 0, f"training.lr must be positive, got {self.lr}")
-        for name in ("lr_decay", "low_only", "caption_dropout", "ema_rampup"):
+        for name in ("lr_decay", "low_only", "caption_dropout", "label_dropout", "ema_rampup"):
             check(0 <= getattr(self, name) <= 1, f"training.{name} must lie in 0..1, got {getattr(self, name)}")
+        check(all(w >= 0 for w in self.level_weights), "training.level_weights must not be negative")
         check(0 <= self.ema_decay < 1, f"training.ema_decay must lie in 0..1, got {self.ema_decay}")
         check(self.grad_clip > 0, f"training.grad_clip must be positive, got {self.grad_clip}")
 
@@ -179,3 +209,114 @@ class Sampling:
     def guidance_scales(self, num_levels: int) -> tuple[float, ...]:
         """One guidance_scale per level; the last one given serves the levels above it."""
         return tuple(self.guidance[min(r, len(self.guidance) - 1)] for r in range(num_levels))
+
+
+# -- the paper's models, to be read beside App. A ----------------------------------------------------------------------
+# App. A lists a level's feature resolutions from the highest down; here they follow from the level's own. It leaves
+# open, and we take from the released code: the MLP after attention in the innermost level (without it the "450 M" of
+# Sec. 4.1 would be 302 M), the middle blocks, 32 norm groups, and that outer levels have no middle of their own.
+# Behind each model: its parameters, and GFLOP of one forward pass with 32 caption tokens (2 per multiply-add).
+
+_S64 = Level(
+    resolution=64,
+    channels=(256, 512, 768),
+    num_res_blocks=(2, 2, 2),
+    num_attn_layers=(0, 1, 5),
+    num_heads=8,
+    attention_ffn=True,
+)
+
+
+def _outer(resolution: int, channels: tuple[int, ...], num_res_blocks: tuple[int, ...], shift: float) -> Level:
+    """A level without attention, as all outer ones of the paper are."""
+    none = (0,) * len(channels)
+    return Level(
+        resolution=resolution, channels=channels, num_res_blocks=num_res_blocks, num_attn_layers=none, shift=shift
+    )
+
+
+_S128 = _outer(128, (128, 256), (2, 1), shift=2)
+_S256 = _outer(256, (64, 128, 256), (2, 2, 1), shift=4)
+_S256_ON_128 = _outer(256, (64, 128), (2, 1), shift=4)
+_S512 = _outer(512, (32, 64), (2, 1), shift=8)
+_S1024 = _outer(1024, (32, 32, 64), (2, 2, 1), shift=16)
+_S1024_ON_512 = _outer(1024, (32, 32), (2, 1), shift=16)
+
+
+def _text_to_image(*levels: Level) -> Model:
+    return Model(levels=levels, text=Text(dim=2048, proj_dim=1024, num_layers=2), emb_channels=1024)
+
+
+def _imagenet(*levels: Level, null: bool) -> Model:
+    """App. F: no cross-attention, the label fused with the time embedding (as a sum: our choice)."""
+    return Model(levels=levels, text=None, labels=Labels(num_classes=1000, null=null), emb_channels=1024)
+
+
+def _released(*levels: Level, shift_power: float = 1) -> Model:
+    """As the authors' checkpoints: no text layers, a wider projection, padding in sight, the scale as a condition."""
+    scaled = tuple(replace(level, micro=(("scale", float(level.resolution)),)) for level in levels)
+    text = Text(dim=2048, proj_dim=2048, num_layers=0, masked=False)
+    return Model(levels=scaled, text=text, emb_channels=1024, shift_power=shift_power)
+
+
+MODELS = {
+    "MDM-S64": _text_to_image(_S64),  # 435,891,203; 362
+    "MDM-S64S256": _text_to_image(_S64, _S256),  # 449,833,286; 588
+    "MDM-S64S128S256": _text_to_image(_S64, _S128, _S256_ON_128),  # 453,483,977; 638
+    "MDM-S64S256S1024": _text_to_image(_S64, _S256, _S1024),  # 452,876,617; 1,017
+    "MDM-S64S128S256S512S1024": _text_to_image(_S64, _S128, _S256_ON_128, _S512, _S1024_ON_512),  # 458,135,791; 1,119
+    # ImageNet, as the paper trained it, without dropped labels; "-dropout": with a trained null class (our choice)
+    "MDM-S64-imagenet": _imagenet(_S64, null=False),  # 361,306,115 and 1,024,000 of the labels; 357
+    "MDM-S64S256-imagenet": _imagenet(_S64, _S256, null=False),
+    "MDM-S64-imagenet-dropout": _imagenet(_S64, null=True),
+    "MDM-S64S256-imagenet-dropout": _imagenet(_S64, _S256, null=True),
+    # the released checkpoints; only the 1024 model has p = 2, and only its 256 level divides z by its deviation
+    "64x64": _released(_S64),  # 461,359,107; 364
+    "256x256": _released(_S64, _S256),  # 476,613,958; 589
+    "1024x1024": _released(_S64, replace(_S256, normalize_input=True), _S1024, shift_power=2),  # 480,970,057; 1,019
+}
+
+
+def small(model: Model) -> Model:
+    """A small relative: the same anatomy at a quarter of the resolution and an eighth of the width, for MiniLM's text.
+
+    Few norm groups: with 32, layers this narrow would be normalised channel by channel, which takes their colours.
+    """
+    levels = tuple(
+        replace(
+            level,
+            resolution=level.resolution // 4,
+            channels=tuple(max(8, width // 8) for width in level.channels),
+            norm_groups=4,
+            micro=tuple((name, value / 4) for name, value in level.micro),
+        )
+        for level in model.levels
+    )
+    text = replace(model.text, dim=384, proj_dim=model.text.proj_dim // 8) if model.text else None
+    labels = replace(model.labels, num_classes=10) if model.labels else None
+    return replace(model, levels=levels, text=text, labels=labels, emb_channels=model.emb_channels // 8)
+
+
+MODELS |= {f"{name}-small": small(model) for name, model in MODELS.items()}
+
+# The demo's model (our choice): the same anatomy again, small enough to train in minutes on two CPU cores. p = 2, as in
+# the released 1024 model: averaging S x S pixels divides the noise by S^2, so no level is ahead of the ones inside it.
+_TINY = (
+    Level(
+        resolution=16,
+        channels=(32, 48, 64),
+        num_res_blocks=(2, 2, 2),
+        num_attn_layers=(0, 1, 1),
+        attention_ffn=True,
+        norm_groups=8,
+    ),
+    replace(_outer(32, (24, 32), (1, 1), shift=2), norm_groups=4),
+    replace(_outer(64, (16, 24), (1, 1), shift=4), norm_groups=4),
+)
+
+
+def _tiny(num_levels: int) -> Model:
+    return Model(levels=_TINY[:num_levels], text=Text(dim=384, proj_dim=128), emb_channels=128, shift_power=2)
+
+
+MODELS |= {"tiny-16": _tiny(1), "tiny-16-32": _tiny(2), "tiny-16-32-64": _tiny(3)}

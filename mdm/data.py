@@ -21,6 +21,8 @@ from safetensors import safe_open
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from mdm.config import Model
+
 
 def hash64(*parts: int | str) -> int:
     """A 63-bit integer from a tuple: the seed of everything random that belongs to it."""
@@ -45,12 +47,22 @@ def permute(position: int, size: int, key: int) -> int:
 
 @dataclass(frozen=True)
 class Sample:
-    """One captioned image: uint8 [3, H, H], the frozen encoder's states float32 [L, D] (if asked for)."""
+    """One image, uint8 [3, H, H], and what it shows: a caption, its states float32 [L, D] (if asked for), a label."""
 
     key: str
     caption: str
     image: Tensor
     tokens: Tensor | None
+    label: int | None
+
+    @property
+    def condition(self) -> Tensor | int:
+        """What a model is conditioned on: the caption's states where there are any, else the label."""
+        if self.tokens is not None:
+            return self.tokens
+        if self.label is None:
+            raise ValueError(f"{self.key}: opened without text embeddings, and its metadata has no label")
+        return self.label
 
 
 class Shards:
@@ -81,7 +93,8 @@ class Shards:
         tokens = None if self.text_folder is None else self.tokens(shard, place)
         with Image.open(io.BytesIO(image)) as picture:
             pixels = torch.from_numpy(np.asarray(picture.convert("RGB")).copy()).permute(2, 0, 1)
-        return Sample(json.loads(meta)["key"], text.decode(), pixels, tokens)
+        record = json.loads(meta)
+        return Sample(record["key"], text.decode(), pixels, tokens, record.get("label"))
 
     def tokens(self, shard: int, place: int) -> Tensor:
         file = self._embeddings(shard)
@@ -123,41 +136,58 @@ def _manifest(folder: Path) -> dict[str, Any]:
         raise ValueError(f"{folder} is no finished dataset: manifest.json is missing") from None
 
 
+def null_condition(model: Model, shards: Shards) -> Tensor | int | None:
+    """What stands for no caption or no label: the empty caption's states [L, D], the class after the last, or None."""
+    if model.text is not None:
+        return shards.null_tokens()
+    return model.labels.num_classes if model.labels is not None and model.labels.null else None
+
+
+def stack_conditions(conditions: Sequence[Tensor | int]) -> dict[str, Tensor]:
+    """Captions' states or labels of a batch -> the network's keyword arguments."""
+    if isinstance(conditions[0], int):
+        return {"labels": torch.tensor(conditions)}
+    text, mask = pad_tokens(conditions)  # type: ignore[arg-type]
+    return {"text": text, "text_mask": mask}
+
+
 @dataclass(frozen=True)
 class Batch:
-    """Stacked samples: images uint8 [B, 3, H, H], caption states [B, L, D] and mask [B, L]."""
+    """Stacked samples: images uint8 [B, 3, H, H] and what the network is conditioned on (see stack_conditions)."""
 
     positions: list[int]
     images: Tensor
-    text: Tensor
-    text_mask: Tensor
+    condition: dict[str, Tensor]
 
 
-class TrainingSet(Dataset[tuple[int, Tensor, Tensor]]):
-    """position -> (position, image, caption states), with flips and dropped captions drawn from (seed, position)."""
+Item = tuple[int, Tensor, Tensor | int]
 
-    def __init__(self, shards: Shards, seed: int, caption_dropout: float = 0.0, flip: bool = False) -> None:
+
+class TrainingSet(Dataset[Item]):
+    """position -> (position, image, condition), with flips and dropped conditions drawn from (seed, position)."""
+
+    def __init__(
+        self, shards: Shards, seed: int, null: Tensor | int | None = None, dropout: float = 0.0, flip: bool = False
+    ) -> None:
         self.shards, self.seed, self.flip = shards, seed, flip
-        self.caption_dropout = caption_dropout
-        self.null = shards.null_tokens()
+        self.null, self.dropout = null, dropout
 
     def index(self, position: int) -> int:
         """Which sample stands at a global position."""
         epoch, place = divmod(position, len(self.shards))
         return permute(place, len(self.shards), hash64(self.seed, "order", epoch))
 
-    def __getitem__(self, position: int) -> tuple[int, Tensor, Tensor]:
+    def __getitem__(self, position: int) -> Item:
         sample = self.shards[self.index(position)]
         draws = np.random.default_rng(hash64(self.seed, "augment", position)).random(2)
         image = sample.image.flip(2) if self.flip and draws[0] < 0.5 else sample.image
-        dropped = sample.tokens is None or draws[1] < self.caption_dropout
-        return position, image, self.null if dropped else sample.tokens  # type: ignore[return-value]
+        dropped = self.null is not None and draws[1] < self.dropout
+        return position, image, self.null if dropped else sample.condition  # type: ignore[return-value]
 
 
-def collate(samples: Sequence[tuple[int, Tensor, Tensor]]) -> Batch:
-    positions, images, tokens = zip(*samples, strict=True)
-    text, mask = pad_tokens(tokens)
-    return Batch(list(positions), torch.stack(images), text, mask)
+def collate(items: Sequence[Item]) -> Batch:
+    positions, images, conditions = zip(*items, strict=True)
+    return Batch(list(positions), torch.stack(images), stack_conditions(conditions))
 
 
 def pad_tokens(tokens: Sequence[Tensor], length: int = 0) -> tuple[Tensor, Tensor]:

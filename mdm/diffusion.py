@@ -11,24 +11,30 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mdm.config import LossSpace, Model
+from mdm.config import Downsampling, LossSpace, Model, Prediction
 from mdm.schedules import Schedule
 
-Denoiser = Callable[[list[Tensor], Tensor], list[Tensor]]  # (z_t, network time t [B]) -> v per level
+Denoiser = Callable[[list[Tensor], Tensor], list[Tensor]]  # (z_t, network time t [B]) -> what it predicts, per level
 
 
-def downsample(images: Tensor, resolutions: Sequence[int]) -> list[Tensor]:
-    """D^r of Eq. 2 for every resolution (ascending, px): average pooling of images [B, C, H, H] from level to level.
+def downsample(images: Tensor, resolutions: Sequence[int], how: Downsampling = "average") -> list[Tensor]:
+    """D^r of Eq. 2 of images [B, C, H, H] for every resolution (ascending, px).
 
-    For a factor of two this equals the bilinear interpolation that Sec. 4.1 names; the released code pools too. Images
-    may be larger than the highest resolution (a stage trained below the size the data set is stored at).
+    ``average`` pools from level to level, as the released code does; for halves that is the bilinear interpolation of
+    Sec. 4.1. The bilinear ones take every level from the image itself: without antialias it reads only the four
+    pixels around each new one's centre, with it all that the new one covers. Images may be larger than the highest
+    resolution (a stage trained below the size the data set is stored at).
     """
     levels: list[Tensor] = []
+    pooled = images
     for px in reversed(resolutions):
         if images.shape[-1] % px:
-            raise ValueError(f"images of {images.shape[-1]} px cannot be pooled to {px} px")
-        images = F.avg_pool2d(images, images.shape[-1] // px)
-        levels.insert(0, images)
+            raise ValueError(f"images of {images.shape[-1]} px cannot be brought down to {px} px")
+        if how == "average":
+            pooled = F.avg_pool2d(pooled, pooled.shape[-1] // px)
+            levels.insert(0, pooled)
+        else:
+            levels.insert(0, F.interpolate(images, px, mode="bilinear", antialias=how == "bilinear-antialias"))
     return levels
 
 
@@ -52,23 +58,38 @@ def noise_from_x(z: Tensor, x: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
     return (z - x * alpha) / sigma
 
 
+def to_x(prediction: Prediction, z: Tensor, output: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
+    """The clean image that a network's output stands for."""
+    if prediction == "v":
+        return x_from_v(z, output, alpha, sigma)
+    return output if prediction == "x" else (z - sigma * output) / alpha
+
+
 @dataclass(frozen=True, eq=False)
 class Process:
     """The joint process: one schedule per level, all driven by the same time."""
 
     resolutions: tuple[int, ...]
     schedules: tuple[Schedule, ...]
+    prediction: Prediction = "v"
+    downsampling: Downsampling = "average"
 
     @classmethod
     def of(cls, model: Model) -> "Process":
         return cls(
             model.resolutions,
             tuple(Schedule.cosine(level.shift, model.shift_power, model.num_steps) for level in model.levels),
+            model.prediction,
+            model.downsampling,
         )
 
     @property
     def num_steps(self) -> int:
         return self.schedules[0].num_steps
+
+    def downsample(self, images: Tensor) -> list[Tensor]:
+        """D^r of images [B, 3, H, H] for every level."""
+        return downsample(images, self.resolutions, self.downsampling)
 
     def draw_noise(self, batch_size: int, generator: torch.Generator, channels: int = 3) -> list[Tensor]:
         """Independent N(0, 1) per level (App. C) on the generator's device."""
@@ -98,19 +119,22 @@ class Process:
         """Per-sample loss [B_r] of every level: the summands of Eq. 3, mean squared error over C, H, W.
 
         The mean over pixels makes the paper's default weights omega^r / omega^R = N_R / N_r equal ones. ``space`` says
-        where the error is taken: ``v``; ``noise`` (the released form, alpha² times the former); ``x`` (sigma² times).
+        where the error is taken: ``x`` is Eq. 3 with omega_t = 1; ``v`` has omega_t = 1 / sigma²; ``noise``, the
+        released form, alpha² / sigma².
         """
         zs = self.diffuse(xs, noise, k)
-        vs = denoiser(zs, k - 1)
+        outputs = denoiser(zs, k - 1)
         losses = []
-        for z, v, x, n, schedule in zip(zs, vs, xs, noise, self.schedules, strict=True):
+        for z, output, x, n, schedule in zip(zs, outputs, xs, noise, self.schedules, strict=True):
             alpha, sigma = schedule.at(k[: len(x)], x)
-            if space == "v":
-                error = v - to_v(x, n, alpha, sigma)
-            elif space == "noise":
-                error = noise_from_x(z, x_from_v(z, v, alpha, sigma), alpha, sigma) - n
+            if space == self.prediction:  # without the detour over x, which loses digits where alpha or sigma is small
+                error = output - {"v": to_v(x, n, alpha, sigma), "noise": n, "x": x}[space]
             else:
-                error = x_from_v(z, v, alpha, sigma) - x
+                error = to_x(self.prediction, z, output, alpha, sigma) - x
+                if space == "noise":
+                    error = error * (alpha / sigma)
+                elif space == "v":
+                    error = error / sigma
             losses.append(error.float().square().mean(dim=(1, 2, 3)))
         return losses
 

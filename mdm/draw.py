@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from mdm.config import Sampling
-from mdm.data import pad_tokens
+from mdm.data import stack_conditions
 from mdm.diffusion import Process
 from mdm.nested import NestedUNet
 from mdm.sampling import SeededNoise, guided, sample
@@ -14,21 +14,29 @@ from mdm.sampling import SeededNoise, guided, sample
 
 def draw(
     network: NestedUNet,
-    tokens: Sequence[Tensor],
-    null: Tensor,
+    conditions: Sequence[Tensor | int],
+    null: Tensor | int | None,
     seeds: Sequence[int],
     sampling: Sampling,
     device: torch.device,
     on_step: Callable[[int, int, list[Tensor]], None] | None = None,
 ) -> list[Tensor]:
-    """Images of given caption states [L_i, D] and seeds, at all levels: list of [B, 3, H_r, H_r] in [-1, 1]."""
+    """Images of given caption states [L_i, D] or labels, and seeds, at all levels: list of [B, 3, H_r, H_r] in [-1, 1].
+
+    Raises ValueError for guidance where the model has no null condition.
+    """
+    network.config.check_sampling(sampling)
     process = Process.of(network.config)
-    count = len(tokens)
-    text, mask = (t.to(device) for t in pad_tokens([*tokens, null]))
+    count = len(conditions)
+    both = stack_conditions([*conditions, *([] if null is None else [null])])
+    condition = {name: value[:count].to(device) for name, value in both.items()}
+    nothing = None
+    if null is not None:
+        nothing = {name: value[count:].to(device).expand(count, *value.shape[1:]) for name, value in both.items()}
     denoiser = guided(
         network,
-        (text[:count], mask[:count]),
-        (text[count:].expand(count, *text.shape[1:]), mask[count:].expand(count, *mask.shape[1:])),
+        condition,
+        nothing,
         sampling.guidance_scales(len(process.resolutions)),
         tuple(round(bound * process.num_steps) for bound in sampling.guidance_interval),  # type: ignore[arg-type]
     )

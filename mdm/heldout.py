@@ -8,8 +8,8 @@ from PIL import Image
 from torch import Tensor
 
 from mdm.config import LossSpace, Model, Sampling
-from mdm.data import Shards, hash64, pad_tokens
-from mdm.diffusion import Process, downsample
+from mdm.data import Shards, hash64, null_condition, stack_conditions
+from mdm.diffusion import Process
 from mdm.draw import draw
 from mdm.nested import NestedUNet
 
@@ -28,26 +28,26 @@ class HeldOut:
         count = min(NUM_IMAGES, len(shards))
         samples = [shards[i * len(shards) // count] for i in range(count)]
         images = torch.stack([s.image for s in samples]).float() / 127.5 - 1
-        self.xs = [x.to(device) for x in downsample(images, model.resolutions)]
+        self.xs = [x.to(device) for x in self.process.downsample(images)]
         generator = torch.Generator().manual_seed(hash64(seed, "held out"))
         self.noise = [n.to(device) for n in self.process.draw_noise(count, generator)]
         self.k = (
             torch.linspace(1, self.process.num_steps, count).round().long()[torch.randperm(count, generator=generator)]
         )
         self.k = self.k.to(device)
-        tokens = [s.tokens for s in samples if s.tokens is not None]
-        self.text, self.mask = (t.to(device) for t in pad_tokens(tokens))
+        conditions = [s.condition for s in samples]
+        self.condition = {name: value.to(device) for name, value in stack_conditions(conditions).items()}
         chosen = range(0, count, max(1, count // NUM_SAMPLES))
-        self.prompts = [tokens[i] for i in chosen][:NUM_SAMPLES]
+        self.prompts = [conditions[i] for i in chosen][:NUM_SAMPLES]
         self.captions = [samples[i].caption for i in chosen][:NUM_SAMPLES]
-        self.null = shards.null_tokens()
+        self.null = null_condition(model, shards)
         self.seeds = [hash64(seed, "grid", i) for i in range(len(self.prompts))]
 
     @torch.no_grad()
     def losses(self, network: NestedUNet) -> dict[str, float]:
         """Mean loss per level."""
         per_sample = self.process.loss(
-            lambda zs, t: network(zs, t, self.text, self.mask), self.xs, self.noise, self.k, self.loss
+            lambda zs, t: network(zs, t, **self.condition), self.xs, self.noise, self.k, self.loss
         )
         return {f"val/loss_{px}": level.mean().item() for px, level in zip(self.resolutions, per_sample, strict=True)}
 

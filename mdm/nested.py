@@ -32,6 +32,9 @@ class NestedUNet(nn.Module):
         self.config = model
         text_dim = model.text.width if model.text else None
         self.text = TextConditioner(model.text, model.emb_channels) if model.text else None
+        self.labels = None
+        if model.labels:
+            self.labels = nn.Embedding(model.labels.num_classes + model.labels.null, model.emb_channels)
         self.levels = nn.ModuleList(
             UNet(level, model.emb_channels, text_dim, innermost=r == 0) for r, level in enumerate(model.levels)
         )
@@ -44,26 +47,32 @@ class NestedUNet(nn.Module):
         self,
         zs: list[Tensor],
         t: Tensor,
+        *,
         text: Tensor | None = None,
         text_mask: Tensor | None = None,
+        labels: Tensor | None = None,
         micros: dict[str, Tensor] | None = None,
         num_outputs: int | None = None,
     ) -> list[Tensor]:
-        """z_t per level [B_r, 3, H_r, H_r], time t [B] in 0..T-1, caption [B, L, D] and mask [B, L] -> v per level.
+        """z_t per level [B_r, 3, H_r, H_r], time t [B] in 0..T-1, caption [B, L, D] and mask [B, L] or labels [B] -> v.
 
         ``num_outputs``: leave out the decoders above so many levels, where only the lower levels' v is wanted.
         B_r may fall from level to level (mixed-resolution batches, Sec. 4.1): the first B_r samples carry level r.
         """
         if len(zs) != len(self.levels):
             raise ValueError(f"the model has {len(self.levels)} levels, got {len(zs)} images")
-        caption, context = None, (None, None)
+        condition, context = None, (None, None)
         if self.text is not None:
             if text is None or text_mask is None:
                 raise ValueError("this model is conditioned on text: pass text and text_mask")
-            caption, tokens, mask = self.text(text, text_mask)  # once for all levels
+            condition, tokens, mask = self.text(text, text_mask)  # once for all levels
             context = (tokens, mask)
+        if self.labels is not None:
+            if labels is None:
+                raise ValueError("this model is conditioned on classes: pass labels")
+            condition = self.labels(labels)
         outputs: list[Tensor] = []
-        self._denoise(zs, None, t, caption, context, micros or {}, outputs, num_outputs or len(zs))
+        self._denoise(zs, None, t, condition, context, micros or {}, outputs, num_outputs or len(zs))
         return outputs
 
     def _denoise(
@@ -71,7 +80,7 @@ class NestedUNet(nn.Module):
         zs: list[Tensor],
         features: Tensor | None,
         t: Tensor,
-        caption: Tensor | None,
+        condition: Tensor | None,
         context: Context,
         micros: dict[str, Tensor],
         outputs: list[Tensor],
@@ -81,8 +90,8 @@ class NestedUNet(nn.Module):
         r, size = len(zs) - 1, len(zs[-1])
         unet: UNet = self.levels[r]  # type: ignore[assignment]
         emb = unet.embed(t[:size], {name: value[:size] for name, value in micros.items()})
-        if caption is not None:
-            emb = emb + caption[:size]
+        if condition is not None:
+            emb = emb + condition[:size]
         here: Context = tuple(None if c is None else c[:size] for c in context)  # type: ignore[assignment]
         x, skips = unet.encode(zs[-1], features, emb, here)
         if r == 0:
@@ -90,7 +99,7 @@ class NestedUNet(nn.Module):
         else:
             adapter: Adapter = self.adapters[r - 1]  # type: ignore[assignment]
             inner = None if adapter.down is None else _pad(adapter.down(x), len(zs[-2]))
-            inner = self._denoise(zs[:-1], inner, t, caption, context, micros, outputs, num_outputs)
+            inner = self._denoise(zs[:-1], inner, t, condition, context, micros, outputs, num_outputs)
             if r >= num_outputs:
                 return x
             x = x + adapter.up(inner[:size])

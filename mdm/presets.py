@@ -6,7 +6,7 @@ Where the paper is silent, the choice is ours and the comment says so.
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from mdm.config import Level, Model, Sampling, Text, Training, check
+from mdm.config import MODELS, Model, Sampling, Training, check
 from mdm.structure import from_dict, to_dict
 from mdm.text import ENCODERS
 
@@ -74,7 +74,7 @@ class Preset:
     name: str
     summary: str
     data: Data
-    text: str  # caption encoder
+    text: str | None  # caption encoder; none for class-conditional models
     stages: dict[str, Stage]  # in order
     sampling: Sampling
     evaluation: Evaluation
@@ -82,7 +82,8 @@ class Preset:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        check(self.text in ENCODERS, f"text must be one of {', '.join(ENCODERS)}; got {self.text!r}")
+        known = ", ".join(ENCODERS)
+        check(self.text is None or self.text in ENCODERS, f"text must be one of {known}, or null; got {self.text!r}")
         check(len(self.stages) > 0, "a preset needs at least one stage")
         for name, stage in self.stages.items():
             top = stage.model.resolutions[-1]
@@ -90,76 +91,68 @@ class Preset:
                 self.data.resolution % top == 0,
                 f"stages.{name} trains {top} px, which data.resolution {self.data.resolution} is no multiple of",
             )
-            check(
-                stage.model.text is not None and stage.model.text.dim == ENCODERS[self.text].dim,
-                f"stages.{name}.model.text.dim must be {ENCODERS[self.text].dim}, the width of {self.text}",
-            )
-
-
-# -- models ----------------------------------------------------------------------------------------------------------
-
-# emb_channels 1024, 2 text layers, projection 1024, 8 heads. The MLP after attention and the middle blocks are not
-# listed in App. A; without the MLP the stated 450 M parameters do not come out (302 M against 436 M).
-_PAPER_TEXT = Text(dim=2048, proj_dim=1024, num_layers=2)
-_S64 = Level(
-    resolution=64,
-    channels=(256, 512, 768),
-    num_res_blocks=(2, 2, 2),
-    num_attn_layers=(0, 1, 5),
-    attention_ffn=True,
-)
-_S256 = Level(resolution=256, channels=(64, 128, 256), num_res_blocks=(2, 2, 1), num_attn_layers=(0, 0, 0), shift=4)
-_S1024 = Level(resolution=1024, channels=(32, 32, 64), num_res_blocks=(2, 2, 1), num_attn_layers=(0, 0, 0), shift=16)
-
-
-def _paper(*levels: Level) -> Model:
-    return Model(levels=levels, text=_PAPER_TEXT, emb_channels=1024)
-
-
-MODELS = {
-    "MDM-S64": _paper(_S64),
-    "MDM-S64S256": _paper(_S64, _S256),
-    "MDM-S64S256S1024": _paper(_S64, _S256, _S1024),
-}
-
-# The demo's model (our choice): the same anatomy, small enough to train in minutes on two CPU cores. Few norm groups:
-# with 32, layers this narrow would be normalised channel by channel, which takes their colours away. p = 2, as in the
-# released 1024 model: averaging S x S pixels divides the noise by S^2, so no level is ahead of the ones inside it.
-_TINY_LEVELS = (
-    Level(
-        resolution=16,
-        channels=(32, 48, 64),
-        num_res_blocks=(2, 2, 2),
-        num_attn_layers=(0, 1, 1),
-        attention_ffn=True,
-        norm_groups=8,
-    ),
-    Level(resolution=32, channels=(24, 32), num_res_blocks=(2, 1), num_attn_layers=(0, 0), shift=2, norm_groups=4),
-    Level(resolution=64, channels=(16, 24), num_res_blocks=(2, 1), num_attn_layers=(0, 0), shift=4, norm_groups=4),
-)
-
-
-def _tiny(num_levels: int) -> Model:
-    text = Text(dim=384, proj_dim=128)
-    return Model(levels=_TINY_LEVELS[:num_levels], text=text, emb_channels=128, shift_power=2)
-
-
-MODELS |= {"tiny-16": _tiny(1), "tiny-16-32": _tiny(2), "tiny-16-32-64": _tiny(3)}
+            width = None if stage.model.text is None else stage.model.text.dim
+            wanted = None if self.text is None else ENCODERS[self.text].dim
+            check(width == wanted, f"stages.{name}.model.text.dim is {width}, but text {self.text} has width {wanted}")
+            weights, levels = stage.training.level_weights, len(stage.model.levels)
+            check(len(weights) in (0, levels), f"stages.{name}.training.level_weights needs {levels} values, or none")
+            stage.model.check_sampling(self.sampling)
 
 
 # -- pipelines -------------------------------------------------------------------------------------------------------
 
 
-def _paper_stage(model: str, batch_size: int, steps: int, max_batch_per_process: int) -> Stage:
-    """App. B: Adam (0.9, 0.99), lr 1e-4 after 30,000 warm-up steps, EMA 0.9999, clip 2.0."""
+def _paper_stage(
+    model: str,
+    batch_size: int,
+    steps: int,
+    max_batch_per_process: int,
+    caption_dropout: float = 0.0,
+    label_dropout: float = 0.0,
+) -> Stage:
+    """App. B: Adam (0.9, 0.99), lr 1e-4 after 30,000 warm-up steps, EMA 0.9999, clip 2.0. See ``choices.py``."""
     training = Training(
         nimg=batch_size * steps,
         batch_size=batch_size,
         warmup_nimg=30_000 * batch_size,
-        caption_dropout=0.1,  # our choice: Table 1 guides, which needs a trained null caption
+        low_only=1 / 3 if len(MODELS[model].levels) > 1 else 0.0,
+        caption_dropout=caption_dropout,
+        label_dropout=label_dropout,
         max_batch_per_process=max_batch_per_process,  # Table 3, samples per A100
     )
     return Stage(model=MODELS[model], training=training)
+
+
+def _cc12m(name: str, summary: str, disk_gb: float, *stages: tuple[str, int, int, int]) -> Preset:
+    """App. B's text-to-image schedule; stages as (model, batch size, steps, images per GPU)."""
+    resolution = MODELS[stages[-1][0]].resolutions[-1]
+    return Preset(
+        name=name,
+        summary=summary,
+        data=Data(source="prepared", name=f"cc12m-{resolution}", resolution=resolution),
+        text="flan-t5-xl",
+        stages={str(MODELS[s[0]].resolutions[-1]): _paper_stage(*s, caption_dropout=0.1) for s in stages},
+        sampling=_PAPER_SAMPLING,
+        evaluation=Evaluation(num_samples=30_000),
+        hardware=Hardware(device="cuda", processes=8, data_workers=8, disk_gb=disk_gb),
+    )
+
+
+def _imagenet(name: str, summary: str, models: str, label_dropout: float) -> Preset:
+    """App. B and F: batch 512 and 256 for 300,000 and 500,000 steps."""
+    return Preset(
+        name=name,
+        summary=summary,
+        data=Data(source="prepared", name="imagenet-256", resolution=256),
+        text=None,
+        stages={
+            "64": _paper_stage(f"MDM-S64-{models}", 512, 300_000, 64, label_dropout=label_dropout),
+            "256": _paper_stage(f"MDM-S64S256-{models}", 256, 500_000, 32, label_dropout=label_dropout),
+        },
+        sampling=_PAPER_SAMPLING,
+        evaluation=Evaluation(num_samples=50_000),
+        hardware=Hardware(device="cuda", processes=8, data_workers=8, disk_gb=300),
+    )
 
 
 def _tiny_stage(model: str, nimg: int, batch_size: int, log_every: int) -> Stage:
@@ -199,32 +192,32 @@ PRESETS = {
             evaluation=Evaluation(num_samples=96),
             hardware=Hardware(device="cpu", processes=2, threads=1, disk_gb=1),
         ),
-        Preset(
-            name="cc12m-256",
-            summary="the paper's text-to-image model at 256 px on 32 A100",
-            data=Data(source="prepared", name="cc12m-256", resolution=256),
-            text="flan-t5-xl",
-            stages={
-                "64": _paper_stage("MDM-S64", 2048, 500_000, 64),
-                "256": _paper_stage("MDM-S64S256", 1024, 500_000, 32),
-            },
-            sampling=_PAPER_SAMPLING,
-            evaluation=Evaluation(num_samples=30_000),
-            hardware=Hardware(device="cuda", processes=8, data_workers=8, disk_gb=1_500),
+        _cc12m(
+            "cc12m-256",
+            "the paper's text-to-image model at 256 px on 32 A100",
+            1_500,
+            ("MDM-S64", 2048, 500_000, 64),
+            ("MDM-S64S256", 1024, 500_000, 32),
         ),
-        Preset(
-            name="cc12m-1024",
-            summary="the paper's text-to-image model at 1024 px on 32 A100",
-            data=Data(source="prepared", name="cc12m-1024", resolution=1024),
-            text="flan-t5-xl",
-            stages={
-                "64": _paper_stage("MDM-S64", 2048, 500_000, 64),
-                "256": _paper_stage("MDM-S64S256", 1024, 500_000, 32),
-                "1024": _paper_stage("MDM-S64S256S1024", 768, 100_000, 12),
-            },
-            sampling=_PAPER_SAMPLING,
-            evaluation=Evaluation(num_samples=30_000),
-            hardware=Hardware(device="cuda", processes=8, data_workers=8, disk_gb=4_000),
+        _cc12m(
+            "cc12m-1024",
+            "the paper's text-to-image model at 1024 px on 32 A100",
+            4_000,
+            ("MDM-S64", 2048, 500_000, 64),
+            ("MDM-S64S256", 1024, 500_000, 32),
+            ("MDM-S64S256S1024", 768, 100_000, 12),
+        ),
+        _cc12m(
+            "cc12m-1024-five",
+            "the same with five levels; 256 px is trained by its three inner ones (App. B)",
+            4_000,
+            ("MDM-S64", 2048, 500_000, 64),
+            ("MDM-S64S128S256", 1024, 500_000, 32),
+            ("MDM-S64S128S256S512S1024", 768, 100_000, 12),
+        ),
+        _imagenet("imagenet-256", "the paper's class-conditional model, no label dropped", "imagenet", 0),
+        _imagenet(
+            "imagenet-256-dropout", "the same with 10 % of labels dropped, for guidance", "imagenet-dropout", 0.1
         ),
     )
 }

@@ -1,5 +1,7 @@
 """Growing a trained model by one or more levels (paper Sec. 3.3, App. B)."""
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
@@ -18,8 +20,8 @@ def grow(model: Model, weights: dict[str, Tensor], grown: Model, seed: int) -> d
         raise ValueError(
             f"cannot grow {model.resolutions} px into {grown.resolutions} px: the inner levels must be equal"
         )
-    if (grown.text, grown.emb_channels, grown.shift_power) != (model.text, model.emb_channels, model.shift_power):
-        raise ValueError("cannot grow: text, emb_channels and shift_power must stay as they were trained")
+    if replace(grown, levels=model.levels) != model:
+        raise ValueError("cannot grow: everything but the levels must stay as it was trained")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         fresh = NestedUNet(grown).state_dict()

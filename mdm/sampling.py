@@ -10,10 +10,11 @@ import torch
 from torch import Tensor
 
 from mdm.config import Sampling, Threshold
-from mdm.diffusion import Denoiser, Process, noise_from_x, x_from_v
+from mdm.diffusion import Denoiser, Process, noise_from_x, to_x
 from mdm.schedules import NUM_STEPS, Schedule, time_grid
 
 Noise = Callable[[], list[Tensor]]
+Condition = dict[str, Tensor]  # text [B, L, D] and text_mask [B, L], or labels [B]
 
 
 class SeededNoise:
@@ -88,9 +89,9 @@ def sample(
 ) -> list[Tensor]:
     """Draw images at all levels in parallel from pure noise -> x per level, in [-1, 1].
 
-    ``denoiser(zs, t)`` returns v per level (guidance is its business, see ``guided``); ``on_step(i, total, xs)`` sees
-    the predicted clean images of every step, as in Fig. 11, and may raise to stop. Every level takes the step with its
-    own shifted schedule.
+    ``denoiser(zs, t)`` returns what the network predicts, per level (guidance is its business, see ``guided``);
+    ``on_step(i, total, xs)`` sees the predicted clean images of every step, as in Fig. 11, and may raise to stop. Every
+    level takes the step with its own shifted schedule.
     """
     zs = noise()
     grid = time_grid(sampling.steps, process.num_steps, sampling.spacing)
@@ -99,12 +100,13 @@ def sample(
     j = grid[0]
     for i, (k, s) in enumerate(itertools.pairwise(grid)):
         t = torch.full((len(zs[0]),), k - 1, device=zs[0].device)
-        vs = denoiser(zs, t)
+        outputs = denoiser(zs, t)
         fresh = noise() if stochastic and s > 0 else [None] * len(zs)
         xs = []
-        for r, (z, v, schedule) in enumerate(zip(zs, vs, process.schedules, strict=True)):
+        for r, (z, output, schedule) in enumerate(zip(zs, outputs, process.schedules, strict=True)):
             alpha, sigma = schedule.alphas[k].to(z.device), schedule.sigmas[k].to(z.device)
-            x = threshold(x_from_v(z, v, alpha, sigma), sampling.threshold, sampling.percentile, sampling.ceiling)
+            x = to_x(process.prediction, z, output, alpha, sigma)
+            x = threshold(x, sampling.threshold, sampling.percentile, sampling.ceiling)
             xs.append(x)
             if sampling.sampler == "ddpm":
                 zs[r] = ddpm_step(z, x, schedule, k, s, fresh[r])
@@ -120,24 +122,25 @@ def sample(
 
 def guided(
     model: Callable[..., list[Tensor]],
-    text: tuple[Tensor, Tensor],
-    null: tuple[Tensor, Tensor],
+    condition: Condition,
+    null: Condition | None,
     guidance_scales: Sequence[float],
     times: tuple[int, int] = (0, NUM_STEPS),
 ) -> Denoiser:
-    """Classifier-free guidance, combined per level: v = v_null + w_r (v_text - v_null) (Ho & Salimans 2022).
+    """Classifier-free guidance, combined per level: v = v_null + w_r (v_cond - v_null) (Ho & Salimans 2022).
 
-    text, null: caption states [B, L, D] and masks [B, L]. The null pass goes no higher than the highest level that is
-    guided (w != 1), and is left out where none is, and at times outside the closed interval ``times``.
+    condition, null: keyword arguments of the model. The null pass goes no higher than the highest level that is guided
+    (w != 1), and is left out where none is, and at times outside the closed interval ``times``.
     """
     guided_levels = max((r + 1 for r, w in enumerate(guidance_scales) if w != 1), default=0)
 
     def denoiser(zs: list[Tensor], t: Tensor) -> list[Tensor]:
-        vs = model(zs, t, *text)
-        if guided_levels == 0 or not times[0] <= int(t[0]) <= times[1]:
-            return vs
-        nulls = model(zs, t, *null, num_outputs=guided_levels)
-        mixed = [v_null + w * (v - v_null) for v, v_null, w in zip(vs, nulls, guidance_scales, strict=False)]
-        return mixed + vs[guided_levels:]
+        outputs = model(zs, t, **condition)
+        if guided_levels == 0 or null is None or not times[0] <= int(t[0]) <= times[1]:
+            return outputs
+        nulls = model(zs, t, **null, num_outputs=guided_levels)
+        guided_ones = zip(outputs, nulls, guidance_scales, strict=False)
+        mixed = [out_null + w * (out - out_null) for out, out_null, w in guided_ones]
+        return mixed + outputs[guided_levels:]
 
     return denoiser

@@ -29,8 +29,8 @@ from tqdm import tqdm
 
 from mdm.checkpoint import load_weights, newest_checkpoint, save_checkpoint, write_json
 from mdm.config import Device, Model, Sampling, Training
-from mdm.data import Batch, Shards, TrainingSet, batches, hash64
-from mdm.diffusion import Process, downsample, mixed_sizes
+from mdm.data import Batch, Shards, TrainingSet, batches, hash64, null_condition
+from mdm.diffusion import Process, mixed_sizes
 from mdm.ema import EMA
 from mdm.heldout import HeldOut
 from mdm.metrics import MetricsFile, Window, crossed
@@ -49,7 +49,7 @@ class Job:
     sampling: Sampling
     train_data: str  # dataset folders
     val_data: str
-    text: str  # which embeddings of them: the encoder's name
+    text: str | None  # which embeddings of them: the encoder's name; none for a class-conditional model
     init: str | None = None  # checkpoint weights folder (config.json + model.safetensors) to start from
     seed: int = 0
     device: Device = "auto"
@@ -112,7 +112,8 @@ class Trainer:
         if self.world > 1:
             self.model = DistributedDataParallel(self.network, gradient_as_bucket_view=True)
         train, val = Shards(Path(job.train_data), job.text), Shards(Path(job.val_data), job.text)
-        self.data = TrainingSet(train, job.seed, self.training.caption_dropout, self.training.flip)
+        dropout = self.training.caption_dropout if job.model.text else self.training.label_dropout
+        self.data = TrainingSet(train, job.seed, null_condition(job.model, train), dropout, self.training.flip)
         self.held_out = HeldOut(val, job.model, self.training.loss, job.sampling, job.seed, self.device)
         self.metrics = MetricsFile(run / "metrics.jsonl") if self.rank == 0 else None
 
@@ -213,19 +214,21 @@ class Trainer:
         generator = torch.Generator(self.device).manual_seed(hash64(self.job.seed, "noise", batch.positions[0]))
         images = batch.images.to(self.device, non_blocking=True).float() / PIXEL_SCALE - 1
         sizes = mixed_sizes(count, len(self.job.model.levels), self.training.low_only)
-        xs = [x[:size] for x, size in zip(downsample(images, self.job.model.resolutions), sizes, strict=True)]
+        xs = [x[:size] for x, size in zip(self.process.downsample(images), sizes, strict=True)]
         noise = [n[: len(x)] for n, x in zip(self.process.draw_noise(count, generator), xs, strict=True)]
         k = self.process.draw_times(count, generator, self.training.time_power)
-        text, mask = batch.text.to(self.device), batch.text_mask.to(self.device)
+        condition = {name: value.to(self.device) for name, value in batch.condition.items()}
         sync = contextlib.nullcontext() if last or self.world == 1 else self.model.no_sync()  # type: ignore[operator]
         autocast = torch.autocast("cuda", torch.bfloat16, enabled=self.device.type == "cuda")
         with sync:
             with autocast:
                 per_sample = self.process.loss(
-                    lambda zs, t: self.model(zs, t, text, mask), xs, noise, k, self.training.loss
+                    lambda zs, t: self.model(zs, t, **condition), xs, noise, k, self.training.loss
                 )
             losses = [level.mean() for level in per_sample]
-            (torch.stack(losses).sum() * (count / self.per_process)).backward()
+            weights = self.training.level_weights or (1.0,) * len(losses)
+            total = torch.stack([w * loss for w, loss in zip(weights, losses, strict=True)]).sum()
+            (total * (count / self.per_process)).backward()
         return [loss.detach() for loss in losses]
 
     def _update(self) -> Tensor:

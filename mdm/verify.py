@@ -86,7 +86,8 @@ def _network(file: Path, tensors: dict[str, Tensor]) -> list[tuple[str, Tensor, 
     t, text, mask = inputs.pop("timestep").float(), inputs.pop("text", None), inputs.pop("text_mask", None)
     if model.text is not None and (text is None or mask is None):
         raise ValueError("input/text and input/text_mask are needed by a model with text")
-    outputs = network(zs, t, None if text is None else text.float(), mask, {k: v.float() for k, v in inputs.items()})
+    micros = {name: value.float() for name, value in inputs.items()}
+    outputs = network(zs, t, text=None if text is None else text.float(), text_mask=mask, micros=micros)
     return [(f"pred{i}", v, tensors[f"output/pred{i}"]) for i, v in enumerate(reversed(outputs))]
 
 

@@ -45,7 +45,8 @@ def write_dataset(folder: Path, split: str, count: int, px: int, per_shard: int 
             x, y = random.integers(0, px // 2, 2)
             picture[y : y + px // 2, x : x + px // 2] = colour
             key = f"{split}{i:03d}"
-            samples.append((key, encode_png(picture), f"{name} square".encode(), f'{{"key": "{key}"}}'.encode()))
+            meta = f'{{"key": "{key}", "label": {i % 4}}}'.encode()
+            samples.append((key, encode_png(picture), f"{name} square".encode(), meta))
         data, spans = pack(samples)
         path = target / f"{number:05d}.tar"
         write_file(path, data)

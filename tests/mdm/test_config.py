@@ -33,7 +33,7 @@ def test_the_flow_names_every_preset() -> None:
         ("seeed=1", "unknown field seeed; the fields are name, summary"),
         ("sampling.sampler=dpm", "sampling.sampler must be one of ddpm, ddim, dpmpp; got 'dpm'"),
         ("stages.16.training.batch_size=0", "training.batch_size must be at least 1, got 0"),
-        ("text=clip", "text must be one of flan-t5-xl, minilm; got 'clip'"),
+        ("text=clip", "text must be one of flan-t5-xl, minilm, or null; got 'clip'"),
         ("data.resolution=48", "stages.32 trains 32 px, which data.resolution 48 is no multiple of"),
     ],
 )

@@ -40,12 +40,25 @@ def test_samples_are_what_webdataset_reads(squares: Path) -> None:
 
 def test_dropped_captions_are_the_null_caption_and_depend_on_the_position_alone(squares: Path) -> None:
     shards = Shards(squares / "train", "fake")
-    data = TrainingSet(shards, seed=0, caption_dropout=0.5)
-    lengths = [len(data[i][2]) for i in range(200)]
-    assert lengths == [len(data[i][2]) for i in range(200)]
-    assert 60 < lengths.count(len(shards.null_tokens())) < 140
-    batch = collate([data[i] for i in range(4)])
-    assert batch.text.shape[:2] == batch.text_mask.shape
+    data = TrainingSet(shards, seed=0, null=shards.null_tokens(), dropout=0.5)
+
+    def dropped() -> list[bool]:
+        return [bool(torch.equal(torch.as_tensor(data[i][2]), shards.null_tokens())) for i in range(200)]
+
+    assert dropped() == dropped()
+    assert 60 < sum(dropped()) < 140
+    condition = collate([data[i] for i in range(4)]).condition
+    assert condition["text"].shape[:2] == condition["text_mask"].shape
+
+
+def test_labels_condition_where_there_is_no_text_and_are_dropped_to_the_class_after_the_last(squares: Path) -> None:
+    shards = Shards(squares / "train")
+    labels = [TrainingSet(shards, seed=0)[i][2] for i in range(len(shards))]
+    assert sorted(set(labels)) == [0, 1, 2, 3]  # type: ignore[type-var]
+    data = TrainingSet(shards, seed=0, null=4, dropout=0.5)
+    batch = collate([data[i] for i in range(100)])
+    assert batch.condition["labels"].shape == (100,)
+    assert 25 < (batch.condition["labels"] == 4).sum() < 75
 
 
 def test_padding_marks_what_is_real() -> None:

@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -28,6 +29,18 @@ def test_shift_lowers_logsnr_by_its_logarithm(shift: float) -> None:
         shift_gammas(base.gammas, 0)
 
 
+@pytest.mark.parametrize("power", [1.0, 2.0])
+def test_times_are_spread_over_the_batch(power: float) -> None:
+    process = Process.of(small_model(1))
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(20):
+        k = process.draw_times(10, generator, power)
+        u = ((k - 0.5) / 1000) ** (1 / power)
+        assert k.min() >= 1
+        assert k.max() <= 1000
+        assert sorted((u * 10).long().tolist()) == pytest.approx(list(range(10)), abs=1)
+
+
 def test_time_grid() -> None:
     assert time_grid(250)[:3] == [997, 993, 989]
     assert time_grid(250)[-1] == 0
@@ -51,8 +64,18 @@ def test_downsample_pools_from_level_to_level() -> None:
     assert top is images or torch.equal(top, images)
     assert torch.allclose(low, images.unfold(2, 4, 4).unfold(3, 4, 4).mean(dim=(-1, -2)), atol=1e-6)
     assert torch.allclose(mid.mean(), images.mean(), atol=1e-6)
-    with pytest.raises(ValueError, match="cannot be pooled"):
+    with pytest.raises(ValueError, match="cannot be brought down"):
         downsample(images, (12,))
+
+
+def test_bilinear_is_average_pooling_by_halves_and_reads_only_the_centre_beyond() -> None:
+    images = torch.rand(2, 3, 32, 32)
+    assert torch.allclose(downsample(images, (16,), "bilinear")[0], downsample(images, (16,))[0], atol=1e-6)
+    quarter = downsample(images, (8,), "bilinear")[0]
+    centre = images.unfold(2, 4, 4).unfold(3, 4, 4)[..., 1:3, 1:3].mean(dim=(-1, -2))
+    assert torch.allclose(quarter, centre, atol=1e-6)
+    smooth = downsample(images, (8,), "bilinear-antialias")[0]
+    assert smooth.std() < downsample(images, (8,))[0].std() < quarter.std()
 
 
 @pytest.mark.parametrize("low_only", [0.0, 0.3, 0.5, 1.0])
@@ -74,6 +97,12 @@ def test_loss_is_zero_for_the_exact_denoiser_and_released_form_is_alpha_squared_
         return [s.at(t + 1, z)[0] * n - s.at(t + 1, z)[1] * x for z, x, n, s in pairs]
 
     assert all(level.max() < 1e-5 for level in process.loss(exact, xs, noise, k, "v"))
+    for prediction, targets in (("x", xs), ("noise", noise)):
+        other = replace(process, prediction=prediction)
+        for space in ("v", "noise", "x"):
+            late = k.clamp(max=900)  # at the last times alpha is 5e-5, and x no longer follows from the noise
+            losses = other.loss(lambda zs, t, targets=targets: targets, xs, noise, late, space)
+            assert all(level.max() < 1e-5 for level in losses), (prediction, space)
     zero = {
         space: process.loss(lambda zs, t: [z * 0 for z in zs], xs, noise, k, space) for space in ("v", "noise", "x")
     }

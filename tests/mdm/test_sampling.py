@@ -111,11 +111,11 @@ def test_thresholds() -> None:
 def test_guidance_is_per_level_and_the_null_pass_goes_no_higher_than_needed() -> None:
     calls = []
 
-    def model(zs, t, text, mask, num_outputs=None):
+    def model(zs, t, text, num_outputs=None):
         calls.append(num_outputs)
         return [z * 0 + text.mean(dim=(1, 2)).view(-1, 1, 1, 1) for z in zs[:num_outputs]]
 
-    text, mask, null = torch.ones(2, 3, 4), torch.ones(2, 3), torch.zeros(2, 3, 4)
+    text, null = {"text": torch.ones(2, 3, 4)}, {"text": torch.zeros(2, 3, 4)}
     zs, t = [torch.zeros(2, 3, 8, 8), torch.zeros(2, 3, 16, 16)], torch.zeros(2)
     for scales, passes in (
         ((3.0, 1.0), [None, 1]),
@@ -124,7 +124,7 @@ def test_guidance_is_per_level_and_the_null_pass_goes_no_higher_than_needed() ->
         ((1.0, 2.0), [None, 2]),
     ):
         calls.clear()
-        vs = guided(model, (text, mask), (null, mask), scales)(zs, t)
+        vs = guided(model, text, null, scales)(zs, t)
         assert [v.unique().item() for v in vs] == list(scales)
         assert calls == passes
 
@@ -132,11 +132,11 @@ def test_guidance_is_per_level_and_the_null_pass_goes_no_higher_than_needed() ->
 def test_guidance_is_off_outside_its_interval() -> None:
     calls = []
 
-    def model(zs, t, text, mask, num_outputs=None):
+    def model(zs, t, text, num_outputs=None):
         calls.append(int(t[0]))
         return [z * 0 for z in zs]
 
-    state = (torch.ones(1, 3, 4), torch.ones(1, 3))
+    state = {"text": torch.ones(1, 3, 4)}
     denoiser = guided(model, state, state, (2.0,), times=(200, 600))
     for t in (100, 200, 600, 700):
         denoiser([torch.zeros(1, 3, 8, 8)], torch.tensor([t]))
