@@ -17,7 +17,6 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from mdm.config import Model
-from mdm.nested import NestedUNet
 from mdm.structure import from_dict, to_dict
 
 PREFIX = "nimg-"
@@ -42,25 +41,17 @@ def save_weights(folder: Path, model: Model, weights: Mapping[str, Tensor]) -> N
     )
 
 
-def load_weights(folder: Path) -> tuple[Model, dict[str, Tensor]]:
-    """The model's configuration and weights. Raises ValueError naming the file that is missing or unreadable."""
+def load_weights(folder: Path, device: str = "cpu") -> tuple[Model, dict[str, Tensor]]:
+    """Configuration, and weights on a device. Raises ValueError naming the file that is missing or unreadable."""
     try:
         model = from_dict(Model, json.loads((folder / "config.json").read_text()))
-        return model, load_file(folder / "model.safetensors")
+        return model, load_file(folder / "model.safetensors", device=device)
     except FileNotFoundError as error:
         raise ValueError(
             f"{folder} is no checkpoint: {Path(error.filename or 'model.safetensors').name} is missing"
         ) from error
     except Exception as error:
         raise ValueError(f"{folder}: unreadable checkpoint ({error})") from error
-
-
-def load_model(folder: Path) -> NestedUNet:
-    """The network of a checkpoint's ``ema/`` or ``raw/`` folder, in evaluation mode, on the CPU."""
-    model, weights = load_weights(folder)
-    network = NestedUNet(model)
-    network.load_state_dict(weights)
-    return network.eval()
 
 
 def save_checkpoint(

@@ -3,7 +3,7 @@
 Where the paper is silent, the choice is ours and the comment says so.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from mdm.config import Level, Model, Sampling, Text, Training, check
@@ -120,6 +120,26 @@ MODELS = {
     "MDM-S64": _paper(_S64),
     "MDM-S64S256": _paper(_S64, _S256),
     "MDM-S64S256S1024": _paper(_S64, _S256, _S1024),
+}
+
+# -- the released checkpoints ------------------------------------------------------------------------------------------
+
+# No text layers, projection 2048, padding not hidden from attention, each level told its resolution. Only the 256 level
+# inside the 1024 model divides its input by its deviation, and only the 1024 model has p = 2.
+_R64 = replace(_S64, micro=(("scale", 64.0),))
+_R256 = replace(_S256, micro=(("scale", 256.0),))
+_R1024 = replace(_S1024, micro=(("scale", 1024.0),))
+
+
+def _released(*levels: Level, shift_power: float = 1) -> Model:
+    text = Text(dim=2048, proj_dim=2048, num_layers=0, masked=False)
+    return Model(levels=levels, text=text, emb_channels=1024, shift_power=shift_power)
+
+
+MODELS |= {
+    "64x64": _released(_R64),
+    "256x256": _released(_R64, _R256),
+    "1024x1024": _released(_R64, replace(_R256, normalize_input=True), _R1024, shift_power=2),
 }
 
 # The demo's model (our choice): the same anatomy, small enough to train in minutes on two CPU cores. Few norm groups:
