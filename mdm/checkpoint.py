@@ -41,11 +41,11 @@ def save_weights(folder: Path, model: Model, weights: Mapping[str, Tensor]) -> N
     )
 
 
-def load_weights(folder: Path, device: str = "cpu") -> tuple[Model, dict[str, Tensor]]:
-    """Configuration, and weights on a device. Raises ValueError naming the file that is missing or unreadable."""
+def load_weights(folder: Path) -> tuple[Model, dict[str, Tensor]]:
+    """The model's configuration and weights. Raises ValueError naming the file that is missing or unreadable."""
     try:
         model = from_dict(Model, json.loads((folder / "config.json").read_text()))
-        return model, load_file(folder / "model.safetensors", device=device)
+        return model, load_file(folder / "model.safetensors")
     except FileNotFoundError as error:
         raise ValueError(
             f"{folder} is no checkpoint: {Path(error.filename or 'model.safetensors').name} is missing"

@@ -57,11 +57,12 @@ class NestedUNet(nn.Module):
             raise ValueError(f"which must be 'ema' or 'raw', got {which!r}")
         if (folder / which).is_dir():
             folder = folder / which
-        model, weights = load_weights(folder, device)
+        model, weights = load_weights(folder)
         with torch.device("meta"):  # no initialisation that the weights would overwrite
             network = cls(model)
+        network.to_empty(device=device)
         try:
-            network.load_state_dict(weights, assign=True)
+            network.load_state_dict(weights)  # copied: the file may be replaced while the network lives
         except RuntimeError as error:
             raise ValueError(f"{folder}: model.safetensors does not fit config.json ({error})") from error
         return network.eval()
