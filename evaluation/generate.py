@@ -17,7 +17,6 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
-from mdm.checkpoint import load_model
 from mdm.config import Device, Model, Sampling
 from mdm.data import Shards, hash64, null_condition
 from mdm.draw import draw
@@ -107,7 +106,7 @@ def image_seed(seed: int, index: int) -> int:
 
 def _network(plan: Plan, images: ImageSet) -> NestedUNet:
     if images.weights != UNTRAINED:
-        return load_model(Path(images.weights))
+        return NestedUNet.from_pretrained(images.weights)
     trained = next(s.weights for s in plan.sets if s.weights != UNTRAINED)
     model = from_dict(Model, json.loads((Path(trained) / "config.json").read_text()))
     torch.manual_seed(hash64(plan.seed, "untrained"))

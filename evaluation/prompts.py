@@ -10,9 +10,10 @@ from PIL import Image
 from tqdm import tqdm
 
 from evaluation.generate import image_seed
-from mdm.checkpoint import load_model, newest_checkpoint
+from mdm.checkpoint import newest_checkpoint
 from mdm.draw import draw
 from mdm.heldout import tile
+from mdm.nested import NestedUNet
 from mdm.presets import Preset
 from mdm.structure import from_dict
 from mdm.text import load_encoder
@@ -38,7 +39,7 @@ def sample_prompts(
     if count < 1:
         raise ValueError(f"--count must be at least 1, got {count}")
     preset = from_dict(Preset, json.loads((run / "config.json").read_text()))
-    network = load_model(furthest_weights(run, preset))
+    network = NestedUNet.from_pretrained(furthest_weights(run, preset))
     sampling = preset.sampling
     if steps is not None:
         sampling = replace(sampling, steps=steps)

@@ -89,6 +89,18 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("folder", metavar="FOLDER", type=Path)
     sub.add_argument("--tolerance", type=float, default=1e-5, help="largest difference admitted (default 1e-5)")
 
+    sub = verb("convert", convert, "turn the authors' vis_model.pth into a weights folder, running nothing from it")
+    sub.add_argument("file", metavar="FILE", type=Path)
+    sub.add_argument("folder", metavar="FOLDER", type=Path)
+    sub.add_argument("--model", metavar="NAME", help="64x64, 256x256 or 1024x1024 (default: recognised)")
+    sub.add_argument("--dry-run", action="store_true", help="read and compare everything, write nothing")
+
+    sub = verb("export", export, "write a released model for diffusers' community pipeline")
+    sub.add_argument("weights", metavar="WEIGHTS", type=Path, help="a weights or checkpoint folder")
+    sub.add_argument("folder", metavar="FOLDER", type=Path, help="unet/nesting_level_N is made in it")
+    sub.add_argument("--which", choices=("ema", "raw"), default="ema", help="of a checkpoint (default ema)")
+    sub.add_argument("--dry-run", action="store_true", help="read and check the weights, write nothing")
+
     verb("deploy", deploy, "create the work pool and deploy the flows to the Prefect server at PREFECT_API_URL")
     return parser
 
@@ -318,6 +330,24 @@ def verify(arguments: argparse.Namespace) -> int:
         print(f"{comparison.difference:18.2e}  {comparison.file} {comparison.output}{mark}")
     print(f"{count - failed} of {count} outputs within {arguments.tolerance:g}")
     return 1 if failed else 0
+
+
+def convert(arguments: argparse.Namespace) -> int:
+    from mdm.convert import TERMS
+    from mdm.convert import convert as convert_file
+
+    name = convert_file(arguments.file, arguments.folder, arguments.model, arguments.dry_run)
+    print(f"{arguments.file} is {name}; " + ("nothing written" if arguments.dry_run else f"now in {arguments.folder}"))
+    print(f"\n{TERMS}", end="")
+    return 0
+
+
+def export(arguments: argparse.Namespace) -> int:
+    from mdm.diffusers_export import export as export_folder
+
+    target = export_folder(arguments.weights, arguments.folder, arguments.which, arguments.dry_run)
+    print(f"{target}: " + ("nothing written" if arguments.dry_run else "written"))
+    return 0
 
 
 def deploy(_: argparse.Namespace) -> int:

@@ -17,7 +17,6 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from mdm.config import Model
-from mdm.nested import NestedUNet
 from mdm.structure import from_dict, to_dict
 
 PREFIX = "nimg-"
@@ -53,14 +52,6 @@ def load_weights(folder: Path) -> tuple[Model, dict[str, Tensor]]:
         ) from error
     except Exception as error:
         raise ValueError(f"{folder}: unreadable checkpoint ({error})") from error
-
-
-def load_model(folder: Path) -> NestedUNet:
-    """The network of a checkpoint's ``ema/`` or ``raw/`` folder, in evaluation mode, on the CPU."""
-    model, weights = load_weights(folder)
-    network = NestedUNet(model)
-    network.load_state_dict(weights)
-    return network.eval()
 
 
 def save_checkpoint(

@@ -3,10 +3,14 @@
 Lists of tensors run from the lowest resolution (r = 1) to the highest. Shapes: B samples, H x H pixels of a level.
 """
 
+from pathlib import Path
+from typing import Literal
+
 import torch
 from torch import Tensor, nn
 
 from mdm.blocks import conv3x3, zero_init
+from mdm.checkpoint import load_weights, save_weights
 from mdm.conditioning import TextConditioner
 from mdm.config import Model
 from mdm.unet import Context, UNet
@@ -42,6 +46,33 @@ class NestedUNet(nn.Module):
             Adapter(outer.channels[-1], inner.channels[0], outer.inner_input)
             for inner, outer in zip(model.levels[:-1], model.levels[1:], strict=True)
         )
+
+    @classmethod
+    def from_pretrained(
+        cls, folder: Path | str, which: Literal["ema", "raw"] = "ema", device: str = "cpu"
+    ) -> "NestedUNet":
+        """The network of a folder with config.json and model.safetensors, in evaluation mode.
+
+        Of a checkpoint folder, which has two such inside, ``which`` is taken. Raises ValueError naming what is wrong.
+        """
+        folder = Path(folder)
+        if which not in ("ema", "raw"):
+            raise ValueError(f"which must be 'ema' or 'raw', got {which!r}")
+        if (folder / which).is_dir():
+            folder = folder / which
+        model, weights = load_weights(folder)
+        with torch.device("meta"):  # no initialisation that the weights would overwrite
+            network = cls(model)
+        network.to_empty(device=device)
+        try:
+            network.load_state_dict(weights)  # copied: the file may be replaced while the network lives
+        except RuntimeError as error:
+            raise ValueError(f"{folder}: model.safetensors does not fit config.json ({error})") from error
+        return network.eval()
+
+    def save_pretrained(self, folder: Path | str) -> None:
+        """config.json + model.safetensors, as ``from_pretrained`` takes them."""
+        save_weights(Path(folder), self.config, self.state_dict())
 
     def forward(
         self,

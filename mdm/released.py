@@ -111,6 +111,7 @@ def convert_keys(weights: Mapping[str, Tensor], model: Model, expected: Mapping[
     ``expected`` is our state dict. Raises ValueError listing missing, unexpected and misshapen keys by name.
     """
     converted, problems, top = {}, [], len(model.levels) - 1
+    missing = dict.fromkeys(expected)
     for key, tensor in weights.items():
         depth = key.count("inner_unet.")
         name = _rename(key.replace("inner_unet.", ""), top - depth, model)
@@ -118,12 +119,13 @@ def convert_keys(weights: Mapping[str, Tensor], model: Model, expected: Mapping[
             if not _is_dead(key.replace("inner_unet.", ""), is_outer=depth < top):
                 problems.append(f"unexpected {key}")
             continue
+        missing.pop(name, None)
         shape = expected[name].shape
         if tensor.shape != shape and tensor.shape != (*shape, 1, 1):
             problems.append(f"misshapen {key}: {tuple(tensor.shape)}, need {tuple(shape)}")
             continue
         converted[name] = tensor.reshape(shape)
-    problems += [f"missing {name}" for name in expected if name not in converted and not _reported(name, problems)]
+    problems += [f"missing {name}" for name in missing]
     if problems:
         shown = "; ".join(problems[:20]) + (f"; and {len(problems) - 20} more" if len(problems) > 20 else "")
         raise ValueError(f"{len(problems)} keys do not fit the model: {shown}")
@@ -158,7 +160,3 @@ def _is_dead(key: str, is_outer: bool) -> bool:
     return key.startswith("interp_layer") or (
         is_outer and key.startswith(("mid_blocks.", "cond_emb.", "lm_proj.", "lm_head."))
     )
-
-
-def _reported(name: str, problems: list[str]) -> bool:
-    return any(name in problem for problem in problems)

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from mdm.checkpoint import list_checkpoints, load_model, load_weights, newest_checkpoint, save_checkpoint
+from mdm.checkpoint import list_checkpoints, load_weights, newest_checkpoint, save_checkpoint
 from mdm.nested import NestedUNet
 from small import small_model
 
@@ -31,7 +31,7 @@ def test_only_the_newest_are_kept_and_load(three: Path) -> None:
     folder, passed_over = newest_checkpoint(three)
     assert folder is not None
     assert (folder.name[-1], passed_over) == ("3", [])
-    assert load_model(folder / "ema").config == small_model(1)
+    assert NestedUNet.from_pretrained(folder / "ema").config == small_model(1)
 
 
 def test_any_damage_to_the_newest_is_found_and_the_one_before_is_used(three: Path, tmp_path: Path) -> None:

@@ -54,7 +54,7 @@ def test_dropped_captions_are_the_null_caption_and_depend_on_the_position_alone(
 def test_labels_condition_where_there_is_no_text_and_are_dropped_to_the_class_after_the_last(squares: Path) -> None:
     shards = Shards(squares / "train")
     labels = [TrainingSet(shards, seed=0)[i][2] for i in range(len(shards))]
-    assert sorted(set(labels)) == [0, 1, 2, 3]  # type: ignore[type-var]
+    assert sorted(set(labels)) == [0, 1, 2, 3]
     data = TrainingSet(shards, seed=0, null=4, dropout=0.5)
     batch = collate([data[i] for i in range(100)])
     assert batch.condition["labels"].shape == (100,)

@@ -97,12 +97,11 @@ def test_loss_is_zero_for_the_exact_denoiser_and_released_form_is_alpha_squared_
         return [s.at(t + 1, z)[0] * n - s.at(t + 1, z)[1] * x for z, x, n, s in pairs]
 
     assert all(level.max() < 1e-5 for level in process.loss(exact, xs, noise, k, "v"))
-    for prediction, targets in (("x", xs), ("noise", noise)):
-        other = replace(process, prediction=prediction)
+    for other, targets in ((replace(process, prediction="x"), xs), (replace(process, prediction="noise"), noise)):
         for space in ("v", "noise", "x"):
             late = k.clamp(max=900)  # at the last times alpha is 5e-5, and x no longer follows from the noise
-            losses = other.loss(lambda zs, t, targets=targets: targets, xs, noise, late, space)
-            assert all(level.max() < 1e-5 for level in losses), (prediction, space)
+            losses = other.loss(lambda *_, known=targets: known, xs, noise, late, space)
+            assert all(level.max() < 1e-5 for level in losses), (other.prediction, space)
     zero = {
         space: process.loss(lambda zs, t: [z * 0 for z in zs], xs, noise, k, space) for space in ("v", "noise", "x")
     }
