@@ -2,15 +2,19 @@
 
 import json
 import re
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from PIL import Image
+from torch import Tensor
 from tqdm import tqdm
 
 from evaluation.generate import image_seed
 from mdm.checkpoint import newest_checkpoint
+from mdm.config import Model
 from mdm.draw import draw
 from mdm.heldout import tile
 from mdm.nested import NestedUNet
@@ -18,21 +22,26 @@ from mdm.presets import Preset
 from mdm.structure import from_dict
 from mdm.text import load_encoder
 
+STRIP_PICTURES = 10  # of a denoising strip
+
 
 def sample_prompts(
     run: Path,
     prompts: list[str],
     weights: Path,
+    sampling: dict[str, Any],
     seed: int = 0,
     count: int = 4,
-    steps: int | None = None,
-    guidance: float | None = None,
+    all_levels: bool = False,
+    strip: bool = False,
     output: Path | None = None,
-) -> Path:
-    """Draw ``count`` images of each prompt with the EMA of the run's furthest stage -> the picture's path.
+) -> list[Path]:
+    """Draw ``count`` images of each prompt with the EMA of the run's furthest stage -> the pictures' paths.
 
-    A column per image, a block of rows (one per resolution, lowest first) per prompt. Raises ValueError naming what
-    is missing.
+    A column per image, a row per prompt; with ``all_levels`` a row per resolution, lowest first (Fig. 1). ``sampling``:
+    fields to replace in the run's. ``strip``: a second picture of how the first image of each prompt comes out of the
+    noise, a row per resolution (Fig. 11). For a class-conditional run the prompts are labels. Raises ValueError naming
+    what is missing.
     """
     if not (run / "config.json").exists():
         raise ValueError(f"{run} is no run (`mdm status` lists them)")
@@ -40,29 +49,46 @@ def sample_prompts(
         raise ValueError(f"--count must be at least 1, got {count}")
     preset = from_dict(Preset, json.loads((run / "config.json").read_text()))
     network = NestedUNet.from_pretrained(furthest_weights(run, preset))
-    sampling = preset.sampling
-    if steps is not None:
-        sampling = replace(sampling, steps=steps)
-    if guidance is not None:
-        sampling = replace(sampling, guidance=(guidance, *sampling.guidance_scales(2)[1:]))
-    encoder = load_encoder(preset.text, weights)
-    null = encoder.encode([""])[0][0]
-    rows = []
-    with tqdm(total=len(prompts) * sampling.steps, unit="step", desc="sampling") as bar:
+    settings = replace(preset.sampling, **sampling)
+    network.config.check_sampling(settings)
+    conditions, null = _conditions(preset, network.config, prompts, weights)
+    rows, strips = [], []
+    with tqdm(total=len(prompts) * settings.steps, unit="step", desc="sampling") as bar:
+        for condition in conditions:
+            steps: list[list[Tensor]] = []  # x of every level, of the first image
 
-        def step(*_: object) -> None:
-            bar.update()
+            def step(done: int, total: int, xs: list[Tensor], steps: list[list[Tensor]] = steps) -> None:
+                steps.append([x[:1] for x in xs])
+                bar.update()
 
-        for prompt in prompts:
-            tokens = encoder.encode([prompt])[0] * count
             seeds = [image_seed(seed, i) for i in range(count)]
-            xs = draw(network, tokens, null, seeds, sampling, torch.device("cpu"), step)
-            rows.append(torch.from_numpy(tile(xs)))
-    picture = Image.fromarray(torch.cat(rows).numpy())
+            xs = draw(network, [condition] * count, null, seeds, settings, torch.device("cpu"), step)
+            rows.append(torch.from_numpy(tile(xs if all_levels else xs[-1:])))
+            shown = min(STRIP_PICTURES, len(steps))
+            chosen = [steps[round((i + 1) * len(steps) / shown) - 1] for i in range(shown)]
+            strips.append(torch.from_numpy(tile([torch.cat(level) for level in zip(*chosen, strict=True)])))
     path = output or run / "prompts" / f"{slug(prompts[0])}-{seed}.png"
+    pictures = {path: rows} | ({path.with_name(f"{path.stem}-strip.png"): strips} if strip else {})
     path.parent.mkdir(parents=True, exist_ok=True)
-    picture.save(path)
-    return path
+    for file, parts in pictures.items():
+        Image.fromarray(torch.cat(parts).numpy()).save(file)
+    return list(pictures)
+
+
+def _conditions(
+    preset: Preset, model: Model, prompts: list[str], weights: Path
+) -> tuple[Sequence[Tensor | int], Tensor | int | None]:
+    """What the prompts ask for, and nothing asked for: encoder states, or labels."""
+    if preset.text is not None:
+        encoder = load_encoder(preset.text, weights)
+        states, _ = encoder.encode([*prompts, ""])
+        return states[:-1], states[-1]
+    assert model.labels is not None
+    number = model.labels.num_classes
+    for prompt in prompts:
+        if not prompt.isdigit() or int(prompt) >= number:
+            raise ValueError(f"this run is conditioned on labels: give numbers from 0 to {number - 1}, not {prompt!r}")
+    return [int(prompt) for prompt in prompts], number if model.labels.null else None
 
 
 def furthest_weights(run: Path, preset: Preset) -> Path:

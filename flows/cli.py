@@ -32,10 +32,19 @@ def _parser() -> argparse.ArgumentParser:
         sub.set_defaults(verb=function)
         return sub
 
-    def preset_options(sub: argparse.ArgumentParser) -> None:
-        sub.add_argument("preset", metavar="PRESET", help="tiny, cc12m-256, cc12m-1024")
+    def preset_options(sub: argparse.ArgumentParser, **preset: Any) -> None:
+        sub.add_argument(
+            "preset", metavar="PRESET", help="tiny, cc12m-256, cc12m-1024, imagenet-256 … (see README)", **preset
+        )
         sub.add_argument(
             "--set", action="append", default=[], metavar="A.B=VALUE", help="replace a field (see mdm config)"
+        )
+        sub.add_argument(
+            "--choice",
+            action="append",
+            default=[],
+            metavar="TOPIC=READING",
+            help="another reading of what the paper leaves open (see mdm config --choices)",
         )
         sub.add_argument("--config", type=Path, metavar="FILE", help="fields from a file, as mdm config prints them")
 
@@ -53,7 +62,8 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--dry-run", action="store_true", help="say what would be made, start nothing")
 
     sub = verb("config", config, "print a preset, whole and resolved, as JSON that --config takes back")
-    preset_options(sub)
+    preset_options(sub, nargs="?", default="cc12m-1024")
+    sub.add_argument("--choices", action="store_true", help="print what the paper leaves open, with every reading")
 
     verb("models", models, "list the named models with resolutions, parameters and forward GFLOP")
 
@@ -67,8 +77,16 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("prompts", nargs="+", metavar="PROMPT")
     sub.add_argument("--seed", type=int, default=0)
     sub.add_argument("--count", type=int, default=4, help="images per prompt (default 4)")
+    sub.add_argument("--sampler", choices=("ddpm", "ddim", "dpmpp"), help="default: the run's")
     sub.add_argument("--steps", type=int, help="sampler steps (default: the run's)")
-    sub.add_argument("--guidance", type=float, help="guidance_scale of the innermost level (default: the run's)")
+    sub.add_argument("--eta", type=float, help="ddim: 0 deterministic … 1 as noisy as ddpm")
+    sub.add_argument(
+        "--guidance", metavar="W[,W…]", help="guidance_scale per level, innermost first; one value serves all above it"
+    )
+    sub.add_argument("--guidance-interval", metavar="LOW,HIGH", help="times in 0..1 between which guidance is on")
+    sub.add_argument("--threshold", choices=("none", "clip", "dynamic"), help="of the predicted clean image")
+    sub.add_argument("--all-levels", action="store_true", help="show every resolution, not only the highest")
+    sub.add_argument("--strip", action="store_true", help="also a picture of the denoising, step by step")
     sub.add_argument("-o", "--output", type=Path, help="picture to write (default: in the run's folder)")
 
     sub = verb("evaluate", evaluate, "measure a run's drawn samples again")
@@ -107,7 +125,8 @@ def _parser() -> argparse.ArgumentParser:
 
 def _overrides(arguments: argparse.Namespace) -> dict[str, Any]:
     from flows.overrides import parse_assignments
-    from mdm.presets import merge
+    from mdm import choices
+    from mdm.presets import merge, resolve
 
     whole: dict[str, Any] = {}
     if arguments.config is not None:
@@ -117,13 +136,19 @@ def _overrides(arguments: argparse.Namespace) -> dict[str, Any]:
             raise ValueError(f"{arguments.config}: {error.strerror}") from error
         except json.JSONDecodeError as error:
             raise ValueError(f"{arguments.config} is not JSON: {error}") from error
+    for chosen in arguments.choice:
+        whole = merge(whole, choices.overrides(resolve(arguments.preset, {}), chosen))
     return merge(whole, parse_assignments(arguments.set))
 
 
 def config(arguments: argparse.Namespace) -> int:
+    from mdm.choices import table
     from mdm.presets import resolve
     from mdm.structure import to_dict
 
+    if arguments.choices:
+        print(table(), end="")
+        return 0
     print(json.dumps(to_dict(resolve(arguments.preset, _overrides(arguments))), indent=2))
     return 0
 
@@ -154,16 +179,15 @@ def run(arguments: argparse.Namespace) -> int:
 def data(arguments: argparse.Namespace) -> int:
     from tqdm import tqdm
 
-    from flows.data import write_splits
+    from flows.data import openmoji, write_splits
     from flows.home import datasets, hold, make_home
     from mdm.presets import resolve
-    from preprocessing.sources import OpenMoji
 
     plan = resolve(arguments.preset, _overrides(arguments))
     folder = datasets() / plan.data.name
     if plan.data.source == "prepared":
         raise ValueError(f"preset {plan.name} takes a dataset that is put in place by hand, at {folder}")
-    source = OpenMoji(skin_tones=plan.data.skin_tones, val_fraction=plan.data.val_fraction, limit=plan.data.limit)
+    source = openmoji(plan)
     print(f"{len(source.drawings)} drawings at {plan.data.resolution} px in {folder}")
     if arguments.dry_run:
         return 0
@@ -270,19 +294,33 @@ def sample(arguments: argparse.Namespace) -> int:
     from evaluation.prompts import sample_prompts
     from flows.home import run_folder, weights
 
-    folder = run_folder(arguments.run)
-    picture = sample_prompts(
-        folder,
+    names = ("sampler", "steps", "eta", "threshold")
+    sampling = {name: value for name in names if (value := getattr(arguments, name)) is not None}
+    if arguments.sampler == "dpmpp":
+        sampling["spacing"] = "quadratic"  # what its second order needs where little noise is left
+    for name in ("guidance", "guidance_interval"):
+        if (text := getattr(arguments, name)) is not None:
+            sampling[name] = _numbers(text, f"--{name.replace('_', '-')}")
+    pictures = sample_prompts(
+        run_folder(arguments.run),
         arguments.prompts,
         weights(),
+        sampling,
         seed=arguments.seed,
         count=arguments.count,
-        steps=arguments.steps,
-        guidance=arguments.guidance,
+        all_levels=arguments.all_levels,
+        strip=arguments.strip,
         output=arguments.output,
     )
-    print(picture)
+    print(*pictures, sep="\n")
     return 0
+
+
+def _numbers(text: str, option: str) -> tuple[float, ...]:
+    try:
+        return tuple(float(part) for part in text.split(","))
+    except ValueError:
+        raise ValueError(f"{option} takes numbers separated by commas, not {text!r}") from None
 
 
 def status(arguments: argparse.Namespace) -> int:

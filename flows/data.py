@@ -32,12 +32,18 @@ def prepare_data(plan: Preset) -> OpenMoji | None:
     if plan.data.source == "prepared":
         board().finish("data", "reused", 0, f"prepared: {datasets() / plan.data.name}")
         return None
-    source = OpenMoji(skin_tones=plan.data.skin_tones, val_fraction=plan.data.val_fraction, limit=plan.data.limit)
+    source = openmoji(plan)
     held_out = len(source.split("val"))
     board().finish(
         "data", "done", time.time() - begun, f"{len(source.drawings)} captioned drawings, {held_out} held out"
     )
     return source
+
+
+def openmoji(plan: Preset) -> OpenMoji:
+    """The drawings that a preset names."""
+    data = plan.data
+    return OpenMoji(people=data.people, skin_tones=data.skin_tones, val_fraction=data.val_fraction, limit=data.limit)
 
 
 @task(task_run_name="shards")

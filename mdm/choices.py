@@ -37,11 +37,11 @@ def _model(**fields: Any) -> Change:
     return lambda name, stage: {"model": fields}
 
 
-def _steps(source: str, **schedule: tuple[int, int]) -> Reading:
+def _steps(source: str, imagenet: bool = False, **schedule: tuple[int, int]) -> Reading:
     """(batch size, steps) of stages, given as px_64=…; the warm-up keeps its number of steps."""
 
     def change(name: str, stage: Stage) -> dict[str, Any]:
-        if f"px_{name}" not in schedule:
+        if f"px_{name}" not in schedule or imagenet != (stage.model.labels is not None):
             return {}
         batch, steps = schedule[f"px_{name}"]
         warmup = stage.training.warmup_nimg // stage.training.batch_size * batch
@@ -78,15 +78,17 @@ CHOICES = {
         },
     ),
     "imagenet-schedule": Choice(
-        "ImageNet's batch sizes and steps (only for the imagenet presets)",
+        "ImageNet's batch sizes and steps",
         {
-            "app-b": _steps("App. B: 512 x 300,000, then 256 x 500,000", px_64=(512, 300_000), px_256=(256, 500_000)),
+            "app-b": _steps(
+                "App. B: 512 x 300,000, then 256 x 500,000", imagenet=True, px_64=(512, 300_000), px_256=(256, 500_000)
+            ),
             "table-3": _steps(
                 "Table 3 (32 GPUs): 2048 x 100,000, 1024 x 375,000",
                 px_64=(2048, 100_000),
                 px_256=(1024, 375_000),
             ),
-            "fig-4": _steps("Fig. 4, Sec. 4.2: 64 px for 200,000 steps", px_64=(512, 200_000)),
+            "fig-4": _steps("Fig. 4, Sec. 4.2: 64 px for 200,000 steps", imagenet=True, px_64=(512, 200_000)),
         },
     ),
     "learning-rate": Choice(

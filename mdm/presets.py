@@ -18,6 +18,7 @@ class Data:
     source: Literal["openmoji", "prepared"]  # prepared: a finished dataset folder, put there by hand
     name: str  # folder below MDM_HOME/datasets, with train/ and val/
     resolution: int  # px
+    people: bool = False  # openmoji: only faces, people, hands and hearts
     skin_tones: bool = False  # openmoji: also the five skin-tone variants of people and hands
     val_fraction: float = 0.05  # openmoji: held out; the paper holds out 1/1000 of CC12M (App. F)
     limit: int = 0  # openmoji: use only so many drawings; 0 = all
