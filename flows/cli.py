@@ -33,9 +33,7 @@ def _parser() -> argparse.ArgumentParser:
         return sub
 
     def preset_options(sub: argparse.ArgumentParser, **preset: Any) -> None:
-        sub.add_argument(
-            "preset", metavar="PRESET", help="tiny, cc12m-256, cc12m-1024, imagenet-256 … (see README)", **preset
-        )
+        sub.add_argument("preset", metavar="PRESET", help="tiny, cc12m-256, cc12m-1024, imagenet-256, …", **preset)
         sub.add_argument(
             "--set", action="append", default=[], metavar="A.B=VALUE", help="replace a field (see mdm config)"
         )

@@ -37,17 +37,23 @@ def _model(**fields: Any) -> Change:
     return lambda name, stage: {"model": fields}
 
 
-def _steps(source: str, imagenet: bool = False, **schedule: tuple[int, int]) -> Reading:
-    """(batch size, steps) of stages, given as px_64=…; the warm-up keeps its number of steps."""
+def _schedule(name: str, stage: Stage, schedule: dict[str, tuple[int, int]]) -> dict[str, Any]:
+    """(batch size, steps) of the stages named; the warm-up keeps its number of steps."""
+    if name not in schedule:
+        return {}
+    batch, steps = schedule[name]
+    warmup = stage.training.warmup_nimg // stage.training.batch_size * batch
+    return {"training": {"batch_size": batch, "nimg": batch * steps, "warmup_nimg": warmup}}
 
-    def change(name: str, stage: Stage) -> dict[str, Any]:
-        if f"px_{name}" not in schedule or imagenet != (stage.model.labels is not None):
-            return {}
-        batch, steps = schedule[f"px_{name}"]
-        warmup = stage.training.warmup_nimg // stage.training.batch_size * batch
-        return {"training": {"batch_size": batch, "nimg": batch * steps, "warmup_nimg": warmup}}
 
-    return Reading(source, change)
+def _text_steps(source: str, stage: str, batch: int, steps: int) -> Reading:
+    schedule = {stage: (batch, steps)}
+    return Reading(source, lambda name, settings: _schedule(name, settings, schedule) if settings.model.text else {})
+
+
+def _imagenet_steps(source: str, low: tuple[int, int], high: tuple[int, int]) -> Reading:
+    schedule = {"64": low, "256": high}
+    return Reading(source, lambda name, settings: _schedule(name, settings, schedule) if settings.model.labels else {})
 
 
 def _nested(low_only: float) -> Change:
@@ -66,29 +72,25 @@ CHOICES = {
     "cc12m-64": Choice(
         "How long the 64 px text-to-image stage trains",
         {
-            "app-b": _steps("App. B, Table 3: 500,000 steps of 2048", px_64=(2048, 500_000)),
-            "fig-4": _steps("Fig. 4: 390,000 steps", px_64=(2048, 390_000)),
+            "app-b": _text_steps("App. B, Table 3: 500,000 steps of 2048", "64", 2048, 500_000),
+            "fig-4": _text_steps("Fig. 4: 390,000 steps", "64", 2048, 390_000),
         },
     ),
     "batch-1024": Choice(
         "Batch size at 1024 px",
         {
-            "app-b": _steps("App. B: 768", px_1024=(768, 100_000)),
-            "table-3": _steps("Table 3: 12 per GPU on 4 x 8 GPUs, 384", px_1024=(384, 100_000)),
+            "app-b": _text_steps("App. B: 768", "1024", 768, 100_000),
+            "table-3": _text_steps("Table 3: 12 per GPU on 4 x 8 GPUs, 384", "1024", 384, 100_000),
         },
     ),
     "imagenet-schedule": Choice(
         "ImageNet's batch sizes and steps",
         {
-            "app-b": _steps(
-                "App. B: 512 x 300,000, then 256 x 500,000", imagenet=True, px_64=(512, 300_000), px_256=(256, 500_000)
+            "app-b": _imagenet_steps("App. B: 512 x 300,000, then 256 x 500,000", (512, 300_000), (256, 500_000)),
+            "table-3": _imagenet_steps(
+                "Table 3 (32 GPUs): 2048 x 100,000, then 1024 x 375,000", (2048, 100_000), (1024, 375_000)
             ),
-            "table-3": _steps(
-                "Table 3 (32 GPUs): 2048 x 100,000, 1024 x 375,000",
-                px_64=(2048, 100_000),
-                px_256=(1024, 375_000),
-            ),
-            "fig-4": _steps("Fig. 4, Sec. 4.2: 64 px for 200,000 steps", imagenet=True, px_64=(512, 200_000)),
+            "fig-4": _imagenet_steps("Fig. 4: 64 px for 200,000 steps", (512, 200_000), (256, 500_000)),
         },
     ),
     "learning-rate": Choice(
