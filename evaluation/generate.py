@@ -21,9 +21,11 @@ from mdm.checkpoint import load_model
 from mdm.config import Device, Model, Sampling
 from mdm.data import Shards, hash64
 from mdm.draw import draw
+from mdm.embeddings import TextSource
 from mdm.heldout import to_uint8
 from mdm.nested import NestedUNet
 from mdm.structure import from_dict
+from mdm.text import caption_states, online_encoder
 from mdm.train import pick_device
 
 UNTRAINED = "untrained"
@@ -44,7 +46,7 @@ class Plan:
 
     sets: tuple[ImageSet, ...]
     data: str  # dataset folder whose captions are drawn
-    text: str  # its embeddings
+    text: TextSource  # their states
     num_samples: int
     seed: int = 0
     device: Device = "auto"
@@ -74,18 +76,20 @@ def run_plan(folder: Path, plan: Plan, rank: int, world: int) -> None:
     shards = Shards(Path(plan.data), plan.text)
     if plan.num_samples > len(shards):
         raise ValueError(f"{plan.data} has {len(shards)} captions, {plan.num_samples} are asked for")
+    mine = range(rank, plan.num_samples, world)
+    # All captions at once: an online encoder has left the device before the first network comes.
+    states, null = caption_states(shards, mine, online_encoder(plan.text, device))
     for images in plan.sets:
         network = _network(plan, images).to(device)
         target = folder / images.name
         target.mkdir(parents=True, exist_ok=True)
-        mine = range(rank, plan.num_samples, world)
         missing = [i for i in mine if not (target / f"{i:05d}.png").exists()]
         bar = tqdm(total=len(mine), initial=len(mine) - len(missing), desc=images.name, disable=rank != 0)
         for start in range(0, len(missing), images.sampling.batch_size):
             indices = missing[start : start + images.sampling.batch_size]
-            tokens = [t for t in (shards[i].tokens for i in indices) if t is not None]
+            tokens = [states[mine.index(i)] for i in indices]
             seeds = [image_seed(plan.seed, i) for i in indices]
-            xs = draw(network, tokens, shards.null_tokens(), seeds, images.sampling, device)
+            xs = draw(network, tokens, null, seeds, images.sampling, device)
             save_images(xs, network.config.resolutions, target, indices)
             bar.update(len(indices))
         bar.close()

@@ -17,7 +17,10 @@ from evaluation.nearest import nearest_images
 from evaluation.protocols import FRECHET, KID, RETRIEVAL_R1, RETRIEVAL_R10, TEXT_IMAGE, Result
 from mdm.checkpoint import write_json
 from mdm.data import Shards, hash64
+from mdm.embeddings import TextSource
 from mdm.heldout import to_uint8
+from mdm.text import TextEncoder, caption_states, online_encoder
+from mdm.train import pick_device
 
 SAMPLES, UNTRAINED, NOISE, REAL, SHUFFLED = (
     "samples",
@@ -34,11 +37,14 @@ def noise_images(count: int, px: int, seed: int) -> NDArray[np.uint8]:
     return to_uint8(torch.randn(count, 3, px, px, generator=generator)).numpy()
 
 
-def load_real(shards: Shards, limit: int = 0) -> tuple[NDArray[np.uint8], NDArray[np.float32], list[str], list[str]]:
+def load_real(
+    shards: Shards, encoder: TextEncoder | None, limit: int = 0
+) -> tuple[NDArray[np.uint8], NDArray[np.float32], list[str], list[str]]:
     """Images uint8 [N, 3, H, H], pooled caption features [N, D], captions and keys; evenly spread if limited."""
     count = min(limit, len(shards)) if limit else len(shards)
-    samples = [shards[i * len(shards) // count] for i in range(count)]
-    tokens = [s.tokens.numpy() for s in samples if s.tokens is not None]
+    indices = [i * len(shards) // count for i in range(count)]
+    samples = [shards[i] for i in indices]
+    tokens = [states.numpy() for states in caption_states(shards, indices, encoder)[0]]
     pooled = pool_tokens(np.concatenate(tokens), np.cumsum([0] + [len(t) for t in tokens]))
     return np.stack([s.image.numpy() for s in samples]), pooled, [s.caption for s in samples], [s.key for s in samples]
 
@@ -46,7 +52,7 @@ def load_real(shards: Shards, limit: int = 0) -> tuple[NDArray[np.uint8], NDArra
 def measure(
     images: Path,
     data: Path,
-    text: str,
+    text: TextSource,
     out: Path,
     feature_px: int,
     num_real: int,
@@ -57,8 +63,9 @@ def measure(
 
     Writes ``out/results.json`` and the learned heads. ``progress(what, done, total)`` is called all along.
     """
-    train_images, train_text, train_captions, train_keys = load_real(Shards(data / "train", text), num_real)
-    val_images, val_text, _, _ = load_real(Shards(data / "val", text))
+    encoder = online_encoder(text, pick_device("auto"))
+    train_images, train_text, train_captions, train_keys = load_real(Shards(data / "train", text), encoder, num_real)
+    val_images, val_text, _, _ = load_real(Shards(data / "val", text), encoder)
     drawn = {SAMPLES: load_folder(images / "samples"), UNTRAINED: load_folder(images / "untrained")}
     count, px = len(drawn[SAMPLES]), drawn[SAMPLES].shape[-1]
     drawn[NOISE] = noise_images(count, px, seed)

@@ -17,9 +17,10 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
-from safetensors import safe_open
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
+
+from mdm.embeddings import StoredStates, TextSource
 
 
 def hash64(*parts: int | str) -> int:
@@ -45,25 +46,23 @@ def permute(position: int, size: int, key: int) -> int:
 
 @dataclass(frozen=True)
 class Sample:
-    """One captioned image: uint8 [3, H, H], the frozen encoder's states float32 [L, D] (if asked for)."""
+    """One captioned image: uint8 [3, H, H], the encoder's states float32 [L, D] ([0, 0] where none are stored)."""
 
     key: str
     caption: str
     image: Tensor
-    tokens: Tensor | None
+    tokens: Tensor
 
 
 class Shards:
-    """Random access to a dataset folder (manifest.json, tars, indexes) and its text embeddings."""
+    """Random access to a dataset folder (manifest.json, tars, indexes) and its stored text embeddings, if any."""
 
-    def __init__(self, folder: Path, text: str | None = None) -> None:
+    def __init__(self, folder: Path, text: TextSource | None = None) -> None:
         self.folder = Path(folder)
         self.manifest = _manifest(self.folder)
-        self.text_folder = None if text is None else self.folder / f"text-{text}"
-        if self.text_folder is not None:
-            data_digest = _manifest(self.text_folder).get("data_digest")
-            if data_digest != self.manifest["digest"]:
-                raise ValueError(f"{self.text_folder} was made for other images: run the text embedding again")
+        self.states: StoredStates | None = None
+        if text is not None and text.way != "online":
+            self.states = StoredStates(self.folder, self.manifest, text)
         counts = [shard["samples"] for shard in self.manifest["shards"]]
         self.starts = np.concatenate([[0], np.cumsum(counts)])
         self.files: dict[int, int] = {}  # opened lazily, so that worker processes open their own
@@ -75,25 +74,27 @@ class Shards:
         return {**self.__dict__, "files": {}}
 
     def __getitem__(self, index: int) -> Sample:
-        shard = int(np.searchsorted(self.starts, index, side="right")) - 1
-        place = index - int(self.starts[shard])
+        shard, place = self._locate(index)
         image, text, meta = (self._read(shard, *span) for span in self._spans(shard)[place])
-        tokens = None if self.text_folder is None else self.tokens(shard, place)
         with Image.open(io.BytesIO(image)) as picture:
             pixels = torch.from_numpy(np.asarray(picture.convert("RGB")).copy()).permute(2, 0, 1)
-        return Sample(json.loads(meta)["key"], text.decode(), pixels, tokens)
+        return Sample(json.loads(meta)["key"], text.decode(), pixels, self.tokens(index))
 
-    def tokens(self, shard: int, place: int) -> Tensor:
-        file = self._embeddings(shard)
-        start, end = file.get_slice("offsets")[place : place + 2].tolist()
-        return file.get_slice("tokens")[start:end].float()
+    def caption(self, index: int) -> str:
+        shard, place = self._locate(index)
+        return self._read(shard, *self._spans(shard)[place][1]).decode()
+
+    def tokens(self, index: int) -> Tensor:
+        """Stored encoder states [L, D] of a caption; [0, 0] where none are stored."""
+        return torch.empty(0, 0) if self.states is None else self.states(*self._locate(index))
 
     def null_tokens(self) -> Tensor:
-        """Encoder states [L, D] of the empty caption."""
-        if self.text_folder is None:
-            raise ValueError(f"{self.folder}: opened without text embeddings")
-        with safe_open(self.text_folder / "null.safetensors", "pt") as file:
-            return file.get_tensor("tokens").float()
+        """Stored encoder states [L, D] of the empty caption; [0, 0] where none are stored."""
+        return torch.empty(0, 0) if self.states is None else self.states.null()
+
+    def _locate(self, index: int) -> tuple[int, int]:
+        shard = int(np.searchsorted(self.starts, index, side="right")) - 1
+        return shard, index - int(self.starts[shard])
 
     def _read(self, shard: int, offset: int, length: int) -> bytes:
         if shard not in self.files:
@@ -109,12 +110,6 @@ class Shards:
         path = (self.folder / self.manifest["shards"][shard]["file"]).with_suffix(".idx.npy")
         return np.load(path)
 
-    @lru_cache(maxsize=256)  # noqa: B019
-    def _embeddings(self, shard: int) -> Any:
-        assert self.text_folder is not None
-        name = Path(self.manifest["shards"][shard]["file"]).with_suffix(".safetensors").name
-        return safe_open(self.text_folder / name, "pt")
-
 
 def _manifest(folder: Path) -> dict[str, Any]:
     try:
@@ -125,16 +120,17 @@ def _manifest(folder: Path) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Batch:
-    """Stacked samples: images uint8 [B, 3, H, H], caption states [B, L, D] and mask [B, L]."""
+    """Stacked samples: images uint8 [B, 3, H, H], caption states [B, L, D] and mask [B, L] (online: L = 0, as yet)."""
 
     positions: list[int]
     images: Tensor
     text: Tensor
     text_mask: Tensor
+    captions: list[str]  # "" where it was dropped
 
 
-class TrainingSet(Dataset[tuple[int, Tensor, Tensor]]):
-    """position -> (position, image, caption states), with flips and dropped captions drawn from (seed, position)."""
+class TrainingSet(Dataset[tuple[int, Tensor, Tensor, str]]):
+    """position -> (position, image, caption states, caption); flips and drops are drawn from (seed, position)."""
 
     def __init__(self, shards: Shards, seed: int, caption_dropout: float = 0.0, flip: bool = False) -> None:
         self.shards, self.seed, self.flip = shards, seed, flip
@@ -146,18 +142,19 @@ class TrainingSet(Dataset[tuple[int, Tensor, Tensor]]):
         epoch, place = divmod(position, len(self.shards))
         return permute(place, len(self.shards), hash64(self.seed, "order", epoch))
 
-    def __getitem__(self, position: int) -> tuple[int, Tensor, Tensor]:
+    def __getitem__(self, position: int) -> tuple[int, Tensor, Tensor, str]:
         sample = self.shards[self.index(position)]
         draws = np.random.default_rng(hash64(self.seed, "augment", position)).random(2)
         image = sample.image.flip(2) if self.flip and draws[0] < 0.5 else sample.image
-        dropped = sample.tokens is None or draws[1] < self.caption_dropout
-        return position, image, self.null if dropped else sample.tokens  # type: ignore[return-value]
+        if draws[1] < self.caption_dropout:
+            return position, image, self.null, ""
+        return position, image, sample.tokens, sample.caption
 
 
-def collate(samples: Sequence[tuple[int, Tensor, Tensor]]) -> Batch:
-    positions, images, tokens = zip(*samples, strict=True)
+def collate(samples: Sequence[tuple[int, Tensor, Tensor, str]]) -> Batch:
+    positions, images, tokens, captions = zip(*samples, strict=True)
     text, mask = pad_tokens(tokens)
-    return Batch(list(positions), torch.stack(images), text, mask)
+    return Batch(list(positions), torch.stack(images), text, mask, list(captions))
 
 
 def pad_tokens(tokens: Sequence[Tensor], length: int = 0) -> tuple[Tensor, Tensor]:

@@ -12,6 +12,7 @@ from mdm.data import Shards, hash64, pad_tokens
 from mdm.diffusion import Process, downsample
 from mdm.draw import draw
 from mdm.nested import NestedUNet
+from mdm.text import TextEncoder, caption_states
 
 NUM_IMAGES = 64  # of the held-out loss
 NUM_SAMPLES = 8  # of the grid
@@ -21,12 +22,20 @@ class HeldOut:
     """Fixed inputs, so that two evaluations differ by the weights alone."""
 
     def __init__(
-        self, shards: Shards, model: Model, loss: LossSpace, sampling: Sampling, seed: int, device: torch.device
+        self,
+        shards: Shards,
+        encoder: TextEncoder | None,  # where no embeddings are stored; asked once, here
+        model: Model,
+        loss: LossSpace,
+        sampling: Sampling,
+        seed: int,
+        device: torch.device,
     ) -> None:
         self.process, self.loss, self.sampling, self.device = Process.of(model), loss, sampling, device
         self.resolutions = model.resolutions
         count = min(NUM_IMAGES, len(shards))
-        samples = [shards[i * len(shards) // count] for i in range(count)]
+        indices = [i * len(shards) // count for i in range(count)]
+        samples = [shards[i] for i in indices]
         images = torch.stack([s.image for s in samples]).float() / 127.5 - 1
         self.xs = [x.to(device) for x in downsample(images, model.resolutions)]
         generator = torch.Generator().manual_seed(hash64(seed, "held out"))
@@ -35,12 +44,11 @@ class HeldOut:
             torch.linspace(1, self.process.num_steps, count).round().long()[torch.randperm(count, generator=generator)]
         )
         self.k = self.k.to(device)
-        tokens = [s.tokens for s in samples if s.tokens is not None]
+        tokens, self.null = caption_states(shards, indices, encoder)
         self.text, self.mask = (t.to(device) for t in pad_tokens(tokens))
         chosen = range(0, count, max(1, count // NUM_SAMPLES))
         self.prompts = [tokens[i] for i in chosen][:NUM_SAMPLES]
         self.captions = [samples[i].caption for i in chosen][:NUM_SAMPLES]
-        self.null = shards.null_tokens()
         self.seeds = [hash64(seed, "grid", i) for i in range(len(self.prompts))]
 
     @torch.no_grad()

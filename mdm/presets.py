@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from mdm.config import Level, Model, Sampling, Text, Training, check
+from mdm.embeddings import Way
 from mdm.structure import from_dict, to_dict
 from mdm.text import ENCODERS
 
@@ -75,6 +76,7 @@ class Preset:
     summary: str
     data: Data
     text: str  # caption encoder
+    embeddings: Literal["auto", Way] = "auto"  # its states: stored, or made while training; auto: what costs least
     stages: dict[str, Stage]  # in order
     sampling: Sampling
     evaluation: Evaluation
@@ -190,6 +192,7 @@ PRESETS = {
             summary="about ten minutes on two CPU cores: emoji at 16, 32 and 64 px, everything offline",
             data=Data(source="openmoji", name="openmoji-64", resolution=64),
             text="minilm",
+            embeddings="cached",
             stages={
                 "16": _tiny_stage("tiny-16", 22_400, 32, 640),
                 "32": _tiny_stage("tiny-16-32", 9_600, 16, 320),
@@ -204,6 +207,7 @@ PRESETS = {
             summary="the paper's text-to-image model at 256 px on 32 A100",
             data=Data(source="prepared", name="cc12m-256", resolution=256),
             text="flan-t5-xl",
+            embeddings="auto",  # cached takes about 1 TB for CC12M
             stages={
                 "64": _paper_stage("MDM-S64", 2048, 500_000, 64),
                 "256": _paper_stage("MDM-S64S256", 1024, 500_000, 32),
@@ -217,6 +221,7 @@ PRESETS = {
             summary="the paper's text-to-image model at 1024 px on 32 A100",
             data=Data(source="prepared", name="cc12m-1024", resolution=1024),
             text="flan-t5-xl",
+            embeddings="auto",  # cached takes about 1 TB for CC12M
             stages={
                 "64": _paper_stage("MDM-S64", 2048, 500_000, 64),
                 "256": _paper_stage("MDM-S64S256", 1024, 500_000, 32),
