@@ -14,6 +14,7 @@ from torch import Tensor
 from mdm.data import Shards
 from mdm.embeddings import TextSource
 
+PATTERNS = ("*.json", "*.model", "*.safetensors")  # of the hub's files: no second copy of the weights
 BATCH = 32  # captions encoded at once, where it is ours to choose
 
 
@@ -133,19 +134,25 @@ def find_encoder(name: str, weights: Path) -> Path:
         except ImportError:
             raise ValueError(f"text encoder {name}: install the package {spec.package.replace('_', '-')}") from None
     offline = [flag for flag in ("MDM_OFFLINE", "HF_HUB_OFFLINE") if os.environ.get(flag) == "1"]
-    patterns = ["*.json", "*.model", "*.safetensors"]
     try:
         from huggingface_hub import snapshot_download
 
-        return Path(snapshot_download(str(spec.hub), allow_patterns=patterns, local_files_only=bool(offline)))
+        return Path(snapshot_download(str(spec.hub), allow_patterns=list(PATTERNS), local_files_only=bool(offline)))
     except Exception as error:
         why = f"{offline[0]}=1 forbids the download" if offline else f"the download failed ({type(error).__name__})"
-        wanted = " ".join(f"--include '{pattern}'" for pattern in patterns)
         raise ValueError(
             f"text encoder {name}: {local} holds no config.json, {spec.hub} is not in the hub's cache, and {why}. "
-            f"Where there is a network: `hf download {spec.hub} {wanted} --local-dir {local}`, then copy that folder "
-            f"here{', or unset ' + offline[0] if offline else ''}"
+            f"{how_to_get(name, local)}{', or unset ' + offline[0] if offline else ''}"
         ) from error
+
+
+def how_to_get(name: str, folder: Path) -> str:
+    """What to do about an encoder of the hub that is missing here."""
+    wanted = " ".join(f"--include '{pattern}'" for pattern in PATTERNS)
+    return (
+        f"Where there is a network: `hf download {ENCODERS[name].hub} {wanted} --local-dir {folder}`, then copy that "
+        "folder here"
+    )
 
 
 def load_encoder(name: str, weights: Path, device: torch.device | str = "cpu") -> TextEncoder:
