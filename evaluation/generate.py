@@ -18,11 +18,13 @@ from torch import Tensor
 from tqdm import tqdm
 
 from mdm.config import Device, Model, Sampling
-from mdm.data import Shards, hash64, null_condition
+from mdm.data import Shards, hash64
 from mdm.draw import draw
+from mdm.embeddings import TextSource
 from mdm.heldout import to_uint8
 from mdm.nested import NestedUNet
 from mdm.structure import from_dict
+from mdm.text import known_conditions, online_encoder
 from mdm.train import pick_device
 
 UNTRAINED = "untrained"
@@ -43,7 +45,7 @@ class Plan:
 
     sets: tuple[ImageSet, ...]
     data: str  # dataset folder whose captions are drawn
-    text: str | None  # its embeddings
+    text: TextSource | None  # their states; none for a class-conditional model
     num_samples: int
     seed: int = 0
     device: Device = "auto"
@@ -73,19 +75,19 @@ def run_plan(folder: Path, plan: Plan, rank: int, world: int) -> None:
     shards = Shards(Path(plan.data), plan.text)
     if plan.num_samples > len(shards):
         raise ValueError(f"{plan.data} has {len(shards)} captions, {plan.num_samples} are asked for")
+    mine = range(rank, plan.num_samples, world)
+    # All captions at once: an online encoder has left the device before the first network comes.
+    conditions, null = known_conditions(shards, mine, _model(plan), online_encoder(plan.text, device))
     for images in plan.sets:
         network = _network(plan, images).to(device)
         target = folder / images.name
         target.mkdir(parents=True, exist_ok=True)
-        mine = range(rank, plan.num_samples, world)
         missing = [i for i in mine if not (target / f"{i:05d}.png").exists()]
         bar = tqdm(total=len(mine), initial=len(mine) - len(missing), desc=images.name, disable=rank != 0)
         for start in range(0, len(missing), images.sampling.batch_size):
             indices = missing[start : start + images.sampling.batch_size]
-            conditions = [shards[i].condition for i in indices]
             seeds = [image_seed(plan.seed, i) for i in indices]
-            null = null_condition(network.config, shards)
-            xs = draw(network, conditions, null, seeds, images.sampling, device)
+            xs = draw(network, [conditions[mine.index(i)] for i in indices], null, seeds, images.sampling, device)
             save_images(xs, network.config.resolutions, target, indices)
             bar.update(len(indices))
         bar.close()
@@ -104,13 +106,17 @@ def image_seed(seed: int, index: int) -> int:
     return hash64(seed, "image", index)
 
 
+def _model(plan: Plan) -> Model:
+    """The configuration of the first trained set."""
+    trained = next(s.weights for s in plan.sets if s.weights != UNTRAINED)
+    return from_dict(Model, json.loads((Path(trained) / "config.json").read_text()))
+
+
 def _network(plan: Plan, images: ImageSet) -> NestedUNet:
     if images.weights != UNTRAINED:
-        return NestedUNet.from_pretrained(images.weights)
-    trained = next(s.weights for s in plan.sets if s.weights != UNTRAINED)
-    model = from_dict(Model, json.loads((Path(trained) / "config.json").read_text()))
+        return NestedUNet.from_pretrained(Path(images.weights))
     torch.manual_seed(hash64(plan.seed, "untrained"))
-    return NestedUNet(model).eval()
+    return NestedUNet(_model(plan)).eval()
 
 
 def main(argv: list[str] | None = None) -> int:

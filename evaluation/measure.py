@@ -17,7 +17,10 @@ from evaluation.nearest import nearest_images
 from evaluation.protocols import FRECHET, KID, RETRIEVAL_R1, RETRIEVAL_R10, TEXT_IMAGE, Result
 from mdm.checkpoint import write_json
 from mdm.data import Shards, hash64
+from mdm.embeddings import TextSource
 from mdm.heldout import to_uint8
+from mdm.text import TextEncoder, caption_states, online_encoder
+from mdm.train import pick_device
 
 SAMPLES, UNTRAINED, NOISE, REAL, SHUFFLED = (
     "samples",
@@ -34,19 +37,27 @@ def noise_images(count: int, px: int, seed: int) -> NDArray[np.uint8]:
     return to_uint8(torch.randn(count, 3, px, px, generator=generator)).numpy()
 
 
-def load_real(shards: Shards, limit: int = 0) -> tuple[NDArray[np.uint8], NDArray[np.float32], list[str], list[str]]:
-    """Images uint8 [N, 3, H, H], pooled caption features [N, D], captions and keys; evenly spread if limited."""
+def load_real(
+    shards: Shards, encoder: TextEncoder | None, limit: int = 0
+) -> tuple[NDArray[np.uint8], NDArray[np.float32], list[str], list[str]]:
+    """Images uint8 [N, 3, H, H], pooled caption features [N, D], captions and keys; evenly spread if limited.
+
+    For a set that is opened without captions' states the features are [N, 0].
+    """
     count = min(limit, len(shards)) if limit else len(shards)
-    samples = [shards[i * len(shards) // count] for i in range(count)]
-    tokens = [s.tokens.numpy() for s in samples if s.tokens is not None]
-    pooled = pool_tokens(np.concatenate(tokens), np.cumsum([0] + [len(t) for t in tokens]))
+    indices = [i * len(shards) // count for i in range(count)]
+    samples = [shards[i] for i in indices]
+    pooled = np.zeros((count, 0), np.float32)
+    if shards.states is not None or encoder is not None:
+        tokens = [states.numpy() for states in caption_states(shards, indices, encoder)[0]]
+        pooled = pool_tokens(np.concatenate(tokens), np.cumsum([0] + [len(t) for t in tokens]))
     return np.stack([s.image.numpy() for s in samples]), pooled, [s.caption for s in samples], [s.key for s in samples]
 
 
 def measure(
     images: Path,
     data: Path,
-    text: str,
+    text: TextSource | None,
     out: Path,
     feature_px: int,
     num_real: int,
@@ -57,8 +68,9 @@ def measure(
 
     Writes ``out/results.json`` and the learned heads. ``progress(what, done, total)`` is called all along.
     """
-    train_images, train_text, train_captions, train_keys = load_real(Shards(data / "train", text), num_real)
-    val_images, val_text, _, _ = load_real(Shards(data / "val", text))
+    encoder = online_encoder(text, pick_device("auto"))
+    train_images, train_text, train_captions, train_keys = load_real(Shards(data / "train", text), encoder, num_real)
+    val_images, val_text, _, _ = load_real(Shards(data / "val", text), encoder)
     drawn = {SAMPLES: load_folder(images / "samples"), UNTRAINED: load_folder(images / "untrained")}
     count, px = len(drawn[SAMPLES]), drawn[SAMPLES].shape[-1]
     drawn[NOISE] = noise_images(count, px, seed)
@@ -78,34 +90,17 @@ def measure(
         features[name] = extractor.extract(pictures, progress=show)
         done += len(pictures)
 
-    progress("text-image heads", 0, 1)
-    heads = train_heads(features["train"], train_text, seed)
     out.mkdir(parents=True, exist_ok=True)
-    heads.save(out / "heads.safetensors")
     reference = np.concatenate([features["train"], features["val"]])
-    # Samples were drawn for the first captions of the held-out split, in its order.
-    matching = {name: retrieval(heads, features[name], val_text[:count]) for name in drawn}
-    held_out = retrieval(heads, features["val"], val_text)
-
     progress("distances", 0, 1)
     kids = {name: kid(features[name], reference, seed) for name in drawn}
     results = [
         Result(FRECHET, count, {name: frechet_distance(features[name], reference) for name in drawn}),
         Result(KID, count, {n: k.value for n, k in kids.items()}, {n: (k.low, k.high) for n, k in kids.items()}),
-        Result(
-            TEXT_IMAGE,
-            count,
-            {
-                SAMPLES: matching[SAMPLES]["matched"],
-                SHUFFLED: matching[SAMPLES]["shuffled"],
-                UNTRAINED: matching[UNTRAINED]["matched"],
-                NOISE: matching[NOISE]["matched"],
-                REAL: held_out["matched"],
-            },
-        ),
-        Result(RETRIEVAL_R1, len(val_images), {REAL: held_out["r1"], "chance": held_out["chance_r1"]}),
-        Result(RETRIEVAL_R10, len(val_images), {REAL: held_out["r10"], "chance": held_out["chance_r10"]}),
     ]
+    if text is not None:
+        progress("text-image heads", 0, 1)
+        results += match_captions(features, train_text, val_text, count, seed, out)
     nearest, distances = nearest_images(drawn[SAMPLES], train_images)
     whole = {
         "metrics": [result.to_record() for result in results],
@@ -125,3 +120,32 @@ def measure(
     }
     write_json(out / "results.json", whole)
     return whole
+
+
+def match_captions(
+    features: dict[str, NDArray[np.float32]],
+    train_text: NDArray[np.float32],
+    val_text: NDArray[np.float32],
+    count: int,
+    seed: int,
+    out: Path,
+) -> list[Result]:
+    """How well the sets fit their captions, under heads learned from the training pairs and written to ``out``."""
+    heads = train_heads(features["train"], train_text, seed)
+    heads.save(out / "heads.safetensors")
+    # Samples were drawn for the first captions of the held-out split, in its order.
+    matching = {name: retrieval(heads, features[name], val_text[:count]) for name in (SAMPLES, UNTRAINED, NOISE)}
+    held_out = retrieval(heads, features["val"], val_text)
+    cosines = {
+        SAMPLES: matching[SAMPLES]["matched"],
+        SHUFFLED: matching[SAMPLES]["shuffled"],
+        UNTRAINED: matching[UNTRAINED]["matched"],
+        NOISE: matching[NOISE]["matched"],
+        REAL: held_out["matched"],
+    }
+    number = len(features["val"])
+    return [
+        Result(TEXT_IMAGE, count, cosines),
+        Result(RETRIEVAL_R1, number, {REAL: held_out["r1"], "chance": held_out["chance_r1"]}),
+        Result(RETRIEVAL_R10, number, {REAL: held_out["r10"], "chance": held_out["chance_r10"]}),
+    ]

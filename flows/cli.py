@@ -57,7 +57,7 @@ def _parser() -> argparse.ArgumentParser:
 
     sub = verb("embed", embed, "embed the captions of a preset's shards with its frozen text encoder")
     preset_options(sub)
-    sub.add_argument("--dry-run", action="store_true", help="say what would be made, start nothing")
+    sub.add_argument("--dry-run", action="store_true", help="measure on a sample what each way costs, make nothing")
 
     sub = verb("config", config, "print a preset, whole and resolved, as JSON that --config takes back")
     preset_options(sub, nargs="?", default="cc12m-1024")
@@ -198,19 +198,28 @@ def data(arguments: argparse.Namespace) -> int:
 def embed(arguments: argparse.Namespace) -> int:
     from tqdm import tqdm
 
-    from flows.data import SPLITS, embed_splits
     from flows.home import datasets, hold
+    from flows.text import SPLITS, Captions
     from mdm.presets import resolve
+    from preprocessing.cost import choose
     from preprocessing.manifest import read_manifest
 
     plan = resolve(arguments.preset, _overrides(arguments))
     folder = datasets() / plan.data.name
     total = sum(read_manifest(folder / split)["samples"] for split in SPLITS)
-    print(f"{total} captions of {folder} by {plan.text}")
+    captions = Captions(plan, folder)
+    print(f"{total} captions of {folder} by {plan.text}, embeddings: {plan.embeddings}")
     if arguments.dry_run:
+        cost = captions.cost()
+        print("\n".join([*cost.lines(), f"auto chooses {choose(cost)[1]}"]))
         return 0
-    with hold(folder / "lock", f"dataset {plan.data.name}"), tqdm(total=total, unit="captions") as bar:
-        embed_splits(plan, folder, lambda start: lambda done, _: _advance(bar, start + done))
+    with hold(folder / "lock", f"dataset {plan.data.name}"):
+        way = captions.source(print).way
+        if way == "online":
+            print("nothing is stored: the trainers encode")
+            return 0
+        with tqdm(total=total, unit="captions") as bar:
+            captions.embed(way, lambda start: lambda done, _: _advance(bar, start + done))
     return 0
 
 
@@ -219,6 +228,7 @@ def _advance(bar: Any, done: int) -> None:
 
 
 def evaluate(arguments: argparse.Namespace) -> int:
+    from evaluation.generate import Plan
     from evaluation.measure import measure
     from flows.home import datasets, run_folder
     from mdm.presets import Preset
@@ -233,10 +243,11 @@ def evaluate(arguments: argparse.Namespace) -> int:
     if arguments.dry_run:
         return 0
     dataset = datasets() / plan.data.name
+    drawn = from_dict(Plan, json.loads((folder / "samples" / "generate.json").read_text()))
     results = measure(
         folder / "samples",
         dataset,
-        plan.text,
+        drawn.text,
         out,
         settings.feature_px,
         settings.num_real,

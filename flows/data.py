@@ -10,17 +10,16 @@ from typing import Any
 from prefect import task
 
 from flows.artifacts import StageProgress
-from flows.home import datasets, hold, weights
+from flows.home import datasets, hold
 from flows.progress import board
+from flows.text import SPLITS, Captions, Progress
+from mdm.embeddings import TextSource
 from mdm.presets import Preset
-from mdm.text import ENCODERS, TextEncoder, encoder_digest, find_encoder, load_encoder
-from preprocessing.embed import embed_captions
+from mdm.structure import digest
 from preprocessing.manifest import read_json, read_manifest
 from preprocessing.shards import write_openmoji
 from preprocessing.sources import OpenMoji
 
-Progress = Callable[[int], Callable[[int, int], None]]
-SPLITS = ("train", "val")
 PER_SHARD = 250
 
 
@@ -79,34 +78,25 @@ def write_splits(plan: Preset, source: OpenMoji, progress: Progress) -> list[dic
 
 
 @task(task_run_name="text embeddings")
-def embed_text(plan: Preset, folder: Path) -> str:
-    """Caption embeddings of both splits by the frozen encoder -> a digest of the training split's."""
+def embed_text(plan: Preset, folder: Path) -> tuple[TextSource | None, str]:
+    """Where the jobs' caption states come from, made where they are stored, and a digest of the training split's."""
+    if plan.text is None:
+        board().start("text embeddings")
+        board().finish("text embeddings", "done", 0, "none: conditioned on labels")
+        return None, ""
     total = sum(read_manifest(folder / split)["samples"] for split in SPLITS)
     with hold(folder / "lock", f"dataset {plan.data.name}"), _stage("text embeddings", total, "captions") as update:
-        before = [read_json(folder / split / f"text-{plan.text}" / "manifest.json") for split in SPLITS]
-        manifests = embed_splits(plan, folder, update.after)
+        captions = Captions(plan, folder)
+        source = captions.source(board().say)
+        if source.way == "online":
+            update.note = f"{plan.text}, online: nothing is stored, the trainers encode"
+            return source, digest([source.way, source.encoder_digest])
+        before = captions.manifests(source.way)
+        manifests = captions.embed(source.way, update.after)
         update.reused = before == manifests
         cut = sum(m["truncated"] for m in manifests)
-        update.note = f"{plan.text}, {cut} captions cut at {ENCODERS[plan.text].max_tokens} tokens"
-    return manifests[0]["digest"]
-
-
-def embed_splits(plan: Preset, folder: Path, progress: Progress) -> list[dict[str, Any]]:
-    """Embeddings of every split -> their manifests. The encoder is loaded only where something is left to do."""
-    digest_of = encoder_digest(plan.text, find_encoder(plan.text, weights()))
-    loaded: list[TextEncoder] = []
-
-    def encode(captions: list[str]) -> tuple[list[Any], int]:
-        if not loaded:
-            loaded.append(load_encoder(plan.text, weights(), plan.hardware.device))
-        return loaded[0].encode(captions)
-
-    manifests: list[dict[str, Any]] = []
-    limit, start = ENCODERS[plan.text].max_tokens, 0
-    for split in SPLITS:
-        manifests.append(embed_captions(folder / split, plan.text, digest_of, encode, limit, progress(start)))
-        start += read_manifest(folder / split)["samples"]
-    return manifests
+        update.note = f"{plan.text}, {source.way}, {cut} captions cut at {captions.spec.max_tokens} tokens"
+    return source, manifests[0]["digest"]
 
 
 class Update:

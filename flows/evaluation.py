@@ -17,12 +17,15 @@ from flows.progress import board
 from flows.records import export_records
 from flows.tracking import Tracker
 from mdm.checkpoint import sha256, write_json
+from mdm.embeddings import TextSource
 from mdm.presets import Preset
 from mdm.structure import to_dict
 
 
 @task(task_run_name="sample", retries=3, retry_delay_seconds=1, retry_condition_fn=died)
-def sample_images(plan: Preset, folder: Path, weights: Path, data: Path, text_digest: str) -> Path:
+def sample_images(
+    plan: Preset, folder: Path, weights: Path, data: Path, text: TextSource | None, text_digest: str
+) -> Path:
     """Images of held-out captions from the trained weights, and from an untrained network for comparison."""
     count = plan.evaluation.num_samples
     sets = (
@@ -33,7 +36,7 @@ def sample_images(plan: Preset, folder: Path, weights: Path, data: Path, text_di
     job = Plan(
         sets=sets,
         data=str(data / "val"),
-        text=plan.text,
+        text=text,
         num_samples=count,
         seed=plan.seed,
         device=plan.hardware.device,
@@ -68,7 +71,9 @@ def sample_images(plan: Preset, folder: Path, weights: Path, data: Path, text_di
 
 
 @task(task_run_name="evaluate")
-def evaluate_samples(plan: Preset, folder: Path, images: Path, data: Path, tracker: Tracker) -> dict[str, Any]:
+def evaluate_samples(
+    plan: Preset, folder: Path, images: Path, data: Path, text: TextSource | None, tracker: Tracker
+) -> dict[str, Any]:
     """Every metric, into results.json, MLflow and a table in the Prefect UI."""
     drawn = json.loads((images / "done.json").read_text())["inputs"]
     board().start("evaluate", 1, "img")
@@ -80,7 +85,7 @@ def evaluate_samples(plan: Preset, folder: Path, images: Path, data: Path, track
 
     def work() -> dict[str, Any]:
         settings = plan.evaluation
-        results = measure(images, data, plan.text, folder, settings.feature_px, settings.num_real, plan.seed, show)
+        results = measure(images, data, text, folder, settings.feature_px, settings.num_real, plan.seed, show)
         return {"metrics": results["metrics"]}
 
     done = once(folder, {"images": drawn, "evaluation": to_dict(plan.evaluation)}, work, board().say)

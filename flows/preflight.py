@@ -6,7 +6,7 @@ import socket
 
 from flows.home import Trouble, datasets, home, make_home, weights
 from mdm.presets import Preset
-from mdm.text import ENCODERS
+from mdm.text import ENCODERS, how_to_get
 
 
 def check_machine(preset: Preset) -> None:
@@ -40,6 +40,8 @@ def _data(preset: Preset) -> list[str]:
 
 
 def _encoder(preset: Preset) -> list[str]:
+    if preset.text is None:
+        return []
     spec, local = ENCODERS[preset.text], weights() / preset.text
     if spec.package is not None or (local / "config.json").exists():
         return []
@@ -51,7 +53,8 @@ def _encoder(preset: Preset) -> list[str]:
     if not offline and _hub_answers():
         return []
     why = "MDM_OFFLINE is set" if offline else "the hub cannot be reached"
-    return [f"text encoder: {preset.text} is neither at {local} nor in the hub's cache, and {why}"]
+    lacking = f"text encoder: {preset.text} is neither at {local} nor in the hub's cache, and {why}"
+    return [f"{lacking}. {how_to_get(preset.text, local)}"]
 
 
 def _hub_answers() -> bool:

@@ -51,20 +51,28 @@ def export_records(plan: Preset, run: Path, data: Path, images: Path, tracker: T
 def verdict(plan: Preset, metrics: list[dict[str, Any]]) -> str:
     """What the numbers say, in words that follow from them."""
     by_name = {metric["name"]: metric for metric in metrics}
-    frechet, kernel, text = (by_name[m.name]["values"] for m in (FRECHET, KID, TEXT_IMAGE))
-    halves = all(v[SAMPLES] <= v[other] / 2 for v in (frechet, kernel) for other in (UNTRAINED, NOISE))
+    frechet, kernel = (_against(by_name[metric.name]["values"]) for metric in (FRECHET, KID))
     interval = by_name[KID.name]["interval"]
     apart = all(interval[SAMPLES][1] < interval[other][0] for other in (UNTRAINED, NOISE))
-    fits = text[SAMPLES] > text[SHUFFLED]
+    fits = ""
+    if TEXT_IMAGE.name in by_name:
+        text = by_name[TEXT_IMAGE.name]["values"]
+        higher = "higher" if text[SAMPLES] > text[SHUFFLED] else "NOT higher"
+        fits = f" Captions score {higher} on their own samples than shuffled ones do."
     return " ".join(
         [
             f"A run of preset {plan.name} on {plan.data.name} ({plan.data.resolution} px): a small stand-in for the "
             "paper's experiments, not one of them; none of its numbers is a FID or CLIP score.",
-            f"The samples' distances to real images are {'at most' if halves else 'NOT at most'} half of an untrained "
-            f"model's and of noise's, the intervals of the kernel distance {'do not overlap' if apart else 'OVERLAP'}, "
-            f"and captions score {'higher' if fits else 'NOT higher'} on their own samples than shuffled ones do.",
+            f"Of the lesser of an untrained model's and noise's distance to real images the samples have {kernel:.0%} "
+            f"(kernel distance, whose intervals {'do not overlap' if apart else 'OVERLAP'}) and {frechet:.0%} (Fréchet "
+            f"distance); half was aimed at.{fits}",
         ]
     )
+
+
+def _against(values: dict[str, float]) -> float:
+    """The samples' distance as a fraction of the lesser one of those that know nothing."""
+    return values[SAMPLES] / min(values[UNTRAINED], values[NOISE])
 
 
 def _facts(plan: Preset, tags: dict[str, str], manifest: dict[str, Any], results: dict[str, Any]) -> list[list[str]]:

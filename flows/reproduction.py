@@ -51,16 +51,17 @@ def reproduction(preset: PresetName = "cc12m-1024", overrides: Overrides = Overr
         tracker.tags("", run_facts(plan))
         source = prepare_data(plan)
         data, data_digest = write_shard_set(plan, source)
-        text_digest = embed_text(plan, data)
+        text, text_digest = embed_text(plan, data)
         previous = None
         for stage_name, stage in plan.stages.items():
             init = None
             if previous is not None:
                 init = grow_stage(stage_name, stage, previous, run / f"grow-{stage_name}", plan.seed)
-            previous = train_stage(stage_name, plan, run / stage_name, data, [data_digest, text_digest], init, tracker)
+            digests = [data_digest, text_digest]
+            previous = train_stage(stage_name, plan, run / stage_name, data, text, digests, init, tracker)
         assert previous is not None
-        images = sample_images(plan, run / "samples", trained_weights(previous), data, text_digest)
-        evaluate_samples(plan, run / "evaluation", images, data, tracker)
+        images = sample_images(plan, run / "samples", trained_weights(previous), data, text, text_digest)
+        evaluate_samples(plan, run / "evaluation", images, data, text, tracker)
         tracker.times({row.name: row.seconds for row in shown.rows.values() if row.state == "done"}, stage_names(plan))
         write_report(plan, run, data, images, tracker)
     return name

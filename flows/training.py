@@ -13,6 +13,7 @@ from flows.markers import once, read_done
 from flows.progress import board
 from flows.tracking import Follower, Tracker
 from mdm.checkpoint import load_weights, newest_checkpoint, save_weights, write_json
+from mdm.embeddings import TextSource
 from mdm.presets import Preset, Stage
 from mdm.progressive import grow
 from mdm.structure import digest, to_dict
@@ -51,6 +52,7 @@ def train_stage(
     preset: Preset,
     folder: Path,
     data: Path,
+    text: TextSource | None,
     data_digest: list[str],
     init: Path | None,
     tracker: Tracker,
@@ -64,7 +66,7 @@ def train_stage(
         sampling=preset.sampling,
         train_data=str(data / "train"),
         val_data=str(data / "val"),
-        text=preset.text,
+        text=text,
         init=None if init is None else str(init),
         seed=preset.seed,
         device=hardware.device,

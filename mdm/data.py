@@ -17,11 +17,13 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
-from safetensors import safe_open
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from mdm.config import Model
+from mdm.embeddings import StoredStates, TextSource
+
+Condition = Tensor | str | int  # a caption's states [L, D], a caption still to be encoded, a label
 
 
 def hash64(*parts: int | str) -> int:
@@ -47,35 +49,24 @@ def permute(position: int, size: int, key: int) -> int:
 
 @dataclass(frozen=True)
 class Sample:
-    """One image, uint8 [3, H, H], and what it shows: a caption, its states float32 [L, D] (if asked for), a label."""
+    """One captioned image, uint8 [3, H, H]; condition: stored states [L, D], the caption (online), or a label."""
 
     key: str
     caption: str
     image: Tensor
-    tokens: Tensor | None
-    label: int | None
-
-    @property
-    def condition(self) -> Tensor | int:
-        """What a model is conditioned on: the caption's states where there are any, else the label."""
-        if self.tokens is not None:
-            return self.tokens
-        if self.label is None:
-            raise ValueError(f"{self.key}: opened without text embeddings, and its metadata has no label")
-        return self.label
+    condition: Condition | None
 
 
 class Shards:
-    """Random access to a dataset folder (manifest.json, tars, indexes) and its text embeddings."""
+    """Random access to a dataset folder (manifest.json, tars, indexes) and its stored text embeddings, if any."""
 
-    def __init__(self, folder: Path, text: str | None = None) -> None:
+    def __init__(self, folder: Path, text: TextSource | None = None) -> None:
         self.folder = Path(folder)
         self.manifest = _manifest(self.folder)
-        self.text_folder = None if text is None else self.folder / f"text-{text}"
-        if self.text_folder is not None:
-            data_digest = _manifest(self.text_folder).get("data_digest")
-            if data_digest != self.manifest["digest"]:
-                raise ValueError(f"{self.text_folder} was made for other images: run the text embedding again")
+        self.states: StoredStates | None = None
+        self.online = text is not None and text.way == "online"
+        if text is not None and not self.online:
+            self.states = StoredStates(self.folder, self.manifest, text)
         counts = [shard["samples"] for shard in self.manifest["shards"]]
         self.starts = np.concatenate([[0], np.cumsum(counts)])
         self.files: dict[int, int] = {}  # opened lazily, so that worker processes open their own
@@ -87,26 +78,42 @@ class Shards:
         return {**self.__dict__, "files": {}}
 
     def __getitem__(self, index: int) -> Sample:
-        shard = int(np.searchsorted(self.starts, index, side="right")) - 1
-        place = index - int(self.starts[shard])
+        shard, place = self._locate(index)
         image, text, meta = (self._read(shard, *span) for span in self._spans(shard)[place])
-        tokens = None if self.text_folder is None else self.tokens(shard, place)
         with Image.open(io.BytesIO(image)) as picture:
             pixels = torch.from_numpy(np.asarray(picture.convert("RGB")).copy()).permute(2, 0, 1)
-        record = json.loads(meta)
-        return Sample(record["key"], text.decode(), pixels, tokens, record.get("label"))
+        record, caption = json.loads(meta), text.decode()
+        condition = caption if self.online else record.get("label") if self.states is None else self.tokens(index)
+        return Sample(record["key"], caption, pixels, condition)
 
-    def tokens(self, shard: int, place: int) -> Tensor:
-        file = self._embeddings(shard)
-        start, end = file.get_slice("offsets")[place : place + 2].tolist()
-        return file.get_slice("tokens")[start:end].float()
+    def label(self, index: int) -> int:
+        """The class of a sample. Raises ValueError where its metadata has none."""
+        shard, place = self._locate(index)
+        record = json.loads(self._read(shard, *self._spans(shard)[place][2]))
+        if not isinstance(record.get("label"), int):
+            raise ValueError(f"{self.folder}: {record['key']} has no label in its metadata")
+        return record["label"]
+
+    def caption(self, index: int) -> str:
+        shard, place = self._locate(index)
+        return self._read(shard, *self._spans(shard)[place][1]).decode()
+
+    def tokens(self, index: int) -> Tensor:
+        """Stored encoder states [L, D] of a caption."""
+        return self._stored()(*self._locate(index))
 
     def null_tokens(self) -> Tensor:
-        """Encoder states [L, D] of the empty caption."""
-        if self.text_folder is None:
+        """Stored encoder states [L, D] of the empty caption."""
+        return self._stored().null()
+
+    def _stored(self) -> StoredStates:
+        if self.states is None:
             raise ValueError(f"{self.folder}: opened without text embeddings")
-        with safe_open(self.text_folder / "null.safetensors", "pt") as file:
-            return file.get_tensor("tokens").float()
+        return self.states
+
+    def _locate(self, index: int) -> tuple[int, int]:
+        shard = int(np.searchsorted(self.starts, index, side="right")) - 1
+        return shard, index - int(self.starts[shard])
 
     def _read(self, shard: int, offset: int, length: int) -> bytes:
         if shard not in self.files:
@@ -122,12 +129,6 @@ class Shards:
         path = (self.folder / self.manifest["shards"][shard]["file"]).with_suffix(".idx.npy")
         return np.load(path)
 
-    @lru_cache(maxsize=256)  # noqa: B019
-    def _embeddings(self, shard: int) -> Any:
-        assert self.text_folder is not None
-        name = Path(self.manifest["shards"][shard]["file"]).with_suffix(".safetensors").name
-        return safe_open(self.text_folder / name, "pt")
-
 
 def _manifest(folder: Path) -> dict[str, Any]:
     try:
@@ -136,10 +137,10 @@ def _manifest(folder: Path) -> dict[str, Any]:
         raise ValueError(f"{folder} is no finished dataset: manifest.json is missing") from None
 
 
-def null_condition(model: Model, shards: Shards) -> Tensor | int | None:
-    """What stands for no caption or no label: the empty caption's states [L, D], the class after the last, or None."""
+def null_condition(model: Model, shards: Shards) -> Condition | None:
+    """What stands for no caption or label: the empty caption (or its states), the class after the last, or None."""
     if model.text is not None:
-        return shards.null_tokens()
+        return "" if shards.online else shards.null_tokens()
     return model.labels.num_classes if model.labels is not None and model.labels.null else None
 
 
@@ -153,21 +154,25 @@ def stack_conditions(conditions: Sequence[Tensor | int]) -> dict[str, Tensor]:
 
 @dataclass(frozen=True)
 class Batch:
-    """Stacked samples: images uint8 [B, 3, H, H] and what the network is conditioned on (see stack_conditions)."""
+    """Stacked samples: images uint8 [B, 3, H, H] and what the network is conditioned on (see stack_conditions).
+
+    Online: no condition as yet, but the captions to encode, "" where one was dropped.
+    """
 
     positions: list[int]
     images: Tensor
     condition: dict[str, Tensor]
+    captions: list[str]
 
 
-Item = tuple[int, Tensor, Tensor | int]
+Item = tuple[int, Tensor, Condition]
 
 
 class TrainingSet(Dataset[Item]):
     """position -> (position, image, condition), with flips and dropped conditions drawn from (seed, position)."""
 
     def __init__(
-        self, shards: Shards, seed: int, null: Tensor | int | None = None, dropout: float = 0.0, flip: bool = False
+        self, shards: Shards, seed: int, null: Condition | None = None, dropout: float = 0.0, flip: bool = False
     ) -> None:
         self.shards, self.seed, self.flip = shards, seed, flip
         self.null, self.dropout = null, dropout
@@ -181,13 +186,17 @@ class TrainingSet(Dataset[Item]):
         sample = self.shards[self.index(position)]
         draws = np.random.default_rng(hash64(self.seed, "augment", position)).random(2)
         image = sample.image.flip(2) if self.flip and draws[0] < 0.5 else sample.image
-        dropped = self.null is not None and draws[1] < self.dropout
-        return position, image, self.null if dropped else sample.condition  # type: ignore[return-value]
+        condition = self.null if self.null is not None and draws[1] < self.dropout else sample.condition
+        if condition is None:
+            raise ValueError(f"{self.shards.folder}: {sample.key} has no label in its metadata")
+        return position, image, condition
 
 
 def collate(items: Sequence[Item]) -> Batch:
     positions, images, conditions = zip(*items, strict=True)
-    return Batch(list(positions), torch.stack(images), stack_conditions(conditions))
+    if isinstance(conditions[0], str):
+        return Batch(list(positions), torch.stack(images), {}, list(conditions))
+    return Batch(list(positions), torch.stack(images), stack_conditions(conditions), [])
 
 
 def pad_tokens(tokens: Sequence[Tensor], length: int = 0) -> tuple[Tensor, Tensor]:

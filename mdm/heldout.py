@@ -8,10 +8,11 @@ from PIL import Image
 from torch import Tensor
 
 from mdm.config import LossSpace, Model, Sampling
-from mdm.data import Shards, hash64, null_condition, stack_conditions
+from mdm.data import Shards, hash64, stack_conditions
 from mdm.diffusion import Process
 from mdm.draw import draw
 from mdm.nested import NestedUNet
+from mdm.text import TextEncoder, known_conditions
 
 NUM_IMAGES = 64  # of the held-out loss
 NUM_SAMPLES = 8  # of the grid
@@ -21,12 +22,20 @@ class HeldOut:
     """Fixed inputs, so that two evaluations differ by the weights alone."""
 
     def __init__(
-        self, shards: Shards, model: Model, loss: LossSpace, sampling: Sampling, seed: int, device: torch.device
+        self,
+        shards: Shards,
+        encoder: TextEncoder | None,  # where no embeddings are stored; asked once, here
+        model: Model,
+        loss: LossSpace,
+        sampling: Sampling,
+        seed: int,
+        device: torch.device,
     ) -> None:
         self.process, self.loss, self.sampling, self.device = Process.of(model), loss, sampling, device
         self.resolutions = model.resolutions
         count = min(NUM_IMAGES, len(shards))
-        samples = [shards[i * len(shards) // count] for i in range(count)]
+        indices = [i * len(shards) // count for i in range(count)]
+        samples = [shards[i] for i in indices]
         images = torch.stack([s.image for s in samples]).float() / 127.5 - 1
         self.xs = [x.to(device) for x in self.process.downsample(images)]
         generator = torch.Generator().manual_seed(hash64(seed, "held out"))
@@ -35,12 +44,11 @@ class HeldOut:
             torch.linspace(1, self.process.num_steps, count).round().long()[torch.randperm(count, generator=generator)]
         )
         self.k = self.k.to(device)
-        conditions = [s.condition for s in samples]
+        conditions, self.null = known_conditions(shards, indices, model, encoder)
         self.condition = {name: value.to(device) for name, value in stack_conditions(conditions).items()}
         chosen = range(0, count, max(1, count // NUM_SAMPLES))
         self.prompts = [conditions[i] for i in chosen][:NUM_SAMPLES]
         self.captions = [samples[i].caption for i in chosen][:NUM_SAMPLES]
-        self.null = null_condition(model, shards)
         self.seeds = [hash64(seed, "grid", i) for i in range(len(self.prompts))]
 
     @torch.no_grad()

@@ -32,10 +32,12 @@ from mdm.config import Device, Model, Sampling, Training
 from mdm.data import Batch, Shards, TrainingSet, batches, hash64, null_condition
 from mdm.diffusion import Process, mixed_sizes
 from mdm.ema import EMA
+from mdm.embeddings import TextSource
 from mdm.heldout import HeldOut
 from mdm.metrics import MetricsFile, Window, crossed
 from mdm.nested import NestedUNet
 from mdm.structure import from_dict
+from mdm.text import online_encoder
 
 PIXEL_SCALE = 127.5  # uint8 -> [-1, 1]
 
@@ -49,7 +51,7 @@ class Job:
     sampling: Sampling
     train_data: str  # dataset folders
     val_data: str
-    text: str | None  # which embeddings of them: the encoder's name; none for a class-conditional model
+    text: TextSource | None  # their captions' states: stored, or made by the encoder; none for labels
     init: str | None = None  # checkpoint weights folder (config.json + model.safetensors) to start from
     seed: int = 0
     device: Device = "auto"
@@ -114,7 +116,8 @@ class Trainer:
         train, val = Shards(Path(job.train_data), job.text), Shards(Path(job.val_data), job.text)
         dropout = self.training.caption_dropout if job.model.text else self.training.label_dropout
         self.data = TrainingSet(train, job.seed, null_condition(job.model, train), dropout, self.training.flip)
-        self.held_out = HeldOut(val, job.model, self.training.loss, job.sampling, job.seed, self.device)
+        self.encoder = online_encoder(job.text, self.device)
+        self.held_out = HeldOut(val, self.encoder, job.model, self.training.loss, job.sampling, job.seed, self.device)
         self.metrics = MetricsFile(run / "metrics.jsonl") if self.rank == 0 else None
 
     # -- state ---------------------------------------------------------------------------------------------------
@@ -217,7 +220,8 @@ class Trainer:
         xs = [x[:size] for x, size in zip(self.process.downsample(images), sizes, strict=True)]
         noise = [n[: len(x)] for n, x in zip(self.process.draw_noise(count, generator), xs, strict=True)]
         k = self.process.draw_times(count, generator, self.training.time_power)
-        condition = {name: value.to(self.device) for name, value in batch.condition.items()}
+        condition = batch.condition if self.encoder is None else self.encoder.condition(batch.captions)
+        condition = {name: value.to(self.device) for name, value in condition.items()}
         sync = contextlib.nullcontext() if last or self.world == 1 else self.model.no_sync()  # type: ignore[operator]
         autocast = torch.autocast("cuda", torch.bfloat16, enabled=self.device.type == "cuda")
         with sync:
@@ -252,6 +256,8 @@ class Trainer:
             if not all(map(math.isfinite, line.values())):
                 raise FloatingPointError(f"loss or gradient is not finite at {nimg} images: lower training.lr")
             line |= {"lr": training.lr_at(nimg - training.batch_size)}
+            if self.encoder is not None:  # stored embeddings have their count in their manifest
+                line |= {"data/captions_cut": self.encoder.cut}  # of rank 0, since it started
             self.trained_s += window.seconds
             window.reset()
             self._log(line)

@@ -1,13 +1,16 @@
-"""Captions of a dataset -> the frozen encoder's token states, a safetensors file beside each shard.
+"""Captions of a dataset -> the frozen encoder's token states, a safetensors file for each shard.
 
-``tokens`` float16 [T, D] holds all samples' states end to end (ragged: no padding is stored), ``offsets`` int64 [N+1]
-where each begins. One shard is one unit of work.
+``tokens`` [T, D] holds all samples' states end to end (ragged: no padding is stored), ``offsets`` int64 [N+1] where
+each begins. In half precision (``text-NAME/``) the tokens are float16; a GPU's bfloat16 states lose nothing by that. In
+8 bits (``text-NAME-8bit/``) they are int8, and ``scales`` float32 [T] has the number that each token is multiplied by.
+One shard is one unit of work. Other images, another encoder, tokenizer or precision are another set, never mixed: its
+shards are made again.
 """
 
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from safetensors.numpy import save as to_bytes
@@ -26,6 +29,7 @@ from preprocessing.manifest import (
 )
 
 Encode = Callable[[list[str]], tuple[list[Any], int]]  # captions -> (states [L_i, D] each, how many were cut)
+Precision = Literal["half", "8bit"]
 BATCH = 32
 
 
@@ -36,32 +40,33 @@ def embed_captions(
     encode: Encode,
     max_tokens: int,
     progress: Callable[[int, int], None] = lambda done, total: None,
+    precision: Precision = "half",
 ) -> dict[str, Any]:
-    """Fill ``folder/text-NAME/`` -> its manifest. Shards that are done for this data and encoder are not made again.
+    """Fill ``set_folder`` -> its manifest. Shards that are done for this data, encoder and precision are kept.
 
     Raises ValueError naming a shard whose captions cannot be read, or an encoder whose results are not one per caption.
     """
-    data = read_manifest(folder)
-    target = folder / f"text-{encoder_name}"
-    inputs = digest([data["digest"], encoder_digest, max_tokens])
-    present = read_json(target / "manifest.json")
-    if present is not None and present.get("inputs") == inputs and all_there(target, present, ".safetensors"):
+    data, target = read_manifest(folder), set_folder(folder, encoder_name, precision)
+    present = finished_set(folder, encoder_name, encoder_digest, max_tokens, precision)
+    if present is not None:
         progress(data["samples"], data["samples"])
         return present
+    inputs = _inputs(data, encoder_digest, max_tokens, precision)
     make_folder(target)
     (target / "manifest.json").unlink(missing_ok=True)
-    null = _states(encode([""])[0])
-    write_file(target / "null.safetensors", to_bytes({"tokens": null}))
+    null = stored_states(encode([""])[0], precision)
+    write_file(target / "null.safetensors", to_bytes(null))
     shards, done = [], 0
     for shard in data["shards"]:
-        shards.append(_embed_shard(folder, target, shard, digest([inputs, shard["sha256"]]), encode))
+        shards.append(_embed_shard(folder, target, shard, digest([inputs, shard["sha256"]]), encode, precision))
         done += shard["samples"]
         progress(done, data["samples"])
     manifest = {
         "format": 1,
         "encoder": encoder_name,
         "encoder_digest": encoder_digest,
-        "dim": int(null.shape[1]),
+        "precision": precision,
+        "dim": int(null["tokens"].shape[1]),
         "max_tokens": max_tokens,
         "truncated": sum(shard["truncated"] for shard in shards),
         "data_digest": data["digest"],
@@ -73,7 +78,29 @@ def embed_captions(
     return manifest
 
 
-def _embed_shard(folder: Path, target: Path, shard: dict[str, Any], inputs: str, encode: Encode) -> dict[str, Any]:
+def set_folder(folder: Path, encoder_name: str, precision: Precision) -> Path:
+    """Where a dataset folder's embeddings by an encoder lie."""
+    return folder / (f"text-{encoder_name}" + ("-8bit" if precision == "8bit" else ""))
+
+
+def finished_set(
+    folder: Path, encoder_name: str, encoder_digest: str, max_tokens: int, precision: Precision
+) -> dict[str, Any] | None:
+    """The manifest of a dataset folder's embeddings, if they are whole and of these images and this encoder."""
+    target = set_folder(folder, encoder_name, precision)
+    present = read_json(target / "manifest.json")
+    wanted = _inputs(read_manifest(folder), encoder_digest, max_tokens, precision)
+    whole = present is not None and present.get("inputs") == wanted and all_there(target, present, ".safetensors")
+    return present if whole else None
+
+
+def _inputs(data: dict[str, Any], encoder_digest: str, max_tokens: int, precision: Precision) -> str:
+    return digest([data["digest"], encoder_digest, max_tokens, precision])
+
+
+def _embed_shard(
+    folder: Path, target: Path, shard: dict[str, Any], inputs: str, encode: Encode, precision: Precision
+) -> dict[str, Any]:
     path = target / Path(shard["file"]).with_suffix(".safetensors").name
     if (entry := finished(path, inputs)) is not None:
         return entry
@@ -86,7 +113,7 @@ def _embed_shard(folder: Path, target: Path, shard: dict[str, Any], inputs: str,
         states += part
         truncated += cut
     offsets = np.cumsum([0] + [len(s) for s in states], dtype=np.int64)
-    write_file(path, to_bytes({"tokens": _states(states), "offsets": offsets}))
+    write_file(path, to_bytes({**stored_states(states, precision), "offsets": offsets}))
     entry = {"file": path.name, "samples": len(captions), "truncated": truncated, "sha256": file_sha256(path)}
     mark_finished(path, inputs, entry)
     return entry
@@ -102,5 +129,16 @@ def read_captions(tar: Path) -> list[str]:
         raise ValueError(f"{tar} or its index cannot be read ({error}): make the shards again") from error
 
 
-def _states(states: list[Any]) -> np.ndarray:
-    return np.concatenate([np.asarray(s, dtype=np.float32) for s in states]).astype(np.float16)
+def stored_states(states: list[Any], precision: Precision) -> dict[str, np.ndarray]:
+    """Token states [L_i, D], end to end, as they are stored. Raises ValueError for numbers that half precision lacks.
+
+    8 bits: a token's largest entry becomes 127, so that no entry is off by more than that largest one / 254.
+    """
+    whole = np.concatenate([np.asarray(s, dtype=np.float32) for s in states])  # [T, D]
+    largest = np.abs(whole).max(axis=1)  # [T]
+    if not (largest <= np.finfo(np.float16).max).all():  # not so for NaN either
+        raise ValueError("the text encoder gave states that are not finite or too large for half precision")
+    if precision == "half":
+        return {"tokens": whole.astype(np.float16)}
+    scales = np.where(largest > 0, largest, 1) / np.float32(127)
+    return {"tokens": np.rint(whole / scales[:, None]).astype(np.int8), "scales": scales.astype(np.float32)}

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from mdm.config import Level, Model, Sampling, Text, Training
+from mdm.embeddings import TextSource
 from mdm.train import Job
 from preprocessing.embed import embed_captions
 from preprocessing.images import encode_png
@@ -13,6 +14,7 @@ from preprocessing.manifest import digest, file_sha256, write_file, write_json
 from preprocessing.shards import pack
 
 TEXT_DIM = 16
+FAKE = TextSource(encoder="fake", encoder_digest="fake-1")
 COLOURS = {"red": (220, 30, 30), "green": (30, 200, 40), "blue": (40, 60, 230), "white": (250, 250, 250)}
 
 
@@ -66,7 +68,7 @@ def write_dataset(folder: Path, split: str, count: int, px: int, per_shard: int 
         "inputs": "tests",
     }
     write_json(target / "manifest.json", {**manifest, "digest": digest(manifest)})
-    embed_captions(target, "fake", "fake-1", fake_encode, 8, lambda done, total: None)
+    embed_captions(target, FAKE.encoder, FAKE.encoder_digest, fake_encode, 8, lambda done, total: None)
     return target
 
 
@@ -91,7 +93,7 @@ def small_job(data: Path, num_levels: int = 2, **training: object) -> Job:
         sampling=Sampling(steps=2, guidance=(2.0, 1.0)),
         train_data=str(data / "train"),
         val_data=str(data / "val"),
-        text="fake",
+        text=FAKE,
         device="cpu",
         threads=1,
     )

@@ -9,6 +9,7 @@ import torch
 import webdataset
 
 from mdm.data import Shards, TrainingSet, collate, pad_tokens, permute
+from small import FAKE
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 40, 1000])
@@ -19,7 +20,7 @@ def test_permutation_is_a_bijection_that_depends_on_the_key(size: int) -> None:
 
 
 def test_every_sample_once_per_epoch_in_another_order_each_time(squares: Path) -> None:
-    data = TrainingSet(Shards(squares / "train", "fake"), seed=3)
+    data = TrainingSet(Shards(squares / "train", FAKE), seed=3)
     epochs = [[data.index(e * 40 + i) for i in range(40)] for e in range(2)]
     assert all(sorted(epoch) == list(range(40)) for epoch in epochs)
     assert epochs[0] != epochs[1]
@@ -27,19 +28,19 @@ def test_every_sample_once_per_epoch_in_another_order_each_time(squares: Path) -
 
 def test_samples_are_what_webdataset_reads(squares: Path) -> None:
     folder = squares / "train"
-    shards = Shards(folder, "fake")
+    shards = Shards(folder, FAKE)
     tars = sorted(str(p) for p in folder.glob("*.tar"))
     samples = (shards[i] for i in range(len(shards)))
     for ours, theirs in zip(samples, webdataset.WebDataset(tars, shardshuffle=False).decode("rgb8"), strict=True):
         assert ours.key == theirs["__key__"] == theirs["json"]["key"]
         assert ours.caption == theirs["txt"]
         assert torch.equal(ours.image, torch.tensor(theirs["png"]).permute(2, 0, 1))
-        assert ours.tokens is not None
-        assert len(ours.tokens) == 3  # <s> and two words
+        assert isinstance(ours.condition, torch.Tensor)
+        assert len(ours.condition) == 3  # <s> and two words
 
 
 def test_dropped_captions_are_the_null_caption_and_depend_on_the_position_alone(squares: Path) -> None:
-    shards = Shards(squares / "train", "fake")
+    shards = Shards(squares / "train", FAKE)
     data = TrainingSet(shards, seed=0, null=shards.null_tokens(), dropout=0.5)
 
     def dropped() -> list[bool]:
@@ -71,12 +72,12 @@ def test_truncated_shard_and_foreign_embeddings_are_named(squares: Path, tmp_pat
     folder = shutil.copytree(squares / "train", tmp_path / "train")
     tar = folder / "00001.tar"
     tar.write_bytes(tar.read_bytes()[:600])
-    shards = Shards(folder, "fake")
+    shards = Shards(folder, FAKE)
     with pytest.raises(ValueError, match=r"00001\.tar is truncated"):
         shards[15]
     manifest = json.loads((folder / "manifest.json").read_text())
     (folder / "manifest.json").write_text(json.dumps({**manifest, "digest": "other"}))
     with pytest.raises(ValueError, match="made for other images"):
-        Shards(folder, "fake")
+        Shards(folder, FAKE)
     with pytest.raises(ValueError, match="no finished dataset"):
         Shards(tmp_path, None)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from preprocessing.embed import embed_captions, read_captions
+from preprocessing.embed import embed_captions, finished_set, read_captions, stored_states
 from preprocessing.manifest import read_manifest
 from preprocessing.shards import write_openmoji
 from preprocessing.sources import OpenMoji
@@ -95,3 +95,44 @@ def test_a_shard_without_its_index_is_named(data: Path) -> None:
     (data / "00001.idx.npy").unlink()
     with pytest.raises(ValueError, match=r"00001\.tar or its index"):
         embed_captions(data, "words", "v1", Encoder(), 4)
+
+
+def test_8_bits_are_another_set_of_half_the_size(data: Path) -> None:
+    half = embed_captions(data, "words", "v1", Encoder(), 4)
+    eight = embed_captions(data, "words", "v1", Encoder(), 4, precision="8bit")
+    assert half["digest"] != eight["digest"] and half["truncated"] == eight["truncated"]
+    assert embed_captions(data, "words", "v1", Encoder(fail_after=-1), 4) == half  # neither has touched the other
+    for shard in read_manifest(data)["shards"]:
+        name = Path(shard["file"]).with_suffix(".safetensors")
+        exact, small = (load_file(data / folder / name) for folder in ("text-words", "text-words-8bit"))
+        assert small["tokens"].dtype == np.int8 and small["scales"].dtype == np.float32
+        np.testing.assert_array_equal(small["offsets"], exact["offsets"])
+        states = exact["tokens"].astype(np.float32)
+        error = np.abs(small["tokens"] * small["scales"][:, None] - states)
+        assert (error <= np.abs(states).max(axis=1, keepdims=True) / 254 * (1 + 1e-5)).all()
+    other = Encoder()
+    embed_captions(data, "words", "v2", other, 4, precision="8bit")  # a changed encoder: made again, all of it
+    assert len(other.asked) == 1 + len(SOURCE.split("train"))
+
+
+def test_a_finished_set_is_of_this_encoder_and_limit_and_precision_and_whole(data: Path) -> None:
+    manifest = embed_captions(data, "words", "v1", Encoder(), 4)
+    assert finished_set(data, "words", "v1", 4, "half") == manifest
+    assert finished_set(data, "words", "v2", 4, "half") is None
+    assert finished_set(data, "words", "v1", 5, "half") is None
+    assert finished_set(data, "words", "v1", 4, "8bit") is None
+    (data / "text-words" / "00000.safetensors").unlink()
+    assert finished_set(data, "words", "v1", 4, "half") is None
+
+
+def test_8_bits_keep_zeros_and_the_largest_entry() -> None:
+    stored = stored_states([np.array([[0, 0], [-3, 1.5]], np.float32)], "8bit")
+    assert stored["tokens"].tolist() == [[0, 0], [-127, 64]]
+    assert (stored["tokens"] * stored["scales"][:, None])[1, 0] == pytest.approx(-3)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, 1e5])
+def test_states_beyond_half_precision_are_refused(bad: float) -> None:
+    for precision in ("half", "8bit"):
+        with pytest.raises(ValueError, match="not finite or too large for half precision"):
+            stored_states([np.array([[1, bad]], np.float32)], precision)

@@ -1,0 +1,56 @@
+"""Drawing and reading real captions where no embeddings are stored."""
+
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from evaluation.generate import ImageSet, Plan, run_plan
+from evaluation.measure import load_real
+from mdm.checkpoint import save_weights
+from mdm.config import Text
+from mdm.data import Shards
+from mdm.embeddings import TextSource
+from mdm.nested import NestedUNet
+from mdm.text import ENCODERS, load_encoder, online_encoder
+from preprocessing.embed import embed_captions
+from small import small_job
+
+
+def test_online_draws_and_pools_what_stored_embeddings_do(squares: Path, tmp_path: Path) -> None:
+    val = shutil.copytree(squares / "val", tmp_path / "val")
+    encoder = load_encoder("minilm", Path("/nowhere"))
+    embed_captions(val, "minilm", encoder.digest(), encoder.encode, ENCODERS["minilm"].max_tokens)
+    cached = TextSource(encoder="minilm", encoder_digest=encoder.digest())
+    online = replace(cached, way="online", folder=encoder.folder)
+
+    job = small_job(squares, num_levels=1)
+    model = replace(job.model, text=Text(dim=384, proj_dim=16, num_layers=1))
+    torch.manual_seed(0)
+    network = NestedUNet(model)
+    for parameter in network.parameters():  # as made, a network answers 0 to any caption
+        if parameter.dim() > 1:
+            torch.nn.init.normal_(parameter, std=parameter[0].numel() ** -0.5)
+    save_weights(tmp_path / "weights", model, network.state_dict())
+    images = ImageSet(name="set", weights=str(tmp_path / "weights"), sampling=replace(job.sampling, steps=4))
+    drawn = {}
+    for source in (cached, online):
+        folder = tmp_path / source.way
+        plan = Plan(sets=(images,), data=str(val), text=source, num_samples=5, device="cpu")
+        for rank in range(2):
+            run_plan(folder, plan, rank, 2)
+        files = sorted((folder / "set").glob("*.png"))
+        drawn[source.way] = np.stack([np.asarray(Image.open(file), dtype=np.int16) for file in files])
+    assert drawn["online"].shape == (5, 8, 8, 3)
+    assert np.abs(drawn["online"] - drawn["cached"]).max() <= 2  # of 255: the states differ by half precision
+    assert np.abs(drawn["online"][0] - drawn["online"][1]).max() > 20
+
+    _, stored, captions, _ = load_real(Shards(val, cached), None)
+    _, made, captions_online, _ = load_real(Shards(val, online), online_encoder(online, torch.device("cpu")))
+    assert captions == captions_online
+    assert stored.shape == (9, 384)
+    assert made == pytest.approx(stored, rel=2**-10, abs=1e-4)
