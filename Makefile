@@ -10,7 +10,7 @@ demo: $(READY)  ## install, then the whole reproduction on a laptop (about ten m
 	@$(BIN)/mdm run tiny
 
 test: $(READY)  ## install, then the tests (about five minutes on two cores)
-	@$(BIN)/pytest -q
+	@$(BIN)/pytest -q -n 2 --dist loadfile
 
 lint: $(READY)  ## style, formatting, layers, types
 	$(BIN)/ruff check .

@@ -14,13 +14,13 @@ from tqdm import tqdm
 
 from evaluation.generate import image_seed
 from mdm.checkpoint import newest_checkpoint
-from mdm.config import Model
 from mdm.draw import draw
 from mdm.heldout import tile
 from mdm.nested import NestedUNet
 from mdm.presets import Preset
 from mdm.structure import from_dict
 from mdm.text import load_encoder
+from mdm.train import Job, load_job
 
 STRIP_PICTURES = 10  # of a denoising strip
 
@@ -48,10 +48,11 @@ def sample_prompts(
     if count < 1:
         raise ValueError(f"--count must be at least 1, got {count}")
     preset = from_dict(Preset, json.loads((run / "config.json").read_text()))
-    network = NestedUNet.from_pretrained(furthest_weights(run, preset))
+    stage, checkpoint = furthest_checkpoint(run, preset)
+    network = NestedUNet.from_pretrained(checkpoint)
     settings = replace(preset.sampling, **sampling)
     network.config.check_sampling(settings)
-    conditions, null = _conditions(preset, network.config, prompts, weights)
+    conditions, null = _conditions(load_job(stage), preset.text, prompts, weights)
     rows, strips = [], []
     with tqdm(total=len(prompts) * settings.steps, unit="step", desc="sampling") as bar:
         for condition in conditions:
@@ -76,27 +77,31 @@ def sample_prompts(
 
 
 def _conditions(
-    preset: Preset, model: Model, prompts: list[str], weights: Path
+    job: Job, encoder_name: str | None, prompts: list[str], weights: Path
 ) -> tuple[Sequence[Tensor | int], Tensor | int | None]:
     """What the prompts ask for, and nothing asked for: encoder states, or labels."""
-    if preset.text is not None:
-        encoder = load_encoder(preset.text, weights)
+    if encoder_name is not None and job.text is not None:
+        encoder = load_encoder(encoder_name, weights)
+        if encoder.digest() != job.text.encoder_digest:
+            raise ValueError(
+                f"{encoder.folder} holds another {encoder_name} than this run was trained with: put that one back"
+            )
         states, _ = encoder.encode([*prompts, ""])
         return states[:-1], states[-1]
-    assert model.labels is not None
-    number = model.labels.num_classes
+    assert job.model.labels is not None
+    number = job.model.labels.num_classes
     for prompt in prompts:
         if not prompt.isdigit() or int(prompt) >= number:
             raise ValueError(f"this run is conditioned on labels: give numbers from 0 to {number - 1}, not {prompt!r}")
-    return [int(prompt) for prompt in prompts], number if model.labels.null else None
+    return [int(prompt) for prompt in prompts], number if job.model.labels.null else None
 
 
-def furthest_weights(run: Path, preset: Preset) -> Path:
-    """The EMA of the last stage that has a checkpoint."""
+def furthest_checkpoint(run: Path, preset: Preset) -> tuple[Path, Path]:
+    """The last stage that has a checkpoint, and its newest one."""
     for stage in reversed(preset.stages):
         checkpoint, _ = newest_checkpoint(run / stage / "checkpoints")
         if checkpoint is not None:
-            return checkpoint / "ema"
+            return run / stage, checkpoint
     raise ValueError(f"{run} has no checkpoint yet")
 
 

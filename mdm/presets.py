@@ -197,10 +197,10 @@ PRESETS = {
             text="minilm",
             embeddings="cached",
             stages={
-                "16": _tiny_stage("tiny-16", 17_600, 32, 640),
+                "16": _tiny_stage("tiny-16", 17_600, 64, 640),
                 # More of the low noise, where the shifted levels' detail is learned.
-                "32": _tiny_stage("tiny-16-32", 10_400, 16, 320, time_power=1.5),
-                "64": _tiny_stage("tiny-16-32-64", 8_000, 16, 320, time_power=1.5),
+                "32": _tiny_stage("tiny-16-32", 9_600, 16, 320, time_power=1.5),
+                "64": _tiny_stage("tiny-16-32-64", 6_400, 16, 320, time_power=1.5),
             },
             # White paper must stay white: clip. Few steps, most of them where little noise is left.
             sampling=Sampling(steps=16, spacing="quadratic", guidance=(4.0, 3.0), threshold="clip"),

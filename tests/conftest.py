@@ -1,5 +1,10 @@
 """What tests of several packages share."""
 
+import os
+
+# Two tests run at a time, a core each: two threads of both would stall each other. Read when torch is imported.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 from pathlib import Path
 
 import pytest

@@ -1,5 +1,6 @@
 """Drawing and reading real captions where no embeddings are stored."""
 
+import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -11,12 +12,14 @@ from PIL import Image
 
 from evaluation.generate import ImageSet, Plan, run_plan
 from evaluation.measure import load_real
-from mdm.checkpoint import save_weights
-from mdm.config import Text
+from mdm.checkpoint import newest_checkpoint, save_weights, write_json
+from mdm.config import Labels, Text
 from mdm.data import Shards
 from mdm.embeddings import TextSource
 from mdm.nested import NestedUNet
+from mdm.structure import to_dict
 from mdm.text import ENCODERS, load_encoder, online_encoder
+from mdm.train import main as train
 from preprocessing.embed import embed_captions
 from small import small_job
 
@@ -54,3 +57,20 @@ def test_online_draws_and_pools_what_stored_embeddings_do(squares: Path, tmp_pat
     assert captions == captions_online
     assert stored.shape == (9, 384)
     assert made == pytest.approx(stored, rel=2**-10, abs=1e-4)
+
+
+def test_a_class_conditional_stage_trains_and_draws_through_the_same_code(squares: Path, tmp_path: Path) -> None:
+    job = small_job(squares, num_levels=2, nimg=32, checkpoint_every_nimg=32, label_dropout=0.2)
+    model = replace(job.model, text=None, labels=Labels(num_classes=4, null=True))
+    run = tmp_path / "run"
+    run.mkdir()
+    write_json(run / "job.json", to_dict(replace(job, model=model, text=None)))
+    assert train([str(run)]) == 0
+    assert json.loads((run / "outcome.json").read_text())["outcome"] == "done"
+    checkpoint, _ = newest_checkpoint(run / "checkpoints")
+    assert checkpoint is not None
+    drawn = ImageSet(name="samples", weights=str(checkpoint / "ema"), sampling=replace(job.sampling, steps=2))
+    plan = Plan(sets=(drawn,), data=str(squares / "val"), text=None, num_samples=3, device="cpu")
+    run_plan(tmp_path / "drawn", plan, 0, 1)
+    assert len(list((tmp_path / "drawn" / "samples" / "levels" / "8").glob("*.png"))) == 3
+    assert len(list((tmp_path / "drawn" / "samples").glob("*.png"))) == 3

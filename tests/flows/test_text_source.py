@@ -9,7 +9,7 @@ import pytest
 import flows.text
 from flows.cli import main
 from flows.text import Captions
-from mdm.presets import Preset, resolve
+from mdm.presets import PRESETS, Preset, resolve
 
 
 @pytest.fixture
@@ -71,7 +71,8 @@ def test_embed_prints_what_each_way_costs_and_makes_what_is_asked_for(
     options = ["tiny", "--set", "data.name=squares", "--set"]
     assert main(["embed", *options, "embeddings=auto", "--dry-run"]) == 0
     out = capsys.readouterr().out
-    for part in ("49 captions of", "ms each; 40,000 images will be seen", "cached: ", "cached-8bit: ", "online: "):
+    seen = sum(stage.training.nimg for stage in PRESETS["tiny"].stages.values())
+    for part in ("49 captions of", f"ms each; {seen:,} images will be seen", "cached: ", "cached-8bit: ", "online: "):
         assert part in out
     assert "auto chooses cached: " in out
     assert not list(folder.glob("*/text-minilm*")) and not list(folder.glob("text-*"))

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from mdm.checkpoint import save_weights, write_json
 from mdm.config import Model, Text
-from mdm.data import Shards, TrainingSet, collate, null_condition, pad_tokens
+from mdm.data import Shards, TrainingSet, collate, null_condition, stack_conditions
 from mdm.embeddings import TextSource
 from mdm.heldout import HeldOut
 from mdm.nested import NestedUNet
@@ -82,7 +82,7 @@ def test_8_bits_move_v_by_a_hundredth_of_what_another_caption_does() -> None:
     zs, t = [torch.randn(8, 3, 16, 16)], torch.linspace(20, 1000, 8)
     with torch.no_grad():
         (v,), (v_8bit,), (v_other,) = (
-            network(zs, t, *pad_tokens(states)) for states in (exact[:8], rounded[:8], exact[8:])
+            network(zs, t, **stack_conditions(states)) for states in (exact[:8], rounded[:8], exact[8:])
         )
     assert 0 < (v - v_8bit).norm() / v.norm() < 0.01
     assert (v - v_8bit).norm() / (v - v_other).norm() < 1 / 30
