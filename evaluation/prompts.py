@@ -93,7 +93,7 @@ def _conditions(
     for prompt in prompts:
         if not prompt.isdigit() or int(prompt) >= number:
             raise ValueError(f"this run is conditioned on labels: give numbers from 0 to {number - 1}, not {prompt!r}")
-    return [int(prompt) for prompt in prompts], number if job.model.labels.null else None
+    return [int(prompt) for prompt in prompts], job.model.labels.null_class
 
 
 def furthest_checkpoint(run: Path, preset: Preset) -> tuple[Path, Path]:

@@ -51,6 +51,11 @@ class Labels:
     def __post_init__(self) -> None:
         check(self.num_classes > 0, f"labels.num_classes must be positive, got {self.num_classes}")
 
+    @property
+    def null_class(self) -> int | None:
+        """The class that stands for a dropped label."""
+        return self.num_classes if self.null else None
+
 
 @dataclass(frozen=True, kw_only=True)
 class Level:

@@ -141,7 +141,7 @@ def null_condition(model: Model, shards: Shards) -> Condition | None:
     """What stands for no caption or label: the empty caption (or its states), the class after the last, or None."""
     if model.text is not None:
         return "" if shards.online else shards.null_tokens()
-    return model.labels.num_classes if model.labels is not None and model.labels.null else None
+    return model.labels.null_class if model.labels is not None else None
 
 
 def stack_conditions(conditions: Sequence[Tensor | int]) -> dict[str, Tensor]:

@@ -129,7 +129,7 @@ def known_conditions(
     if model.labels is None:
         states, null = caption_states(shards, indices, encoder)
         return [*states], null
-    return [shards.label(i) for i in indices], model.labels.num_classes if model.labels.null else None
+    return [shards.label(i) for i in indices], model.labels.null_class
 
 
 def check_name(name: str) -> None:

@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -141,3 +142,25 @@ def test_guidance_is_off_outside_its_interval() -> None:
     for t in (100, 200, 600, 700):
         denoiser([torch.zeros(1, 3, 8, 8)], torch.tensor([t]))
     assert calls == [100, 200, 200, 600, 600, 700]
+
+
+@pytest.mark.parametrize("sampler", ["ddpm", "ddim", "dpmpp"])
+def test_what_the_network_predicts_does_not_matter(sampler: str) -> None:
+    data = Gaussian()
+    settings = Sampling(sampler=sampler, steps=20, threshold="none", spacing="quadratic")  # type: ignore[arg-type]
+    as_v = sample(data.denoise, PROCESS, settings, double_noise(4))
+
+    def as_other(prediction: str) -> list[Tensor]:
+        def denoise(zs: list[Tensor], t: Tensor) -> list[Tensor]:
+            k = int(t[0]) + 1
+            found = []
+            for z, v, schedule in zip(zs, data.denoise(zs, t), PROCESS.schedules, strict=True):
+                alpha, sigma = schedule.alphas[k], schedule.sigmas[k]
+                found.append(alpha * z - sigma * v if prediction == "x" else sigma * z + alpha * v)
+            return found
+
+        return sample(denoise, replace(PROCESS, prediction=prediction), settings, double_noise(4))  # type: ignore[arg-type]
+
+    for prediction in ("x", "noise"):
+        for one, other in zip(as_v, as_other(prediction), strict=True):
+            torch.testing.assert_close(one, other, atol=1e-6, rtol=1e-6)
