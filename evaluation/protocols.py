@@ -21,7 +21,7 @@ FRECHET = Metric(
     "Fréchet distance (EfficientNet-Lite0)",
     "lower",
     "Between Gaussians fitted to 1280 features of samples and of real images. A stand-in, not FID: the network is "
-    "EfficientNet-Lite0 at 128 px, not Inception-V3. Biased upwards at small N, so only values of equal N compare.",
+    "EfficientNet-Lite0, not Inception-V3. Biased upwards at small N, so only values of equal N compare.",
 )
 KID = Metric(
     "kid_efficientnet_lite0",

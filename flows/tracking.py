@@ -43,7 +43,9 @@ class Tracker:
         if found is not None:
             return found.experiment_id
         artifacts = str(home() / "mlflow" / "artifacts") if self.uri.startswith("sqlite:") else None
-        return self.client.create_experiment(EXPERIMENT, artifact_location=artifacts)
+        # Without the kind MLflow's page opens on its view of chat traces, where a training shows nothing.
+        kind = {"mlflow.experimentKind": "custom_model_development"}
+        return self.client.create_experiment(EXPERIMENT, artifact_location=artifacts, tags=kind)
 
     def _known(self) -> dict[str, str]:
         """Ids of an earlier start of this run, if they are this server's."""
