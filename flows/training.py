@@ -14,8 +14,9 @@ from flows.progress import board
 from flows.tracking import Follower, Tracker
 from mdm.checkpoint import load_weights, newest_checkpoint, save_weights, write_json
 from mdm.embeddings import TextSource
-from mdm.presets import Preset, Stage
+from mdm.presets import Preset
 from mdm.progressive import grow
+from mdm.stage import Stage
 from mdm.structure import digest, to_dict
 from mdm.train import Job
 
@@ -63,6 +64,9 @@ def train_stage(
     job = Job(
         model=stage.model,
         training=stage.training,
+        compute=stage.compute,
+        cadence=stage.cadence,
+        storage=preset.storage,
         sampling=preset.sampling,
         train_data=str(data / "train"),
         val_data=str(data / "val"),
@@ -81,7 +85,6 @@ def train_stage(
         "data": data_digest,
         "parent": parent,
         "seed": preset.seed,
-        "processes": hardware.processes,
     }
     board().start(name, total, "img")
     progress = StageProgress(name, total)

@@ -8,7 +8,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from mdm.presets import Preset, Stage
+from mdm.presets import Preset
+from mdm.stage import Stage
 
 Change = Callable[[str, Stage], dict[str, Any]]  # a stage's name and settings -> fields to replace in it
 

@@ -1,7 +1,7 @@
-"""What is trained and how: models (paper App. A), training (App. B), sampling (App. C), as frozen dataclasses.
+"""What is trained and drawn: models (paper App. A) and sampling (App. C), as frozen dataclasses.
 
 Impossible combinations are refused when an object is made, with the reason. The named models stand at the end;
-``presets.py`` holds whole pipelines.
+``stage.py`` holds their training (App. B), ``presets.py`` whole pipelines.
 """
 
 from dataclasses import dataclass, replace
@@ -128,61 +128,6 @@ class Model:
     @property
     def resolutions(self) -> tuple[int, ...]:
         return tuple(level.resolution for level in self.levels)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Training:
-    """One stage's training. Defaults are the paper's (App. B) where it speaks; images, not steps, are counted."""
-
-    nimg: int  # images to see
-    batch_size: int  # global
-    lr: float = 1e-4
-    warmup_nimg: int = 0  # linear; App. B: 30,000 steps
-    lr_decay: float = 0.0  # fraction of the stage, at its end, over which lr falls to 0 (our choice; paper: constant)
-    beta1: float = 0.9
-    beta2: float = 0.99
-    adam_eps: float = 1e-8
-    weight_decay: float = 0.0
-    grad_clip: float = 2.0
-    ema_decay: float = 0.9999  # per step
-    ema_rampup: float = 0.0  # > 0: half-life at most this fraction of the images seen, for short runs
-    loss: LossSpace = "noise"  # the paper leaves omega_t open; the released code takes the error in the noise
-    time_power: float = 1.0  # times are T u^time_power: above 1, more of them with little noise (our choice)
-    low_only: float = 0.0  # fraction of a batch that skips the top level (Sec. 4.1 mixed-resolution; its value is open)
-    level_weights: tuple[float, ...] = ()  # of the losses, innermost first; none: 1 each, which is Eq. 3's default
-    caption_dropout: float = 0.0  # stated nowhere in the paper
-    label_dropout: float = 0.0  # App. F: none
-    flip: bool = False  # random horizontal flips
-    max_batch_per_process: int = 64  # more is accumulated
-    log_every_nimg: int = 100_000
-    eval_every_nimg: int = 5_000_000  # held-out loss and sample grid
-    checkpoint_every_nimg: int = 5_000_000
-    keep_checkpoints: int = 2
-
-    def __post_init__(self) -> None:
-        for name in ("nimg", "batch_size", "max_batch_per_process", "log_every_nimg", "eval_every_nimg"):
-            check(getattr(self, name) >= 1, f"training.{name} must be at least 1, got {getattr(self, name)}")
-        check(self.checkpoint_every_nimg >= 1, "training.checkpoint_every_nimg must be at least 1")
-        check(self.keep_checkpoints >= 2, "training.keep_checkpoints must be at least 2: the newest may be damaged")
-        check(self.time_power > 0, f"training.time_power must be positive, got {self.time_power}")
-        check(self.lr > 0, f"training.lr must be positive, got {self.lr}")
-        for name in ("lr_decay", "low_only", "caption_dropout", "label_dropout", "ema_rampup"):
-            check(0 <= getattr(self, name) <= 1, f"training.{name} must lie in 0..1, got {getattr(self, name)}")
-        check(all(w >= 0 for w in self.level_weights), "training.level_weights must not be negative")
-        check(0 <= self.ema_decay < 1, f"training.ema_decay must lie in 0..1, got {self.ema_decay}")
-        check(self.grad_clip > 0, f"training.grad_clip must be positive, got {self.grad_clip}")
-
-    def lr_at(self, nimg: int) -> float:
-        """Learning rate after nimg images of this stage."""
-        warm = min(1.0, (nimg + self.batch_size) / self.warmup_nimg) if self.warmup_nimg else 1.0
-        left = (self.nimg - nimg) / (self.lr_decay * self.nimg) if self.lr_decay else 1.0
-        return self.lr * warm * min(1.0, left)
-
-    def ema_decay_at(self, nimg: int) -> float:
-        """Decay of the step that ends at nimg images."""
-        if not self.ema_rampup:
-            return self.ema_decay
-        return min(self.ema_decay, 0.5 ** (self.batch_size / (self.ema_rampup * nimg)))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,11 +3,13 @@
 Where the paper is silent, the choice is ours and the comment says so.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from mdm.config import MODELS, Model, Sampling, Training, check
+from mdm.config import MODELS, Sampling, check
 from mdm.embeddings import Way
+from mdm.progressive import check_growth
+from mdm.stage import Cadence, Compute, Stage, Start, Storage, Training
 from mdm.structure import from_dict, to_dict
 from mdm.text import ENCODERS
 
@@ -29,14 +31,6 @@ class Data:
         check(0 < self.val_fraction < 1, f"data.val_fraction must lie between 0 and 1, got {self.val_fraction}")
         check(self.limit >= 0, f"data.limit must not be negative, got {self.limit}")
         check("/" not in self.name and self.name not in ("", ".", ".."), f"data.name {self.name!r} is no folder name")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Stage:
-    """One training of the progressive schedule; it starts from the stage before, grown to its model."""
-
-    model: Model
-    training: Training
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,17 +72,21 @@ class Preset:
     data: Data
     text: str | None  # caption encoder; none for class-conditional models
     embeddings: Literal["auto", Way] = "auto"  # its states: stored, or made while training; auto: what costs least
-    stages: dict[str, Stage]  # in order
+    stages: dict[str, Stage]  # in the order in which they are trained; the last one is sampled and evaluated
     sampling: Sampling
     evaluation: Evaluation
     hardware: Hardware
+    storage: Storage = field(default_factory=Storage)
     seed: int = 0
 
     def __post_init__(self) -> None:
         known = ", ".join(ENCODERS)
         check(self.text is None or self.text in ENCODERS, f"text must be one of {known}, or null; got {self.text!r}")
         check(len(self.stages) > 0, "a preset needs at least one stage")
+        earlier: dict[str, Stage] = {}
         for name, stage in self.stages.items():
+            _check_start(name, stage, earlier)
+            earlier[name] = stage
             top = stage.model.resolutions[-1]
             check(
                 self.data.resolution % top == 0,
@@ -97,9 +95,22 @@ class Preset:
             width = None if stage.model.text is None else stage.model.text.dim
             wanted = None if self.text is None else ENCODERS[self.text].dim
             check(width == wanted, f"stages.{name}.model.text.dim is {width}, but text {self.text} has width {wanted}")
-            weights, levels = stage.training.level_weights, len(stage.model.levels)
-            check(len(weights) in (0, levels), f"stages.{name}.training.level_weights needs {levels} values, or none")
             stage.model.check_sampling(self.sampling)
+
+
+def _check_start(name: str, stage: Stage, earlier: dict[str, Stage]) -> None:
+    """Refuse a stage that starts from one that is not trained before it, or that does not keep what it starts from."""
+    start = stage.start
+    if start is None:
+        return
+    field, there = f"stages.{name}.start", ", ".join(earlier) or "none"
+    check(start.stage in earlier, f"{field}.stage: no stage {start.stage!r} before this one; there are {there}")
+    kept = earlier[start.stage].cadence.milestones
+    check(
+        not start.milestone or start.milestone in kept,
+        f"{field}.milestone: stage {start.stage} has no milestone {start.milestone!r} in its cadence",
+    )
+    check_growth(earlier[start.stage].model, stage.model, f"stages.{name}: ")
 
 
 # -- pipelines -------------------------------------------------------------------------------------------------------
@@ -110,10 +121,14 @@ def _paper_stage(
     batch_size: int,
     steps: int,
     max_batch_per_process: int,
+    start: str | None = None,
     caption_dropout: float = 0.0,
     label_dropout: float = 0.0,
 ) -> Stage:
-    """App. B: Adam (0.9, 0.99), lr 1e-4 after 30,000 warm-up steps, EMA 0.9999, clip 2.0. See ``choices.py``."""
+    """App. B: Adam (0.9, 0.99), lr 1e-4 after 30,000 warm-up steps, EMA 0.9999, clip 2.0. See ``choices.py``.
+
+    Compiled; the outer levels' activations, of which there are most, are computed again (our choices).
+    """
     training = Training(
         nimg=batch_size * steps,
         batch_size=batch_size,
@@ -121,20 +136,32 @@ def _paper_stage(
         low_only=1 / 3 if len(MODELS[model].levels) > 1 else 0.0,
         caption_dropout=caption_dropout,
         label_dropout=label_dropout,
-        max_batch_per_process=max_batch_per_process,  # Table 3, samples per A100
     )
-    return Stage(model=MODELS[model], training=training)
+    return Stage(
+        model=MODELS[model],
+        training=training,
+        start=None if start is None else Start(stage=start),
+        compute=Compute(
+            max_batch_per_process=max_batch_per_process,  # Table 3, samples per A100
+            compile=True,
+            recompute=tuple(px for px in MODELS[model].resolutions if px > 256),
+        ),
+    )
 
 
 def _cc12m(name: str, summary: str, disk_gb: float, *stages: tuple[str, int, int, int]) -> Preset:
     """App. B's text-to-image schedule; stages as (model, batch size, steps, images per GPU)."""
     resolution = MODELS[stages[-1][0]].resolutions[-1]
+    names = [str(MODELS[stage[0]].resolutions[-1]) for stage in stages]
     return Preset(
         name=name,
         summary=summary,
         data=Data(source="prepared", name=f"cc12m-{resolution}", resolution=resolution),
         text="flan-t5-xl",
-        stages={str(MODELS[s[0]].resolutions[-1]): _paper_stage(*s, caption_dropout=0.1) for s in stages},
+        stages={
+            name: _paper_stage(*stage, start=start, caption_dropout=0.1)
+            for name, stage, start in zip(names, stages, [None, *names], strict=False)
+        },
         sampling=_PAPER_SAMPLING,
         evaluation=Evaluation(num_samples=30_000),
         hardware=Hardware(device="cuda", processes=8, data_workers=8, disk_gb=disk_gb),
@@ -150,7 +177,7 @@ def _imagenet(name: str, summary: str, models: str, label_dropout: float) -> Pre
         text=None,
         stages={
             "64": _paper_stage(f"MDM-S64-{models}", 512, 300_000, 64, label_dropout=label_dropout),
-            "256": _paper_stage(f"MDM-S64S256-{models}", 256, 500_000, 32, label_dropout=label_dropout),
+            "256": _paper_stage(f"MDM-S64S256-{models}", 256, 500_000, 32, "64", label_dropout=label_dropout),
         },
         sampling=_PAPER_SAMPLING,
         evaluation=Evaluation(num_samples=50_000),
@@ -158,23 +185,24 @@ def _imagenet(name: str, summary: str, models: str, label_dropout: float) -> Pre
     )
 
 
-def _tiny_stage(model: str, nimg: int, batch_size: int, log_every: int, time_power: float = 1.0) -> Stage:
+def _tiny_stage(
+    model: str, nimg: int, batch_size: int, log_every: int, start: str | None = None, time_power: float = 1.0
+) -> Stage:
     training = Training(
         nimg=nimg,
         batch_size=batch_size,
         lr=2e-3,
         warmup_nimg=1000,
         lr_decay=0.35,
-        ema_decay=0.9995,
+        ema_halflife_nimg=2000,
         ema_rampup=0.1,
         loss="v",
         time_power=time_power,
         caption_dropout=0.1,
-        log_every_nimg=log_every,
-        eval_every_nimg=nimg // 2,
-        checkpoint_every_nimg=max(1, nimg // 6),
     )
-    return Stage(model=MODELS[model], training=training)
+    cadence = Cadence(log_every_nimg=log_every, eval_every_nimg=nimg // 2, checkpoint_every_nimg=max(1, nimg // 6))
+    start_from = None if start is None else Start(stage=start)
+    return Stage(model=MODELS[model], training=training, start=start_from, cadence=cadence)
 
 
 _PAPER_SAMPLING = Sampling()  # DDPM, 250 steps, dynamic thresholding
@@ -199,8 +227,8 @@ PRESETS = {
             stages={
                 "16": _tiny_stage("tiny-16", 17_600, 64, 640),
                 # More of the low noise, where the shifted levels' detail is learned.
-                "32": _tiny_stage("tiny-16-32", 9_600, 16, 320, time_power=1.5),
-                "64": _tiny_stage("tiny-16-32-64", 6_400, 16, 320, time_power=1.5),
+                "32": _tiny_stage("tiny-16-32", 9_600, 16, 320, "16", time_power=1.5),
+                "64": _tiny_stage("tiny-16-32-64", 6_400, 16, 320, "32", time_power=1.5),
             },
             # White paper must stay white: clip. Few steps, most of them where little noise is left.
             sampling=Sampling(steps=16, spacing="quadratic", guidance=(4.0, 3.0), threshold="clip"),

@@ -16,7 +16,7 @@ import signal
 import sys
 import traceback
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,7 @@ from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
 from mdm.checkpoint import load_weights, newest_checkpoint, save_checkpoint, write_json
-from mdm.config import Device, Model, Sampling, Training
+from mdm.config import Device, Model, Sampling
 from mdm.data import Batch, Shards, TrainingSet, batches, hash64, null_condition
 from mdm.diffusion import Process, mixed_sizes
 from mdm.ema import EMA
@@ -36,6 +36,7 @@ from mdm.embeddings import TextSource
 from mdm.heldout import HeldOut
 from mdm.metrics import MetricsFile, Window, crossed
 from mdm.nested import NestedUNet
+from mdm.stage import Cadence, Compute, Storage, Training
 from mdm.structure import from_dict
 from mdm.text import online_encoder
 
@@ -48,6 +49,9 @@ class Job:
 
     model: Model
     training: Training
+    compute: Compute = field(default_factory=Compute)
+    cadence: Cadence = field(default_factory=Cadence)
+    storage: Storage = field(default_factory=Storage)
     sampling: Sampling
     train_data: str  # dataset folders
     val_data: str
@@ -164,7 +168,7 @@ class Trainer:
                 self.ema.weights,
                 moments,
                 state,
-                self.training.keep_checkpoints,
+                self.job.cadence.keep_checkpoints,
             )
         self._barrier()
 
@@ -184,7 +188,7 @@ class Trainer:
             desc=f"train {'/'.join(map(str, job.model.resolutions))} px",
             disable=self.rank != 0 or not sys.stderr.isatty(),
         )
-        micro = min(self.per_process, training.max_batch_per_process)
+        micro = min(self.per_process, self.job.compute.max_batch_per_process)
         loader = batches(self.data, self._groups(start, micro), job.data_workers)
         while self.nimg < training.nimg:
             window.begin_step()
@@ -251,7 +255,7 @@ class Trainer:
         """Whatever is due at this count of images: a metrics line, held-out loss and samples, a checkpoint."""
         training, nimg, window = self.training, self.nimg, self.window
         done = nimg >= training.nimg
-        if done or crossed(nimg, training.batch_size, training.log_every_nimg):
+        if done or crossed(nimg, training.batch_size, self.job.cadence.log_every_nimg):
             line = window.read(self.job.model.resolutions, self.world)
             if not all(map(math.isfinite, line.values())):
                 raise FloatingPointError(f"loss or gradient is not finite at {nimg} images: lower training.lr")
@@ -261,9 +265,9 @@ class Trainer:
             self.trained_s += window.seconds
             window.reset()
             self._log(line)
-        if done or crossed(nimg, training.batch_size, training.eval_every_nimg):
+        if done or crossed(nimg, training.batch_size, self.job.cadence.eval_every_nimg):
             self.evaluate()
-        if done or crossed(nimg, training.batch_size, training.checkpoint_every_nimg):
+        if done or crossed(nimg, training.batch_size, self.job.cadence.checkpoint_every_nimg):
             self.save()
 
     def evaluate(self) -> None:

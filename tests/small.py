@@ -1,12 +1,14 @@
 """A dataset of a few pictures and a network of a few thousand weights, made from scratch for the tests."""
 
+import dataclasses
 import hashlib
 from pathlib import Path
 
 import numpy as np
 
-from mdm.config import Level, Model, Sampling, Text, Training
+from mdm.config import Level, Model, Sampling, Text
 from mdm.embeddings import TextSource
+from mdm.stage import Cadence, Compute, Training
 from mdm.train import Job
 from preprocessing.embed import embed_captions
 from preprocessing.images import encode_png
@@ -83,17 +85,25 @@ def small_model(num_levels: int = 2) -> Model:
     return Model(levels=LEVELS[:num_levels], text=Text(dim=TEXT_DIM, proj_dim=16, num_layers=1), emb_channels=32)
 
 
-def small_job(data: Path, num_levels: int = 2, **training: object) -> Job:
-    """A job of seconds on one thread."""
+def small_job(data: Path, num_levels: int = 2, **changes: object) -> Job:
+    """A job of seconds on one thread; ``changes`` are fields of its Training, Cadence, Compute or of itself."""
     settings: dict[str, object] = {"nimg": 96, "batch_size": 8, "lr": 1e-3, "log_every_nimg": 24, "eval_every_nimg": 48}
     settings |= {"checkpoint_every_nimg": 16, "caption_dropout": 0.1, "ema_rampup": 0.1, "loss": "v", "low_only": 0.5}
+    settings |= changes
+
+    def take(cls: type) -> dict[str, object]:
+        return {f.name: settings.pop(f.name) for f in dataclasses.fields(cls) if f.name in settings}
+
     return Job(
         model=small_model(num_levels),
-        training=Training(**{**settings, **training}),  # type: ignore[arg-type]
+        training=Training(**take(Training)),  # type: ignore[arg-type]
+        compute=Compute(**take(Compute)),  # type: ignore[arg-type]
+        cadence=Cadence(**take(Cadence)),  # type: ignore[arg-type]
         sampling=Sampling(steps=2, guidance=(2.0, 1.0)),
         train_data=str(data / "train"),
         val_data=str(data / "val"),
         text=FAKE,
         device="cpu",
         threads=1,
+        **settings,  # type: ignore[arg-type]
     )

@@ -17,8 +17,10 @@ SMALL = [
     *("--set", "hardware.processes=1", "--set", "hardware.threads=1"),
 ]
 for stage in ("16", "32", "64"):
-    for name, value in (("batch_size", 8), ("nimg", 32), ("log_every_nimg", 8), ("checkpoint_every_nimg", 8)):
-        SMALL += ["--set", f"stages.{stage}.training.{name}={value}"]
+    for name, value in (("training.batch_size", 8), ("training.nimg", 32)):
+        SMALL += ["--set", f"stages.{stage}.{name}={value}"]
+    for name in ("log_every_nimg", "checkpoint_every_nimg"):
+        SMALL += ["--set", f"stages.{stage}.cadence.{name}=8"]
 
 STAGES = ("16", "grow-32", "32", "grow-64", "64", "samples", "evaluation", "report")
 

@@ -7,8 +7,9 @@ from typing import get_args
 import pytest
 
 from flows.overrides import Overrides, PresetName, parse_assignments
-from mdm.config import Model, Training
+from mdm.config import Model
 from mdm.presets import PRESETS, resolve
+from mdm.stage import Training
 from mdm.structure import digest, to_dict
 from small import LEVELS
 
@@ -34,6 +35,10 @@ def test_the_flow_names_every_preset() -> None:
         ("sampling.sampler=dpm", "sampling.sampler must be one of ddpm, ddim, dpmpp; got 'dpm'"),
         ("stages.16.training.batch_size=0", "training.batch_size must be at least 1, got 0"),
         ("text=clip", "text must be one of flan-t5-xl, minilm, or null; got 'clip'"),
+        ('stages.32.start={"stage": "64"}', "stages.32.start.stage: no stage '64' before this one; there are 16"),
+        ("stages.32.start.milestone=half", "stage 16 has no milestone 'half' in its cadence"),
+        ("stages.32.cadence.keep_checkpoints=1", "cadence.keep_checkpoints must be at least 2"),
+        ("stages.32.compute.recompute=[64]", "compute.recompute: 64 px is no level of (16, 32)"),
         ("data.resolution=48", "stages.32 trains 32 px, which data.resolution 48 is no multiple of"),
     ],
 )

@@ -42,7 +42,7 @@ def test_growth_leaves_lower_outputs_bit_identical_and_new_ones_zero(before: int
 def test_growth_into_another_model_is_refused() -> None:
     inner = trained(small_model(2))
     with pytest.raises(ValueError, match="inner levels must be equal"):
-        grow(inner.config, inner.state_dict(), small_model(2), seed=0)
+        grow(inner.config, inner.state_dict(), small_model(1), seed=0)
     with pytest.raises(ValueError, match="inner levels must be equal"):
         grow(inner.config, inner.state_dict(), MODELS["tiny-16-32-64"], seed=0)
 
