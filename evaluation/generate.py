@@ -18,11 +18,12 @@ from torch import Tensor
 from tqdm import tqdm
 
 from mdm.config import Device, Model, Sampling
-from mdm.data import Shards, hash64
+from mdm.data import Shards
 from mdm.draw import draw
 from mdm.embeddings import TextSource
 from mdm.heldout import to_uint8
 from mdm.nested import NestedUNet
+from mdm.order import hash64
 from mdm.structure import from_dict
 from mdm.text import known_conditions, online_encoder
 from mdm.train import pick_device
@@ -73,11 +74,13 @@ def run_plan(folder: Path, plan: Plan, rank: int, world: int) -> None:
     if plan.threads:
         torch.set_num_threads(plan.threads)
     shards = Shards(Path(plan.data), plan.text)
-    if plan.num_samples > len(shards):
-        raise ValueError(f"{plan.data} has {len(shards)} captions, {plan.num_samples} are asked for")
+    captioned = shards.present()  # image i is of the i-th caption that is there
+    if plan.num_samples > len(captioned):
+        raise ValueError(f"{plan.data} has {len(captioned)} captions, {plan.num_samples} are asked for")
     mine = range(rank, plan.num_samples, world)
     # All captions at once: an online encoder has left the device before the first network comes.
-    conditions, null = known_conditions(shards, mine, _model(plan), online_encoder(plan.text, device))
+    encoder = online_encoder(plan.text, device)
+    conditions, null = known_conditions(shards, [captioned[i] for i in mine], _model(plan), encoder)
     for images in plan.sets:
         network = _network(plan, images).to(device)
         target = folder / images.name
@@ -92,12 +95,11 @@ def run_plan(folder: Path, plan: Plan, rank: int, world: int) -> None:
             bar.update(len(indices))
         bar.close()
         if rank == 0:
-            lines = [
-                json.dumps(
-                    {"index": i, "key": shards[i].key, "caption": shards[i].caption, "seed": image_seed(plan.seed, i)}
-                )
-                for i in range(plan.num_samples)
-            ]
+            lines = []
+            for i in range(plan.num_samples):
+                sample = shards[captioned[i]]
+                line = {"index": i, "key": sample.key, "caption": sample.caption, "seed": image_seed(plan.seed, i)}
+                lines.append(json.dumps(line))
             (target / "captions.jsonl").write_text("\n".join(lines) + "\n")
 
 

@@ -16,9 +16,10 @@ from evaluation.kid import kid
 from evaluation.nearest import nearest_images
 from evaluation.protocols import FRECHET, KID, RETRIEVAL_R1, RETRIEVAL_R10, TEXT_IMAGE, Result
 from mdm.checkpoint import write_json
-from mdm.data import Shards, hash64
+from mdm.data import Shards
 from mdm.embeddings import TextSource
 from mdm.heldout import to_uint8
+from mdm.order import hash64
 from mdm.text import TextEncoder, caption_states, online_encoder
 from mdm.train import pick_device
 
@@ -44,10 +45,9 @@ def load_real(
 
     For a set that is opened without captions' states the features are [N, 0].
     """
-    count = min(limit, len(shards)) if limit else len(shards)
-    indices = [i * len(shards) // count for i in range(count)]
+    indices = shards.spread(limit or len(shards))
     samples = [shards[i] for i in indices]
-    pooled = np.zeros((count, 0), np.float32)
+    pooled = np.zeros((len(samples), 0), np.float32)
     if shards.states is not None or encoder is not None:
         tokens = [states.numpy() for states in caption_states(shards, indices, encoder)[0]]
         pooled = pool_tokens(np.concatenate(tokens), np.cumsum([0] + [len(t) for t in tokens]))

@@ -11,15 +11,17 @@ random weights and of half-trained ``tiny`` ones alike, a hundredth of what anot
 """
 
 import json
+import os
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from mdm.config import check
+from mdm.tars import DamagedShard, sha256
 
 Way = Literal["online", "cached", "cached-8bit"]
 
@@ -45,11 +47,12 @@ class TextSource:
 class StoredStates:
     """The embeddings of a dataset folder: (shard, place) -> token states float32 [L, D].
 
-    Raises ValueError naming a set that is missing, or was made of other images or by another encoder.
+    ``digests``: each file is compared with the set's manifest when this process first opens it. The files are mapped,
+    not held open. Raises ValueError naming a set that is missing, or was made of other images or by another encoder.
     """
 
-    def __init__(self, data: Path, manifest: dict[str, Any], text: TextSource) -> None:
-        self.folder = data / text.set_name
+    def __init__(self, data: Path, manifest: dict[str, Any], text: TextSource, digests: bool = False) -> None:
+        self.folder, self.digests = data / text.set_name, digests
         self.names = [Path(shard["file"]).with_suffix(".safetensors").name for shard in manifest["shards"]]
         try:
             made = json.loads((self.folder / "manifest.json").read_text())
@@ -64,11 +67,18 @@ class StoredStates:
                 f"{self.folder} was made by another encoder or tokenizer than the {text.encoder} that is asked for "
                 f"({str(made.get('encoder_digest'))[:12]}, not {text.encoder_digest[:12]}): run `mdm embed` again"
             )
+        self.sha256 = {shard["file"]: shard["sha256"] for shard in made["shards"]}
 
     def __call__(self, shard: int, place: int) -> Tensor:
+        """Raises DamagedShard."""
         file = self._file(self.names[shard])
         start, end = file.get_slice("offsets")[place : place + 2].tolist()
         return _decode(file, slice(start, end))
+
+    def check(self) -> list[str]:
+        """A line for every file that is missing."""
+        present = set(os.listdir(self.folder))
+        return [f"{self.folder / name} is missing" for name in [*self.names, "null.safetensors"] if name not in present]
 
     def null(self) -> Tensor:
         """States [L, D] of the empty caption."""
@@ -76,7 +86,13 @@ class StoredStates:
 
     @lru_cache(maxsize=256)  # noqa: B019 (one set lives as long as its process)
     def _file(self, name: str) -> Any:
-        return safe_open(self.folder / name, "pt")
+        path = self.folder / name
+        try:
+            if self.digests and name in self.sha256 and sha256(path) != self.sha256[name]:
+                raise DamagedShard(f"{path} is altered (wrong sha256): delete it, then run `mdm embed` again")
+            return safe_open(path, "pt")
+        except (OSError, SafetensorError) as error:
+            raise DamagedShard(f"{path} is missing or damaged ({error}): run `mdm embed` again") from None
 
 
 def _decode(file: Any, span: slice) -> Tensor:
