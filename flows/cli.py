@@ -4,6 +4,7 @@ import argparse
 import json
 import os
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -51,9 +52,15 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--mlflow", metavar="URI", help="log to this MLflow server instead of SQLite in MDM_HOME")
     sub.add_argument("--dry-run", action="store_true", help="check everything, show the plan, start nothing")
 
-    sub = verb("data", data, "make a preset's shards")
+    sub = verb("data", data, "make a preset's shards, or take samples out of them for good")
     preset_options(sub)
-    sub.add_argument("--dry-run", action="store_true", help="say what would be made, start nothing")
+    sub.add_argument(
+        "--remove",
+        type=Path,
+        metavar="FILE",
+        help="take out the samples with these keys, one per line; all others keep their places in the order",
+    )
+    sub.add_argument("--dry-run", action="store_true", help="say what would be made or removed, start nothing")
 
     sub = verb("embed", embed, "embed the captions of a preset's shards with its frozen text encoder")
     preset_options(sub)
@@ -177,12 +184,17 @@ def run(arguments: argparse.Namespace) -> int:
 def data(arguments: argparse.Namespace) -> int:
     from tqdm import tqdm
 
-    from flows.data import openmoji, write_splits
+    from flows.data import openmoji, remove_samples, write_splits
     from flows.home import datasets, hold, make_home
     from mdm.presets import resolve
 
     plan = resolve(arguments.preset, _overrides(arguments))
     folder = datasets() / plan.data.name
+    if arguments.remove is not None:
+        keys = _keys(arguments.remove)
+        with nullcontext() if arguments.dry_run else hold(folder / "lock", f"dataset {plan.data.name}"):
+            print(*remove_samples(folder, keys, arguments.dry_run), sep="\n")
+        return 0
     if plan.data.source == "prepared":
         raise ValueError(f"preset {plan.name} takes a dataset that is put in place by hand, at {folder}")
     source = openmoji(plan)
@@ -193,6 +205,13 @@ def data(arguments: argparse.Namespace) -> int:
     with hold(folder / "lock", f"dataset {plan.data.name}"), tqdm(total=len(source.drawings), unit="img") as bar:
         write_splits(plan, source, lambda start: lambda done, _: _advance(bar, start + done))
     return 0
+
+
+def _keys(file: Path) -> set[str]:
+    try:
+        return {line.strip() for line in file.read_text().splitlines()} - {""}
+    except OSError as error:
+        raise ValueError(f"{file}: {error.strerror}") from error
 
 
 def embed(arguments: argparse.Namespace) -> int:

@@ -4,6 +4,7 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from mdm.embeddings import TextSource
 from mdm.presets import Preset
 from mdm.structure import digest
 from preprocessing.manifest import read_json, read_manifest
+from preprocessing.remove import find, finish, refuse_unknown, removed_keys, take_out
 from preprocessing.shards import write_openmoji
 from preprocessing.sources import OpenMoji
 
@@ -75,6 +77,29 @@ def write_splits(plan: Preset, source: OpenMoji, progress: Progress) -> list[dic
             )
         )
     return manifests
+
+
+def remove_samples(folder: Path, keys: set[str], dry_run: bool) -> list[str]:
+    """Take samples out of every split of a dataset -> a line for each. Again: it finishes what was cut off.
+
+    Raises ValueError naming keys that no split has; then nothing is removed.
+    """
+    if not dry_run:
+        for split in SPLITS:
+            finish(folder / split)
+    known = {split: removed_keys(folder / split) & keys for split in SPLITS}
+    found = {split: find(folder / split, keys - known[split]) for split in SPLITS}
+    refuse_unknown(folder, keys.difference(*found.values(), *known.values()))
+    lines = []
+    for split in SPLITS:
+        places = list(chain(*found[split].values()))
+        what = f"{split}: {len(places)} samples in {len({file for file, _ in places})} shards"
+        if dry_run:
+            lines.append(f"{what} would be removed, {len(known[split])} are already")
+        else:
+            revision = take_out(folder / split, found[split]).get("revision", 0)
+            lines.append(f"{what} removed, {len(known[split])} were already; revision {revision}")
+    return lines
 
 
 @task(task_run_name="text embeddings")

@@ -17,6 +17,7 @@ from safetensors.numpy import save as to_bytes
 
 from preprocessing.manifest import (
     all_there,
+    as_made,
     digest,
     file_sha256,
     finished,
@@ -24,6 +25,7 @@ from preprocessing.manifest import (
     mark_finished,
     read_json,
     read_manifest,
+    unfinished_removal,
     write_file,
     write_json,
 )
@@ -44,9 +46,12 @@ def embed_captions(
 ) -> dict[str, Any]:
     """Fill ``set_folder`` -> its manifest. Shards that are done for this data, encoder and precision are kept.
 
-    Raises ValueError naming a shard whose captions cannot be read, or an encoder whose results are not one per caption.
+    A removed sample's caption is the empty one. Raises ValueError naming a shard whose captions cannot be read, or an
+    encoder whose results are not one per caption.
     """
     data, target = read_manifest(folder), set_folder(folder, encoder_name, precision)
+    if unfinished_removal(folder, data):
+        raise ValueError(f"{folder}: a removal of samples is unfinished: run it again first")
     present = finished_set(folder, encoder_name, encoder_digest, max_tokens, precision)
     if present is not None:
         progress(data["samples"], data["samples"])
@@ -58,7 +63,8 @@ def embed_captions(
     write_file(target / "null.safetensors", to_bytes(null))
     shards, done = [], 0
     for shard in data["shards"]:
-        shards.append(_embed_shard(folder, target, shard, digest([inputs, shard["sha256"]]), encode, precision))
+        made_of = digest([inputs, as_made(shard)["sha256"]])
+        shards.append(_embed_shard(folder, target, shard, made_of, encode, precision))
         done += shard["samples"]
         progress(done, data["samples"])
     manifest = {
@@ -120,7 +126,10 @@ def _embed_shard(
 
 
 def read_captions(tar: Path) -> list[str]:
-    """The captions of a shard, in order, through its index. Raises ValueError naming the shard that is damaged."""
+    """The captions of a shard, in order, through its index; "" for a removed sample.
+
+    Raises ValueError naming the shard that is damaged.
+    """
     try:
         spans = np.load(tar.with_suffix(".idx.npy"))
         with tar.open("rb") as file:

@@ -6,6 +6,7 @@ import io
 import json
 import os
 import tarfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -82,6 +83,13 @@ def mark_finished(path: Path, inputs: str, entry: dict[str, Any]) -> None:
     write_json(path.with_suffix(".done.json"), {"inputs": inputs, "sha256": entry["sha256"], "shard": entry})
 
 
+def update_marker(path: Path, entry: dict[str, Any]) -> None:
+    """Say that a shard that was made is whole in its new form, if there was a marker."""
+    marker = read_json(path.with_suffix(".done.json"))
+    if marker is not None:
+        mark_finished(path, marker["inputs"], entry)
+
+
 def finished(path: Path, inputs: str) -> dict[str, Any] | None:
     """The manifest's entry of a shard that was made from these inputs and is still what it was, or None."""
     marker = read_json(path.with_suffix(".done.json"))
@@ -102,6 +110,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     if manifest is None:
         raise ValueError(f"{path} is missing or not JSON: {folder} is no finished dataset")
     _check_fields(path, "", manifest, FIELDS)
+    _check_fields(path, "", {"revision": 0, **manifest}, {"revision": int})
     if manifest["format"] != 1:
         raise ValueError(f"{path}: field 'format' is {manifest['format']}; this version reads 1")
     for i, shard in enumerate(manifest["shards"]):
@@ -110,6 +119,9 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         _check_fields(path, f"shards[{i}].", shard, SHARD_FIELDS)
         if Path(shard["file"]).name != shard["file"]:
             raise ValueError(f"{path}: field 'shards[{i}].file' is no plain file name: {shard['file']!r}")
+        if "removed" in shard:
+            _check_fields(path, f"shards[{i}].", shard, {"removed": list, "made": dict})
+            _check_fields(path, f"shards[{i}].made.", shard["made"], {"bytes": int, "sha256": str})
     if manifest["samples"] != sum(shard["samples"] for shard in manifest["shards"]):
         raise ValueError(f"{path}: field 'samples' is not the sum over the shards")
     return manifest
@@ -121,10 +133,29 @@ def _check_fields(path: Path, prefix: str, value: dict[str, Any], fields: dict[s
             raise ValueError(f"{path}: field {prefix + field!r} is missing or no {kind.__name__}")
 
 
+def as_made(entry: dict[str, Any]) -> dict[str, Any]:
+    """A shard's entry as it was before samples were removed from it."""
+    return {k: v for k, v in {**entry, **entry.get("made", {})}.items() if k not in ("made", "removed")}
+
+
+def data_digest(manifest: dict[str, Any]) -> str:
+    """What a manifest's ``digest`` must be: that of the set as made, whatever samples were removed from it since."""
+    whole = {k: v for k, v in manifest.items() if k not in ("digest", "revision")}
+    return digest({**whole, "shards": [as_made(shard) for shard in manifest["shards"]]})
+
+
+def unfinished_removal(folder: Path, manifest: dict[str, Any]) -> bool:
+    """Whether samples are being removed, or were when the process that did it died (preprocessing/remove.py)."""
+    removed = read_json(folder / "removed.json")
+    return removed is not None and removed["revision"] != manifest.get("revision", 0)
+
+
 def verify_dataset(folder: Path) -> None:
     """Compare manifest, tars and indexes with one another. Raises ValueError naming the first file that differs."""
     manifest = read_manifest(folder)
-    if digest({k: v for k, v in manifest.items() if k != "digest"}) != manifest["digest"]:
+    if unfinished_removal(folder, manifest):
+        raise ValueError(f"{folder / 'removed.json'}: a removal of samples is unfinished: run it again")
+    if data_digest(manifest) != manifest["digest"]:
         raise ValueError(f"{folder / 'manifest.json'}: field 'digest' does not fit the rest: make the shards again")
     for shard in manifest["shards"]:
         path = folder / shard["file"]
@@ -135,15 +166,21 @@ def verify_dataset(folder: Path) -> None:
         index = path.with_suffix(".idx.npy")
         if not index.exists():
             raise ValueError(f"{index} is missing: make the shards again")
-        if index.read_bytes() != index_bytes(index_tar(path)):
+        if index.read_bytes() != index_bytes(index_tar(path, shard.get("removed", ()))):
             raise ValueError(f"{index} does not fit {path.name}: delete it and make the shards again")
 
 
-def index_tar(path: Path) -> np.ndarray:
-    """Where each sample's members lie in a shard: int64 [N, 3, 2], offset and length of image, txt, json, in bytes."""
+def index_tar(path: Path, removed: Sequence[int] = ()) -> np.ndarray:
+    """Where each sample's members lie in a shard: int64 [N, 3, 2], offset and length of image, txt, json, in bytes.
+
+    Samples that were removed are counted too, at their places: their rows are zeros.
+    """
     with tarfile.open(path) as tar:
         spans = [(member.offset_data, member.size) for member in tar]
-    return np.array(spans, dtype=np.int64).reshape(-1, 3, 2)
+    there = np.array(spans, dtype=np.int64).reshape(-1, 3, 2)
+    whole = np.zeros((len(there) + len(removed), 3, 2), dtype=np.int64)
+    whole[np.setdiff1d(np.arange(len(whole)), removed)] = there
+    return whole
 
 
 def index_bytes(spans: np.ndarray) -> bytes:

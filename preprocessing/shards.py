@@ -22,6 +22,7 @@ import numpy as np
 from preprocessing.images import encode_png, rasterise_svg
 from preprocessing.manifest import (
     all_there,
+    data_digest,
     digest,
     file_sha256,
     finished,
@@ -32,6 +33,7 @@ from preprocessing.manifest import (
     write_file,
     write_json,
 )
+from preprocessing.remove import finish, reapply
 from preprocessing.sources import Drawing, OpenMoji
 
 FORMAT = 1
@@ -43,6 +45,7 @@ def write_openmoji(
 ) -> dict[str, Any]:
     """Rasterise one split of the drawings into ``folder`` -> its manifest. Done shards are not made again.
 
+    Samples that were removed from the folder (preprocessing/remove.py) stay removed, also from shards made again.
     Raises ValueError where the split is empty, a drawing cannot be drawn, or the folder cannot be written.
     """
     if px < 1 or per_shard < 1 or workers < 1:
@@ -54,7 +57,7 @@ def write_openmoji(
     present = read_json(folder / "manifest.json")
     if present is not None and present.get("inputs") == inputs and all_there(folder, present, ".tar", ".idx.npy"):
         progress(len(drawings), len(drawings))
-        return present
+        return finish(folder)
     make_folder(folder)
     (folder / "manifest.json").unlink(missing_ok=True)  # of other inputs: a reader must not mix the two
     parts = [drawings[i : i + per_shard] for i in range(0, len(drawings), per_shard)]
@@ -86,7 +89,8 @@ def write_openmoji(
         "credit": source.credit,
         "inputs": inputs,
     }
-    manifest["digest"] = digest(manifest)
+    manifest["digest"] = data_digest(manifest)
+    manifest = reapply(folder, manifest)
     write_json(folder / "manifest.json", manifest)
     return manifest
 

@@ -1,0 +1,220 @@
+"""Samples taken out for good: their bytes are gone, every other sample keeps its position, a kill is finished."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import webdataset
+from safetensors.numpy import load_file
+
+from flows.cli import main
+from mdm.data import Shards, TrainingSet
+from mdm.stage import Storage
+from preprocessing import shards
+from preprocessing.embed import embed_captions, finished_set, read_captions
+from preprocessing.manifest import read_manifest, verify_dataset
+from preprocessing.remove import find, finish, read_keys, remove, removed_keys
+from preprocessing.shards import write_openmoji
+from preprocessing.sources import OpenMoji
+from small import FAKE, fake_encode, write_dataset
+
+SOURCE = OpenMoji(limit=13, val_fraction=0.08)
+KEYS = {"train003", "train008", "train009", "train030"}  # in shards 0, 1, 1, 3
+
+
+@pytest.fixture
+def copy(squares: Path, tmp_path: Path) -> Path:
+    return shutil.copytree(squares / "train", tmp_path / "train")
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_all_other_samples_keep_their_positions(squares: Path, copy: Path) -> None:
+    before = Shards(squares / "train", FAKE)
+    remove(copy, KEYS)
+    after = Shards(copy, FAKE, Storage(check="digest"))
+    assert after.check() == [] and len(after) == len(before) == 40
+    assert after.revision == {"digest": before.manifest["digest"], "revision": 1}
+    gone = [i for i in range(40) if before[i].key in KEYS]
+    assert list(after.present()) == [i for i in range(40) if i not in gone]
+    assert after.spread(100) == list(after.present()) and len(after.spread(7)) == 7
+    for window in (0, 2):
+        old, new = (TrainingSet(shards, seed=1, flip=True, window_shards=window) for shards in (before, after))
+        assert [old.index(i) for i in range(80)] == [new.index(i) for i in range(80)]
+        for i in (i for i in range(80) if old.index(i) not in gone):
+            assert all(torch.equal(torch.as_tensor(old[i][part]), torch.as_tensor(new[i][part])) for part in (1, 2))
+        assert [new[i][1].sum() for i in range(80)] == [new[i][1].sum() for i in range(80)]
+        assert not any(new[i][3] for i in range(80))  # no damage
+    with pytest.raises(ValueError, match=f"sample {gone[0]} was removed"):
+        after[gone[0]]
+
+
+def test_the_bytes_are_gone_and_any_webdataset_tool_reads_the_rest(copy: Path) -> None:
+    remove(copy, KEYS)
+    assert not any(key.encode() in (path.read_bytes()) for key in KEYS for path in copy.rglob("*.tar"))
+    verify_dataset(copy)
+    stream = webdataset.WebDataset(f"file:{copy}/{{00000..00004}}.tar", shardshuffle=5).shuffle(9).decode("rgb8")
+    keys = sorted(sample["__key__"] for sample in stream)
+    assert keys == [f"train{i:03d}" for i in range(40) if f"train{i:03d}" not in KEYS]
+    spans = np.load(copy / "00001.idx.npy")
+    assert spans.shape == (8, 3, 2) and not spans[:2].any() and spans[2:].all()
+    assert read_captions(copy / "00001.tar")[:3] == ["", "", "blue square"]
+
+
+def test_entries_keep_what_the_shard_was(squares: Path, copy: Path) -> None:
+    remove(copy, KEYS)
+    remove(copy, {"train010"})
+    old, new = read_manifest(squares / "train"), read_manifest(copy)
+    assert (new["revision"], new["digest"], new["samples"]) == (2, old["digest"], 40)
+    entry, made = new["shards"][1], old["shards"][1]
+    assert entry["removed"] == [0, 1, 2] and entry["made"] == {k: made[k] for k in ("bytes", "sha256")}
+    assert entry["bytes"] < made["bytes"] and entry["bytes"] == (copy / "00001.tar").stat().st_size
+    assert new["shards"][2] == old["shards"][2]
+    before = contents(copy)
+    assert remove(copy, KEYS | {"train010"}) == new  # again: nothing happens
+    assert contents(copy) == before
+
+
+def test_a_shard_may_lose_all_its_samples(copy: Path) -> None:
+    remove(copy, [f"train{i:03d}" for i in range(8)])
+    verify_dataset(copy)
+    data = TrainingSet(Shards(copy, FAKE), 0)
+    assert len([data[i] for i in range(40)]) == 40
+    stream = webdataset.WebDataset(sorted(map(str, copy.glob("*.tar"))), shardshuffle=False)
+    assert len(list(stream)) == 32
+    remove(copy, ["train039"])
+    verify_dataset(copy)
+
+
+def test_removed_captions_become_the_empty_one_in_every_stored_set(copy: Path) -> None:
+    embed_captions(copy, FAKE.encoder, FAKE.encoder_digest, fake_encode, 8, precision="8bit")
+    sets = {name: json.loads((copy / name / "manifest.json").read_text()) for name in ("text-fake", "text-fake-8bit")}
+    remove(copy, KEYS)
+    for name, before in sets.items():
+        now = json.loads((copy / name / "manifest.json").read_text())
+        assert now["digest"] == before["digest"] and now["shards"][1] != before["shards"][1]
+        file, null = load_file(copy / name / "00001.safetensors"), load_file(copy / name / "null.safetensors")
+        assert file["offsets"].tolist() == [0, 1, 2, *range(5, 21, 3)]
+        np.testing.assert_array_equal(file["tokens"][0], null["tokens"][0])
+    assert finished_set(copy, "fake", "fake-1", 8, "half") is not None
+    stored = (copy / "text-fake" / "00001.safetensors").read_bytes()
+    (copy / "text-fake" / "00001.safetensors").unlink()
+    embed_captions(copy, FAKE.encoder, FAKE.encoder_digest, fake_encode, 8)
+    assert (copy / "text-fake" / "00001.safetensors").read_bytes() == stored  # as if it had always been so
+
+
+def test_unknown_keys_and_damaged_shards_change_nothing(copy: Path) -> None:
+    before = contents(copy)
+    with pytest.raises(ValueError, match=r"no sample 'nobody', 'nowhere' \(2 unknown\): nothing was removed"):
+        remove(copy, {*KEYS, "nobody", "nowhere"})
+    assert contents(copy) == before
+    tar = copy / "00003.tar"
+    tar.write_bytes(tar.read_bytes() + b"\0")
+    before = contents(copy)
+    with pytest.raises(ValueError, match=r"00003\.tar is altered"):
+        remove(copy, KEYS)
+    assert contents(copy) == before
+
+
+SCRIPT = """
+import os, sys
+from pathlib import Path
+from preprocessing import manifest, remove
+left = int(sys.argv[2])
+def deadly(path, data, write=manifest.write_file):
+    global left
+    if left == 0:
+        path.with_name(path.name + ".tmp").write_bytes(data[: len(data) // 2])
+        os.kill(os.getpid(), 9)
+    left -= 1
+    write(path, data)
+manifest.write_file = remove.write_file = deadly
+remove.remove(Path(sys.argv[1]), sys.argv[3:])
+"""
+
+
+@pytest.mark.kills
+def test_killed_before_any_write_then_the_same_bytes(squares: Path, tmp_path: Path) -> None:
+    """A SIGKILL at every single file that is written; the same command then finishes, or `mdm data` does."""
+    whole = shutil.copytree(squares / "train", tmp_path / "whole")
+    remove(whole, {"train003", "train008"})
+    expected, environment = contents(whole), {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    for writes in range(100):
+        folder = shutil.copytree(squares / "train", tmp_path / f"killed{writes}")
+        script = [sys.executable, "-c", SCRIPT, str(folder), str(writes), "train003", "train008"]
+        code = subprocess.run(script, env=environment, stderr=subprocess.DEVNULL).returncode
+        if code == 0:
+            break
+        assert code == -9
+        if writes:  # the first write is removed.json: from then on the folder says what is the matter
+            for read in (lambda f=folder: Shards(f), lambda f=folder: verify_dataset(f)):
+                with pytest.raises(ValueError, match="a removal of samples is unfinished"):
+                    read()
+            if writes % 2:
+                finish(folder)
+        remove(folder, {"train003", "train008"})
+        for path in folder.rglob("*.tmp"):
+            path.unlink()
+        assert contents(folder) == expected
+    assert 8 < writes < 20  # list; 2 x (embeddings, its marker, tar, index); set, manifest
+
+
+def test_made_again_they_stay_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Threads here: the processes are test_shards.py's, and take two seconds each time
+    monkeypatch.setattr(shards, "ProcessPoolExecutor", lambda workers, **_: ThreadPoolExecutor(workers))
+
+    def make(px: int = 16, source: OpenMoji = SOURCE) -> dict[str, Any]:
+        return write_openmoji(source, "train", "dozen", px, tmp_path / "set", 4, 1, lambda done, total: None)
+
+    folder, drawings = tmp_path / "set", SOURCE.split("train")
+    first, keys = make(), {drawings[1].key, drawings[6].key}
+    remove(folder, keys)
+    expected = contents(folder)
+    assert make() == read_manifest(folder) and contents(folder) == expected
+    (folder / "00001.tar").unlink()  # as one does with a damaged shard
+    (folder / "00000.done.json").unlink()
+    assert make()["digest"] == first["digest"]
+    assert contents(folder) == expected
+    few = OpenMoji(limit=8, val_fraction=0.08)
+    for px, source in ((24, SOURCE), (16, few), (16, SOURCE)):  # made differently they are found again by key
+        make(px, source)
+        verify_dataset(folder)
+        data, still = Shards(folder), keys & {drawing.key for drawing in source.split("train")}
+        assert len(data.removed) == len(still)
+        assert not keys & {data[i].key for i in data.present()}
+        assert removed_keys(folder) == keys
+    assert contents(folder) == expected
+
+
+def test_the_verb_looks_in_every_split(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("MDM_HOME", str(tmp_path))
+    folder = tmp_path / "datasets" / "squares"
+    for split in ("train", "val"):
+        write_dataset(folder, split, 9, 8, per_shard=4)
+    listed = tmp_path / "keys.txt"
+    listed.write_text("train001\n\nval008\n")
+    verb = ["data", "tiny", "--set", "data.name=squares", "--remove", str(listed)]
+    before = contents(folder)
+    assert main([*verb, "--dry-run"]) == 0
+    assert "val: 1 samples in 1 shards would be removed, 0 are already" in capsys.readouterr().out
+    assert contents(folder) == before
+    assert main(verb) == 0 and main(verb) == 0
+    assert "train: 0 samples in 0 shards removed, 1 were already; revision 1" in capsys.readouterr().out
+    assert find(folder / "val", {"val008"}) == {} and read_keys(folder / "val" / "00002.tar") == [None]
+    listed.write_text("train002\nnobody\n")
+    before = contents(folder)
+    assert main(verb) == 1
+    assert "has no sample 'nobody' (1 unknown): nothing was removed" in capsys.readouterr().err
+    assert contents(folder) == before
