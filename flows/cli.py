@@ -33,8 +33,8 @@ def _parser() -> argparse.ArgumentParser:
         sub.set_defaults(verb=function)
         return sub
 
-    def preset_options(sub: argparse.ArgumentParser, **preset: Any) -> None:
-        sub.add_argument("preset", metavar="PRESET", help="tiny, cc12m-256, cc12m-1024, imagenet-256, …", **preset)
+    def preset_options(sub: argparse.ArgumentParser, name: str = "preset", **preset: Any) -> None:
+        sub.add_argument(name, metavar="PRESET", help="tiny, cc12m-256, cc12m-1024, imagenet-256, …", **preset)
         sub.add_argument(
             "--set", action="append", default=[], metavar="A.B=VALUE", help="replace a field (see mdm config)"
         )
@@ -72,10 +72,26 @@ def _parser() -> argparse.ArgumentParser:
 
     verb("models", models, "list the named models with resolutions, parameters and forward GFLOP")
 
-    sub = verb("train", train, "train the job of a run folder (job.json), or go on with it")
-    sub.add_argument("run", metavar="FOLDER", type=Path)
-    sub.add_argument("--processes", type=int, default=1, help="trainer processes on this machine (default 1)")
-    sub.add_argument("--dry-run", action="store_true", help="check the job, start nothing")
+    sub = verb("train", train, "train the job of a run folder (job.json), or go on with it; or say what it will cost")
+    sub.add_argument("run", metavar="FOLDER", type=Path, nargs="?")
+    sub.add_argument(
+        "--processes", "--gpus", type=int, metavar="N", help="on this machine (default 1; of a preset: what it wants)"
+    )
+    sub.add_argument(
+        "--dry-run", action="store_true", help="parameters, FLOP, memory, hours and storage; check all, start nothing"
+    )
+    preset_options(sub, "--preset")
+    sub.add_argument("--stage", metavar="NAME", help="with --preset: only this stage (default: all)")
+    sub.add_argument("--gpu", default="A100", help="dry run: the GPU to reckon with (default A100)")
+    sub.add_argument("--utilisation", type=float, default=0.3, help="dry run: share of its peak (default 0.3)")
+    sub.add_argument("--gflops", type=float, default=30, help="dry run on CPUs: GFLOP/s per process (default 30)")
+
+    sub = verb("ema", ema, "rebuild a run's EMA with another length, from the snapshots it kept")
+    sub.add_argument("run", metavar="FOLDER", type=Path, help="a training's folder, with averages/ in it")
+    sub.add_argument("--length", type=float, required=True, help="sigma_rel: the width as a share of the images seen")
+    sub.add_argument("--at", type=int, metavar="NIMG", help="images at which it ends (default: the newest snapshot's)")
+    sub.add_argument("-o", "--output", type=Path, metavar="FOLDER", help="weights folder to write")
+    sub.add_argument("--dry-run", action="store_true", help="list the snapshots and how well they fit, write nothing")
 
     sub = verb("sample", sample, "draw images of a prompt of your own from a run, at all its resolutions")
     sub.add_argument("run", metavar="RUN", help="a run's name or folder")
@@ -129,7 +145,6 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _overrides(arguments: argparse.Namespace) -> dict[str, Any]:
-    from flows.overrides import parse_assignments
     from mdm import choices
     from mdm.presets import merge, resolve
 
@@ -143,7 +158,11 @@ def _overrides(arguments: argparse.Namespace) -> dict[str, Any]:
             raise ValueError(f"{arguments.config} is not JSON: {error}") from error
     for chosen in arguments.choice:
         whole = merge(whole, choices.overrides(resolve(arguments.preset, {}), chosen))
-    return merge(whole, parse_assignments(arguments.set))
+    if arguments.set:
+        from flows.overrides import parse_assignments  # needs pydantic, which a GPU node may lack
+
+        whole = merge(whole, parse_assignments(arguments.set))
+    return whole
 
 
 def config(arguments: argparse.Namespace) -> int:
@@ -281,41 +300,70 @@ def evaluate(arguments: argparse.Namespace) -> int:
 
 
 def models(_: argparse.Namespace) -> int:
-    import torch
-    from torch.utils.flop_counter import FlopCounterMode
-
     from mdm.config import MODELS
-    from mdm.nested import NestedUNet
+    from mdm.costs import TOKENS, parameters, total_flops
 
     print(f"{'model':30} {'resolutions (px)':>21} {'parameters':>13} {'forward GFLOP':>14}   channels, innermost first")
     for name, model in MODELS.items():
-        with torch.device("meta"), FlopCounterMode(display=False) as counter:
-            network = NestedUNet(model)
-            zs = [torch.empty(1, 3, px, px) for px in model.resolutions]
-            text = {"text": torch.empty(1, 32, model.text.dim), "text_mask": torch.ones(1, 32)} if model.text else {}
-            labels = {"labels": torch.zeros(1, dtype=torch.long)} if model.labels else {}
-            network(zs, torch.empty(1), **text, **labels)
-        count = sum(p.numel() for p in network.parameters())
         sizes = " ".join(map(str, model.resolutions))
         widths = " | ".join("/".join(map(str, level.channels)) for level in model.levels)
-        print(f"{name:30} {sizes:>21} {count:13,} {counter.get_total_flops() / 1e9:14,.2f}   {widths}")
-    print("(one image, 32 caption tokens, 2 FLOP per multiply-add)")
+        print(f"{name:30} {sizes:>21} {parameters(model):13,} {total_flops(model) / 1e9:14,.2f}   {widths}")
+    print(f"(one image, {TOKENS} caption tokens, 2 FLOP per multiply-add)")
     return 0
 
 
 def train(arguments: argparse.Namespace) -> int:
+    if arguments.preset is not None:
+        if arguments.run is not None:
+            raise ValueError("mdm train takes a run folder or --preset, not both")
+        if not arguments.dry_run:
+            raise ValueError(
+                f"--preset is for --dry-run: `mdm run {arguments.preset}` trains a preset's stages, `mdm train FOLDER` "
+                "the job of a run folder"
+            )
+        from flows.costs import of_preset
+
+        print(of_preset(arguments, _overrides(arguments)))
+        return 0
+    if arguments.run is None:
+        raise ValueError("mdm train needs a run folder, or --preset NAME --dry-run")
+    if arguments.set or arguments.choice or arguments.config or arguments.stage:
+        raise ValueError("--set, --choice, --config and --stage go with --preset: a run folder's job.json is complete")
     from mdm.train import load_job
     from mdm.train import main as train_here
 
-    job = load_job(arguments.run)
+    job, processes = load_job(arguments.run), arguments.processes or 1
     if arguments.dry_run:
-        print(f"{arguments.run}: trains {job.model.resolutions} px for {job.training.nimg:,} images")
+        from flows.costs import of_job
+
+        print(of_job(arguments, job))
         return 0
-    if arguments.processes == 1:
+    if processes == 1:
         return train_here([str(arguments.run)])
     from flows.launch import torchrun
 
-    os.execv(sys.executable, torchrun("mdm.train", arguments.run, arguments.processes))
+    os.execv(sys.executable, torchrun("mdm.train", arguments.run, processes))
+
+
+def ema(arguments: argparse.Namespace) -> int:
+    from mdm.posthoc import plan, rebuild
+
+    if arguments.dry_run:
+        found = plan(arguments.run, arguments.length, arguments.at)
+    elif arguments.output is None:
+        raise ValueError("mdm ema needs -o FOLDER to write to, or --dry-run")
+    else:
+        found = rebuild(arguments.run, arguments.length, arguments.at, arguments.output)
+    print(*found.passed_over, f"{'snapshot at':>15} {'length':>7} {'weight':>9}", sep="\n")
+    for snapshot, weight in zip(found.snapshots, found.weights, strict=True):
+        print(f"{snapshot.profile.nimg:15,} {snapshot.profile.sigma_rel:7.3f} {weight:9.4f}")
+    print(
+        f"length {arguments.length:g} at {found.wanted.nimg:,} images, its profile met but for {found.error:.2%}: ",
+        end="",
+    )
+    print("nothing written" if arguments.dry_run else f"now in {arguments.output}", flush=True)
+    found.check()
+    return 0
 
 
 def sample(arguments: argparse.Namespace) -> int:

@@ -7,11 +7,15 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from flows.cli import main
 from mdm.checkpoint import write_json
+from mdm.ema import PowerAverages
+from mdm.nested import NestedUNet
+from mdm.posthoc import write_snapshot
 from mdm.structure import to_dict
-from small import small_job
+from small import small_job, small_model
 
 
 @pytest.fixture(autouse=True)
@@ -103,12 +107,56 @@ def test_mdm_train_works_without_prefect_and_mlflow(squares: Path, tmp_path: Pat
 
 
 def test_every_verb_explains_itself(capsys: pytest.CaptureFixture[str]) -> None:
-    verbs = "run data embed train sample evaluate report track status models config verify deploy"
+    verbs = "run data embed train ema sample evaluate report track status models config verify deploy"
     for verb in verbs.split():
         with pytest.raises(SystemExit) as end:
             main([verb, "--help"])
         assert end.value.code == 0
         assert capsys.readouterr().out.startswith(f"usage: mdm {verb}")
+
+
+def test_a_preset_is_priced_before_anything_runs(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    price = ["train", "--preset", "tiny", "--dry-run"]
+    assert main([*price, "--stage", "16", "--set", "stages.16.training.nimg=1920"]) == 0
+    rows = {line[:26].strip(): line[26:].split() for line in capsys.readouterr().out.splitlines() if line[:1] != " "}
+    assert rows["parameters"] == ["2,050,227"]
+    assert rows["steps x images per step"] == ["30", "x", "64"]
+    assert rows["time"] == ["0.3", "min"]
+    assert not home.exists()
+    assert "`mdm run tiny` trains a preset's stages" in refused(capsys, "train", "--preset", "tiny")
+    assert "needs a run folder, or --preset" in refused(capsys, "train")
+    assert "not both" in refused(capsys, "train", "folder", "--preset", "tiny", "--dry-run")
+    assert "the stages of tiny are 16, 32, 64" in refused(capsys, *price, "--stage", "8")
+    assert "64 does not divide by 3 processes" in refused(capsys, *price, "--processes", "3")
+    assert "go with --preset" in refused(capsys, "train", "folder", "--set", "seed=1")
+
+
+def test_a_job_is_priced_too(squares: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_json(tmp_path / "job.json", to_dict(small_job(squares)))
+    assert main(["train", str(tmp_path), "--dry-run", "--processes", "2"]) == 0
+    out = capsys.readouterr().out
+    assert "12 x 8" in out and "1 x 4" in out
+    assert "training.batch_size 8 does not divide by 3" in refused(
+        capsys, "train", str(tmp_path), "--dry-run", "--processes", "3"
+    )
+
+
+def test_an_ema_of_another_length_is_rebuilt(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run, out = tmp_path / "run", tmp_path / "out"
+    averages = PowerAverages(network := NestedUNet(small_model(1)))
+    for step in range(1, 5):
+        averages.update(list(network.parameters()), step * 8, 8)
+        write_snapshot(run, step * 8, network.config, averages.weights)
+    assert main(["ema", str(run), "--length", "0.08", "--dry-run"]) == 0
+    printed = capsys.readouterr().out
+    assert printed.count("0.050") == 4 and "nothing written" in printed
+    assert main(["ema", str(run), "--length", "0.08", "-o", str(out)]) == 0
+    torch.testing.assert_close(NestedUNet.from_pretrained(out).state_dict(), network.state_dict(), rtol=1e-5, atol=1e-6)
+    assert "now in" in capsys.readouterr().out
+    assert "exists already" in refused(capsys, "ema", str(run), "--length", "0.08", "-o", str(out))
+    assert "needs -o FOLDER" in refused(capsys, "ema", str(run), "--length", "0.08")
+    assert main(["ema", str(run), "--length", "0.01", "--dry-run"]) == 1
+    assert "more than the 5% admitted" in capsys.readouterr().err
 
 
 def test_models_lists_parameters_and_flops(capsys: pytest.CaptureFixture[str]) -> None:
