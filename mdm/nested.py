@@ -47,6 +47,11 @@ class NestedUNet(nn.Module):
             for inner, outer in zip(model.levels[:-1], model.levels[1:], strict=True)
         )
 
+    @property
+    def unets(self) -> list[UNet]:
+        """The levels, innermost first."""
+        return list(self.levels)  # type: ignore[arg-type]
+
     @classmethod
     def from_pretrained(
         cls, folder: Path | str, which: Literal["ema", "raw"] = "ema", device: str = "cpu"
@@ -119,7 +124,7 @@ class NestedUNet(nn.Module):
     ) -> Tensor:
         """The paper's recursion: the last of ``zs`` here, the others inside. Appends v, returns the last features."""
         r, size = len(zs) - 1, len(zs[-1])
-        unet: UNet = self.levels[r]  # type: ignore[assignment]
+        unet = self.unets[r]
         emb = unet.embed(t[:size], {name: value[:size] for name, value in micros.items()})
         if condition is not None:
             emb = emb + condition[:size]

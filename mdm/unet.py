@@ -8,6 +8,7 @@ from typing import cast
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from mdm.blocks import Attention, ResBlock, Upsample, conv3x3, group_norm, zero_init
 from mdm.conditioning import MicroConditions, ScalarEmbedding
@@ -24,6 +25,7 @@ class ResolutionBlock(nn.Module):
         self.blocks = nn.ModuleList(blocks)
         self.attention = nn.ModuleList(nn.ModuleList(layers) for layers in attention)
         self.resize = resize
+        self.recompute = False  # compute the residual blocks' activations again in the backward pass
 
     def forward(
         self, x: Tensor, emb: Tensor, context: Context, skips: list[Tensor] | None
@@ -33,7 +35,7 @@ class ResolutionBlock(nn.Module):
         for block, layers in zip(self.blocks, self.attention, strict=True):
             if skips is not None:
                 x = torch.cat([x, skips.pop()], dim=1)
-            x = block(x, emb)
+            x = checkpoint(block, x, emb, use_reentrant=False) if self.recompute and self.training else block(x, emb)
             for layer in cast(nn.ModuleList, layers):
                 x = layer(x, *context)
             results.append(x)
@@ -88,6 +90,11 @@ class UNet(nn.Module):
             self.up.append(ResolutionBlock(blocks, layers, upsample))
         self.norm_out = group_norm(groups, channels)
         self.conv_out = zero_init(conv3x3(channels, 3))
+
+    @property
+    def resolution_blocks(self) -> list[ResolutionBlock]:
+        """Of the way down, the middle and the way up."""
+        return [*self.down, *([] if self.mid is None else [self.mid]), *self.up]
 
     def embed(self, t: Tensor, micros: dict[str, Tensor]) -> Tensor:
         """Time t [B] (and micro-conditions, name -> [B]) -> [B, E]."""
