@@ -17,6 +17,7 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
+from mdm.compute import pick_device
 from mdm.config import Device, Model, Sampling
 from mdm.data import Shards
 from mdm.draw import draw
@@ -26,7 +27,6 @@ from mdm.nested import NestedUNet
 from mdm.order import hash64
 from mdm.structure import from_dict
 from mdm.text import known_conditions, online_encoder
-from mdm.train import pick_device
 
 UNTRAINED = "untrained"
 

@@ -16,12 +16,12 @@ from evaluation.kid import kid
 from evaluation.nearest import nearest_images
 from evaluation.protocols import FRECHET, KID, RETRIEVAL_R1, RETRIEVAL_R10, TEXT_IMAGE, Result
 from mdm.checkpoint import write_json
+from mdm.compute import pick_device
 from mdm.data import Shards
 from mdm.embeddings import TextSource
 from mdm.heldout import to_uint8
 from mdm.order import hash64
 from mdm.text import TextEncoder, caption_states, online_encoder
-from mdm.train import pick_device
 
 SAMPLES, UNTRAINED, NOISE, REAL, SHUFFLED = (
     "samples",

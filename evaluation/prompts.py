@@ -16,11 +16,11 @@ from evaluation.generate import image_seed
 from mdm.checkpoint import newest_checkpoint
 from mdm.draw import draw
 from mdm.heldout import tile
+from mdm.job import Job, load_job
 from mdm.nested import NestedUNet
 from mdm.presets import Preset
 from mdm.structure import from_dict
 from mdm.text import load_encoder
-from mdm.train import Job, load_job
 
 STRIP_PICTURES = 10  # of a denoising strip
 

@@ -80,6 +80,8 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument(
         "--dry-run", action="store_true", help="parameters, FLOP, memory, hours and storage; check all, start nothing"
     )
+    sub.add_argument("--attempt", type=int, metavar="N", help="number of this start: older ones leave")
+    sub.add_argument("--tolerate", type=int, metavar="N", help="unreadable samples that others may take the place of")
     preset_options(sub, "--preset")
     sub.add_argument("--stage", metavar="NAME", help="with --preset: only this stage (default: all)")
     sub.add_argument("--gpu", default="A100", help="dry run: the GPU to reckon with (default A100)")
@@ -329,7 +331,7 @@ def train(arguments: argparse.Namespace) -> int:
         raise ValueError("mdm train needs a run folder, or --preset NAME --dry-run")
     if arguments.set or arguments.choice or arguments.config or arguments.stage:
         raise ValueError("--set, --choice, --config and --stage go with --preset: a run folder's job.json is complete")
-    from mdm.train import load_job
+    from mdm.job import load_job
     from mdm.train import main as train_here
 
     job, processes = load_job(arguments.run), arguments.processes or 1
@@ -338,11 +340,14 @@ def train(arguments: argparse.Namespace) -> int:
 
         print(of_job(arguments, job))
         return 0
+    options = [
+        f"--{name}={value}" for name in ("attempt", "tolerate") if (value := getattr(arguments, name)) is not None
+    ]
     if processes == 1:
-        return train_here([str(arguments.run)])
+        return train_here([str(arguments.run), *options])
     from flows.launch import torchrun
 
-    os.execv(sys.executable, torchrun("mdm.train", arguments.run, processes))
+    os.execv(sys.executable, [*torchrun("mdm.train", arguments.run, processes), *options])
 
 
 def ema(arguments: argparse.Namespace) -> int:

@@ -6,9 +6,9 @@ from typing import Any, Literal
 import torch
 
 from mdm.forecast import Machine, forecast, page, table
+from mdm.job import Job
 from mdm.presets import resolve
 from mdm.stage import Stage
-from mdm.train import Job
 
 
 def of_preset(arguments: argparse.Namespace, overrides: dict[str, Any]) -> str:

@@ -14,11 +14,11 @@ from flows.progress import board
 from flows.tracking import Follower, Tracker
 from mdm.checkpoint import load_weights, newest_checkpoint, save_weights, write_json
 from mdm.embeddings import TextSource
+from mdm.job import Job
 from mdm.presets import Preset
 from mdm.progressive import grow
 from mdm.stage import Stage
 from mdm.structure import digest, to_dict
-from mdm.train import Job
 
 
 def trained_weights(folder: Path) -> Path:

@@ -23,6 +23,11 @@ from mdm.nested import NestedUNet
 from mdm.stage import Compute, Precision
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+DTYPE_NAMES: dict[torch.dtype, Precision] = {
+    torch.float32: "float32",
+    torch.bfloat16: "bfloat16",
+    torch.float16: "float16",
+}
 
 
 def pick_device(device: Device) -> torch.device:
@@ -67,9 +72,9 @@ def join_group(device: torch.device, hang_s: int) -> Any:
     """
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         return None
-    timeout = timedelta(seconds=hang_s)
-    dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=timeout)
-    return dist.new_group(backend="gloo", timeout=timeout)
+    backend = "nccl" if device.type == "cuda" else "gloo"
+    dist.init_process_group(backend, timeout=timedelta(seconds=2 * hang_s))  # the stacks come first: watch.py
+    return dist.new_group(backend="gloo", timeout=timedelta(days=7))  # an evaluation on rank 0 may take its time
 
 
 class Spread:
@@ -110,11 +115,14 @@ class Spread:
         else:
             yield
 
-    def gradient_norm(self) -> Tensor:
-        """Norm of the whole gradient, on the device; afterwards ``local`` holds this process's part of it."""
+    def collect_gradients(self) -> None:
+        """After the backward pass: ``local`` holds this process's part of the gradient."""
         if self.sharded:
             for name, parameter in self._parameters.items():
                 self.local[name].grad = None if parameter.grad is None else _part(parameter.grad)
+
+    def gradient_norm(self) -> Tensor:
+        """Norm of the whole gradient, on the device."""
         norm = nn.utils.get_total_norm([p.grad for p in self.local.values() if p.grad is not None])
         if not self.sharded:
             return norm

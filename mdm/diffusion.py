@@ -98,13 +98,8 @@ class Process:
             torch.randn(batch_size, channels, px, px, generator=generator, device=device) for px in self.resolutions
         ]
 
-    def draw_times(self, count: int, generator: torch.Generator, power: float = 1.0) -> Tensor:
-        """Indices k [B] in 1 … T: uniform for power 1 (Eq. 3), as T u^power otherwise.
-
-        One draw, spread evenly over the batch (Kingma et al. 2021, App. I.1): the loss varies less between batches.
-        """
-        first = torch.rand(1, generator=generator, device=generator.device)
-        u = (first + torch.arange(count, device=generator.device) / count) % 1  # [B]
+    def times(self, u: Tensor, power: float = 1.0) -> Tensor:
+        """Indices k [B] in 1 … T from numbers u [B] in 0..1: uniform for power 1 (Eq. 3), as T u^power otherwise."""
         return (u**power * self.num_steps).long().clamp(max=self.num_steps - 1) + 1
 
     def diffuse(self, xs: list[Tensor], noise: list[Tensor], k: Tensor) -> list[Tensor]:
@@ -137,12 +132,3 @@ class Process:
                     error = error / sigma
             losses.append(error.float().square().mean(dim=(1, 2, 3)))
         return losses
-
-
-def mixed_sizes(batch_size: int, num_levels: int, low_only: float) -> list[int]:
-    """Samples per level of a mixed-resolution batch (Sec. 4.1): the top level is left out for a fraction of it.
-
-    Every level but the top one sees the whole batch; the top one sees the first (1 - low_only) of it, at least one.
-    """
-    top = max(1, round(batch_size * (1 - low_only)))
-    return [batch_size] * (num_levels - 1) + [top if num_levels > 1 else batch_size]

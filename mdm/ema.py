@@ -4,11 +4,11 @@
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 CHUNK_BYTES = 64 * 2**20  # of temporaries at a time; a larger single tensor goes alone
 
@@ -19,20 +19,13 @@ LONGEST = 12**-0.5  # sigma_rel of gamma = 0, the plain mean of all weights so f
 class EMA:
     """Keeps float32 averages beside a model: average <- decay * average + (1 - decay) * weight after every step."""
 
-    def __init__(self, model: nn.Module) -> None:
-        self.weights = _copies(model)
+    def __init__(self, weights: Mapping[str, Tensor]) -> None:
+        self.weights = _copies(weights)
 
     @torch.no_grad()
-    def update(self, model: nn.Module | Sequence[Tensor], decay: float, keep: Tensor | None = None) -> None:
-        """``model``: or its parameters, in the model's order. ``keep``: see ``move``."""
-        parameters = model.parameters() if isinstance(model, nn.Module) else model
-        move(list(self.weights.values()), [p.detach() for p in parameters], 1 - decay, keep)
-
-    @torch.no_grad()
-    def copy_to(self, model: nn.Module) -> None:
-        """Overwrite a model's parameters with the averages."""
-        for name, parameter in model.named_parameters():
-            parameter.copy_(self.weights[name])
+    def update(self, weights: Sequence[Tensor], decay: float, keep: Tensor | None = None) -> None:
+        """``weights``: in the order in which they came first. ``keep``: see ``move``."""
+        move(list(self.weights.values()), [w.detach() for w in weights], 1 - decay, keep)
 
 
 class PowerAverages:
@@ -42,8 +35,8 @@ class PowerAverages:
     ``weights``: sigma_rel -> parameter's name -> float32 average.
     """
 
-    def __init__(self, model: nn.Module, lengths: Sequence[float] = LENGTHS) -> None:
-        self.weights: dict[float, dict[str, Tensor]] = {length: _copies(model) for length in lengths}
+    def __init__(self, weights: Mapping[str, Tensor], lengths: Sequence[float] = LENGTHS) -> None:
+        self.weights: dict[float, dict[str, Tensor]] = {length: _copies(weights) for length in lengths}
         self._gammas = {length: gamma_of(length) for length in lengths}
 
     @torch.no_grad()
@@ -55,18 +48,6 @@ class PowerAverages:
         current = [w.detach() for w in weights]
         for length, averages in self.weights.items():
             move(list(averages.values()), current, power_share(self._gammas[length], nimg, batch_size), keep)
-
-    def state(self) -> dict[str, Tensor]:
-        """All averages as ``0.050/parameter`` -> tensor, for a checkpoint."""
-        return {
-            f"{length:.3f}/{name}": tensor for length, named in self.weights.items() for name, tensor in named.items()
-        }
-
-    @torch.no_grad()
-    def load(self, state: dict[str, Tensor]) -> None:
-        """Take over what ``state`` gave. Raises KeyError naming an average that is missing."""
-        for name, tensor in self.state().items():
-            tensor.copy_(state[name])
 
 
 @torch.no_grad()
@@ -105,8 +86,8 @@ def power_share(gamma: float, nimg: int, batch_size: int) -> float:
     return -math.expm1((gamma + 1) * math.log1p(-batch_size / nimg))  # with all digits where it is tiny
 
 
-def _copies(model: nn.Module) -> dict[str, Tensor]:
-    return {name: p.detach().float().clone() for name, p in model.named_parameters()}
+def _copies(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: weight.detach().float().clone() for name, weight in weights.items()}
 
 
 def _chunks(tensors: list[Tensor]) -> Iterator[slice]:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from mdm.config import LossSpace, Model, Sampling
 from mdm.data import Shards, hash64, stack_conditions
-from mdm.diffusion import Process
+from mdm.diffusion import Denoiser, Process
 from mdm.draw import draw
 from mdm.nested import NestedUNet
 from mdm.text import TextEncoder, known_conditions
@@ -30,11 +30,13 @@ class HeldOut:
         sampling: Sampling,
         seed: int,
         device: torch.device,
+        batch_size: int,
     ) -> None:
+        self.batch_size = batch_size
         self.process, self.loss, self.sampling, self.device = Process.of(model), loss, sampling, device
         self.resolutions = model.resolutions
-        count = min(NUM_IMAGES, len(shards))
-        indices = [i * len(shards) // count for i in range(count)]
+        indices = shards.spread(NUM_IMAGES)
+        count = len(indices)
         samples = [shards[i] for i in indices]
         images = torch.stack([s.image for s in samples]).float() / 127.5 - 1
         self.xs = [x.to(device) for x in self.process.downsample(images)]
@@ -52,17 +54,23 @@ class HeldOut:
         self.seeds = [hash64(seed, "grid", i) for i in range(len(self.prompts))]
 
     @torch.no_grad()
-    def losses(self, network: NestedUNet) -> dict[str, float]:
-        """Mean loss per level."""
-        per_sample = self.process.loss(
-            lambda zs, t: network(zs, t, **self.condition), self.xs, self.noise, self.k, self.loss
-        )
-        return {f"val/loss_{px}": level.mean().item() for px, level in zip(self.resolutions, per_sample, strict=True)}
+    def losses(self, network: NestedUNet, on_step: Callable[[], None] = lambda: None) -> dict[str, float]:
+        """Mean loss per level, a batch at a time; ``on_step`` after each."""
+        sums = torch.zeros(len(self.resolutions), device=self.device)
+        for start in range(0, len(self.k), self.batch_size):
+            part = slice(start, start + self.batch_size)
+            condition = {name: value[part] for name, value in self.condition.items()}
+            xs, noise = [x[part] for x in self.xs], [n[part] for n in self.noise]
+            denoiser: Denoiser = lambda zs, t, c=condition: network(zs, t, **c)  # type: ignore[misc]  # noqa: E731
+            per_sample = self.process.loss(denoiser, xs, noise, self.k[part], self.loss)
+            sums += torch.stack([level.sum() for level in per_sample])
+            on_step()
+        means = (sums / len(self.k)).tolist()
+        return {f"val/loss_{px}": mean for px, mean in zip(self.resolutions, means, strict=True)}
 
-    def grid(self, network: NestedUNet, path: Path, on_step: Callable[[], None] | None = None) -> None:
+    def grid(self, network: NestedUNet, path: Path, on_step: Callable[[], None] = lambda: None) -> None:
         """Samples of fixed prompts and seeds; a row per level, every picture at the size of the highest one."""
-        step = (lambda *_: on_step()) if on_step else None
-        xs = draw(network, self.prompts, self.null, self.seeds, self.sampling, self.device, step)
+        xs = draw(network, self.prompts, self.null, self.seeds, self.sampling, self.device, lambda *_: on_step())
         path.parent.mkdir(exist_ok=True)
         temporary = path.with_suffix(".tmp")
         Image.fromarray(tile(xs)).save(temporary, format="png")

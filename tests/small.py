@@ -8,8 +8,8 @@ import numpy as np
 
 from mdm.config import Level, Model, Sampling, Text
 from mdm.embeddings import TextSource
+from mdm.job import Job
 from mdm.stage import Cadence, Compute, Training
-from mdm.train import Job
 from preprocessing.embed import embed_captions
 from preprocessing.images import encode_png
 from preprocessing.manifest import digest, file_sha256, write_file, write_json

@@ -143,7 +143,7 @@ def test_a_job_is_priced_too(squares: Path, tmp_path: Path, capsys: pytest.Captu
 
 def test_an_ema_of_another_length_is_rebuilt(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run, out = tmp_path / "run", tmp_path / "out"
-    averages = PowerAverages(network := NestedUNet(small_model(1)))
+    averages = PowerAverages(dict((network := NestedUNet(small_model(1))).named_parameters()))
     for step in range(1, 5):
         averages.update(list(network.parameters()), step * 8, 8)
         write_snapshot(run, step * 8, network.config, averages.weights)

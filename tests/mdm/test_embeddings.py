@@ -126,7 +126,7 @@ def test_held_out_captions_are_encoded_once(
     watched = {}
     for way in ("cached", "online"):
         encoder = online_encoder(sources[way], CPU)
-        watched[way] = HeldOut(Shards(folder / "val", sources[way]), encoder, model, "v", job.sampling, 0, CPU)
+        watched[way] = HeldOut(Shards(folder / "val", sources[way]), encoder, model, "v", job.sampling, 0, CPU, 64)
         if encoder is not None:
             monkeypatch.setattr(encoder, "padded", None)  # whoever asks again fails
     torch.testing.assert_close(

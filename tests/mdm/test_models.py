@@ -60,7 +60,7 @@ def test_every_configuration_trains_a_step_and_samples_at_reduced_width(name: st
     condition = stack_conditions(conditions(model, 2))
     generator = torch.Generator().manual_seed(0)
     xs = process.downsample(torch.rand(2, 3, model.resolutions[-1], model.resolutions[-1]) * 2 - 1)
-    noise, k = process.draw_noise(2, generator), process.draw_times(2, generator)
+    noise, k = process.draw_noise(2, generator), process.times(torch.rand(2, generator=generator))
 
     def loss() -> torch.Tensor:
         levels = process.loss(lambda zs, t: network(zs, t, **condition), xs, noise, k, "v")

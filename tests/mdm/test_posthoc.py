@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from mdm.checkpoint import load_weights
 from mdm.ema import LENGTHS, PowerAverages
@@ -31,7 +31,7 @@ def walk(kind: str) -> Iterator[Tensor]:
 @pytest.fixture(scope="module", params=["wander", "tremble"])
 def history(request: pytest.FixtureRequest) -> tuple[PowerAverages, dict[Profile, Tensor]]:
     """Every length tracked directly to the end, and 20 snapshots of the two lengths that a training tracks."""
-    averages = PowerAverages(nn.ParameterDict({"w": torch.zeros(64)}), (*LENGTHS, *OTHERS))
+    averages = PowerAverages({"w": torch.zeros(64)}, (*LENGTHS, *OTHERS))
     snapshots = {}
     for i, weights in enumerate(walk(request.param)):
         averages.update([weights.float()], (i + 1) * BATCH, BATCH)
@@ -92,7 +92,7 @@ def run(tmp_path: Path) -> tuple[Path, PowerAverages]:
     """A run folder with snapshots of a real network at 8, 16, 24, 32 images."""
     torch.manual_seed(0)
     network = NestedUNet(small_model(1))
-    averages = PowerAverages(network)
+    averages = PowerAverages(dict(network.named_parameters()))
     for step in range(1, 5):
         for parameter in network.parameters():
             parameter.data += 0.1 * torch.randn_like(parameter)

@@ -7,7 +7,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from mdm.diffusion import Process, downsample, mixed_sizes
+from mdm.diffusion import Process, downsample
+from mdm.draws import uniforms
 from mdm.schedules import Schedule, shift_gammas, time_grid
 from small import small_model
 
@@ -32,9 +33,8 @@ def test_shift_lowers_logsnr_by_its_logarithm(shift: float) -> None:
 @pytest.mark.parametrize("power", [1.0, 2.0])
 def test_times_are_spread_over_the_batch(power: float) -> None:
     process = Process.of(small_model(1))
-    generator = torch.Generator().manual_seed(0)
-    for _ in range(20):
-        k = process.draw_times(10, generator, power)
+    for first in range(0, 200, 10):
+        k = process.times(uniforms(0, first, 10, range(10)), power)
         u = ((k - 0.5) / 1000) ** (1 / power)
         assert k.min() >= 1
         assert k.max() <= 1000
@@ -76,14 +76,6 @@ def test_bilinear_is_average_pooling_by_halves_and_reads_only_the_centre_beyond(
     assert torch.allclose(quarter, centre, atol=1e-6)
     smooth = downsample(images, (8,), "bilinear-antialias")[0]
     assert smooth.std() < downsample(images, (8,))[0].std() < quarter.std()
-
-
-@pytest.mark.parametrize("low_only", [0.0, 0.3, 0.5, 1.0])
-def test_mixed_batches_keep_every_low_sample_and_some_high_one(low_only: float) -> None:
-    sizes = mixed_sizes(10, 3, low_only)
-    assert sizes[:2] == [10, 10]
-    assert sizes[2] == max(1, round(10 * (1 - low_only)))
-    assert mixed_sizes(10, 1, low_only) == [10]
 
 
 def test_loss_is_zero_for_the_exact_denoiser_and_released_form_is_alpha_squared_v() -> None:
