@@ -67,6 +67,7 @@ class Trainer:
         self.rank, self.world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
         self.nimg, self.trained_s, self.substituted, self.failed_saves = 0, 0.0, 0, 0
         self.saved: int | None = None  # images seen at the newest checkpoint
+        self.owes_evaluation = False  # the one at this count of images was interrupted
         self.watch = Watch(run, self.rank, job.compute.hang_s, self._on_hang)
         self.device = pick_device(job.device)
         self.dtype = pick_dtype(job.compute.precision, self.device)
@@ -213,6 +214,7 @@ class Trainer:
         self.saved = state["nimg"]
         self.nimg, self.trained_s, self.substituted = state["nimg"], state["trained_s"], state["substituted"]
         self.data_seen, self.windows = state["data"], state["windows"]
+        self.owes_evaluation = state["owes_evaluation"]
         if self.scaler.is_enabled() and state["scaler"]:
             self.scaler.load_state_dict(state["scaler"])
 
@@ -243,6 +245,8 @@ class Trainer:
     def save(self, wait: bool = False) -> OSError | None:
         """Have everything written (rank 0). ``wait``: until it is on the disk -> why it is not, if so."""
         self._read_pending()
+        if self.window.row > 0 and not wait:
+            return None  # amid skipped steps: it would push out the last one from before
         begun, error = time.perf_counter(), None
         if self.saved != self.nimg:
             self._copy_and_submit()
@@ -277,6 +281,7 @@ class Trainer:
             "nimg": self.nimg,
             "trained_s": self.trained_s,
             "substituted": self.substituted,
+            "owes_evaluation": self.owes_evaluation,
             "skipping": windows[0]["sums"][-1] > 0,
             "data": self.revision,
             "scaler": self.scaler.state_dict(),
@@ -296,7 +301,7 @@ class Trainer:
 
     def train(self) -> None:
         """See ``training.nimg`` images; raises Stop when asked to end."""
-        if self.nimg == 0:
+        if self.nimg == 0 or self.owes_evaluation:
             self.evaluate()
             self.save()
         while True:
@@ -503,11 +508,13 @@ class Trainer:
             with torch.device("meta"):
                 network = NestedUNet(self.job.model)
             network.to_empty(device=self.device).load_state_dict(weights)
+            path = self.run / "samples" / f"{self.nimg:012d}.png"
+            self.owes_evaluation = True
             with contextlib.suppress(Interrupted):
                 self._log(self.nimg, self.held_out.losses(network.eval(), self._alive))
-                path = self.run / "samples" / f"{self.nimg:012d}.png"
                 with self._may_fail("sample grid"):
                     self.held_out.grid(network, path, self._alive)
+                self.owes_evaluation = False
         self._barrier()
 
     # -- small things --------------------------------------------------------------------------------------------
