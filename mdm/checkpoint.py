@@ -103,6 +103,21 @@ def newest_checkpoint(checkpoints: Path) -> tuple[Path | None, list[str]]:
     return None, passed_over
 
 
+def milestone_checkpoint(checkpoints: Path, name: str) -> Path:
+    """The checkpoint whose manifest bears that milestone's name. Raises ValueError where none is there and whole."""
+    for folder in list_checkpoints(checkpoints):
+        try:
+            milestone = json.loads((folder / "manifest.json").read_text()).get("milestone")
+        except (OSError, ValueError):
+            continue  # damaged, but then perhaps another one
+        if milestone == name:
+            damage = find_damage(folder)
+            if damage is not None:
+                raise ValueError(f"{folder}, milestone {name}, is damaged ({damage})")
+            return folder
+    raise ValueError(f"{checkpoints} holds no milestone {name!r}")
+
+
 def find_damage(folder: Path) -> str | None:
     """What is wrong with a checkpoint folder, or None."""
     try:

@@ -1,5 +1,6 @@
 """Checkpoints: whole or not at all, and never trusted unread."""
 
+import json
 import random
 import shutil
 from pathlib import Path
@@ -7,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from mdm.checkpoint import list_checkpoints, load_weights, newest_checkpoint, save_checkpoint
+from mdm.checkpoint import list_checkpoints, load_weights, milestone_checkpoint, newest_checkpoint, save_checkpoint
 from mdm.nested import NestedUNet
 from small import small_model
 
@@ -62,3 +63,16 @@ def test_a_half_written_one_is_not_seen(three: Path, tmp_path: Path) -> None:
 def test_what_is_no_checkpoint_is_named(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="is no checkpoint"):
         load_weights(tmp_path)
+
+
+def test_a_milestone_is_found_by_its_name(three: Path, tmp_path: Path) -> None:
+    copy = shutil.copytree(three, tmp_path / "c")
+    folder = list_checkpoints(copy)[0]
+    manifest = json.loads((folder / "manifest.json").read_text())
+    (folder / "manifest.json").write_text(json.dumps({**manifest, "milestone": "early"}))
+    assert milestone_checkpoint(copy, "early") == folder
+    with pytest.raises(ValueError, match="no milestone 'late'"):
+        milestone_checkpoint(copy, "late")
+    (folder / "raw" / "config.json").unlink()
+    with pytest.raises(ValueError, match="milestone early, is damaged"):
+        milestone_checkpoint(copy, "early")
