@@ -56,7 +56,7 @@ class Job:
     train_data: str  # dataset folders
     val_data: str
     text: TextSource | None  # their captions' states: stored, or made by the encoder; none for labels
-    init: str | None = None  # checkpoint weights folder (config.json + model.safetensors) to start from
+    init: str | None = None  # folder to start from: raw/, ema/ (mdm.progressive.start_folder)
     seed: int = 0
     device: Device = "auto"
     threads: int = 0  # CPU threads per process; 0: torch's choice
@@ -100,11 +100,14 @@ class Trainer:
         # channels_last: faster convolutions on CPU and GPU alike
         self.network = NestedUNet(job.model).to(self.device).to(memory_format=torch.channels_last)
         if job.init is not None:
-            model, weights = load_weights(Path(job.init))
+            model, weights = load_weights(Path(job.init) / "raw")
             if model != job.model:
                 raise ValueError(f"{job.init} holds another model ({model.resolutions} px) than this job trains")
             self.network.load_state_dict(weights)
         self.ema = EMA(self.network)
+        if job.init is not None:
+            for name, average in load_weights(Path(job.init) / "ema")[1].items():
+                self.ema.weights[name].copy_(average)
         self.optimizer = torch.optim.Adam(
             self.network.parameters(),
             lr=self.training.lr,

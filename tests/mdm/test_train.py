@@ -147,7 +147,7 @@ def test_a_wrong_job_is_refused_with_the_reason(spoil, message: str, squares: Pa
 def test_weights_of_another_model_are_refused(squares: Path, tmp_path: Path) -> None:
     job = small_job(squares, num_levels=1)
     other = small_job(squares, num_levels=2).model
-    save_weights(tmp_path / "init", other, NestedUNet(other).state_dict())
+    save_weights(tmp_path / "init" / "raw", other, NestedUNet(other).state_dict())
     run = prepare(tmp_path / "run", Job(**{**vars(job), "init": str(tmp_path / "init")}))
     process = start(run)
     output, _ = process.communicate(timeout=60)
