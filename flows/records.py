@@ -15,6 +15,7 @@ from evaluation.features import load_folder
 from evaluation.measure import NOISE, SAMPLES, SHUFFLED, UNTRAINED
 from evaluation.protocols import FRECHET, KID, TEXT_IMAGE
 from flows.tracking import Tracker, history
+from flows.training import started_at
 from mdm.data import Shards
 from mdm.presets import Preset
 from preprocessing.manifest import read_manifest
@@ -119,29 +120,36 @@ def _stages(plan: Preset, metrics: dict[str, float], tracker: Tracker) -> list[d
 
 
 def _curves(plan: Preset, tracker: Tracker) -> list[dict[str, Any]]:
-    """Per resolution: training loss and the EMA's held-out loss, over all images seen by the stages so far."""
+    """Per resolution: training loss and the EMA's held-out loss, over all images seen since fresh weights."""
     top = max(px for stage in plan.stages.values() for px in stage.model.resolutions)
-    resolutions = [px for px in list(plan.stages.values())[-1].model.resolutions if px <= top]
+    last = list(plan.stages.values())[-1]
+    resolutions = [px for px in last.model.resolutions if px <= top]
     curves = []
     for px in resolutions:
-        series, before = [], 0
-        for name, stage in plan.stages.items():
+        series = []
+        for name in plan.stages:
+            before = seen_before(plan, name)
             found = history(tracker, name, [f"train/loss_{px}", f"val/loss_{px}"])
             for metric, points in found.items():
                 kind = "training" if metric.startswith("train/") else "held out (EMA)"
                 xs, ys = [before + x for x, _ in points], [y for _, y in points]
                 series.append({"name": f"{kind}, stage {name}", "x": xs, "y": ys})
-            before += stage.training.nimg
         curves.append(
             {
                 "title": f"Loss at {px} × {px}",
                 "x_label": "images seen",
-                "y_label": "mean squared error of v" if stage.training.loss == "v" else f"loss ({stage.training.loss})",
+                "y_label": "mean squared error of v" if last.training.loss == "v" else f"loss ({last.training.loss})",
                 "log_y": True,
                 "series": series,
             }
         )
     return curves
+
+
+def seen_before(plan: Preset, name: str) -> int:
+    """Images that a stage's weights had seen in all stages that they come from."""
+    start = plan.stages[name].start
+    return 0 if start is None else seen_before(plan, start.stage) + started_at(plan, name)
 
 
 def _sample_grid(plan: Preset, images: Path, data: Path, results: dict[str, Any]) -> list[dict[str, Any]]:

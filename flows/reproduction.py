@@ -14,7 +14,7 @@ from flows.overrides import Overrides, PresetName
 from flows.preflight import check_machine
 from flows.progress import board
 from flows.tracking import Tracker
-from flows.training import grow_stage, train_stage, trained_weights
+from flows.training import train_stages, trained_weights
 from mdm.checkpoint import write_json
 from mdm.presets import PRESETS, Preset
 from mdm.structure import digest, to_dict
@@ -31,8 +31,8 @@ def run_name(preset: Preset) -> str:
 def stage_names(preset: Preset) -> list[str]:
     """The rows of the board, in order."""
     names = ["data", "shards", "text embeddings"]
-    for i, stage in enumerate(preset.stages):
-        names += [f"grow {stage}"] * (i > 0) + [f"train {stage}"]
+    for name, stage in preset.stages.items():
+        names += [f"grow {name}"] * (stage.start is not None) + [f"train {name}"]
     return [*names, "sample", "evaluate", "report"]
 
 
@@ -52,15 +52,8 @@ def reproduction(preset: PresetName = "cc12m-1024", overrides: Overrides = Overr
         source = prepare_data(plan)
         data, data_digest = write_shard_set(plan, source)
         text, text_digest = embed_text(plan, data)
-        previous = None
-        for stage_name, stage in plan.stages.items():
-            init = None
-            if previous is not None:
-                init = grow_stage(stage_name, stage, previous, run / f"grow-{stage_name}", plan.seed)
-            digests = [data_digest, text_digest]
-            previous = train_stage(stage_name, plan, run / stage_name, data, text, digests, init, tracker)
-        assert previous is not None
-        images = sample_images(plan, run / "samples", trained_weights(previous), data, text, text_digest)
+        last = train_stages(plan, run, data, text, [data_digest, text_digest], tracker)
+        images = sample_images(plan, run / "samples", trained_weights(last), data, text, text_digest)
         evaluate_samples(plan, run / "evaluation", images, data, text, tracker)
         tracker.times({row.name: row.seconds for row in shown.rows.values() if row.state == "done"}, stage_names(plan))
         write_report(plan, run, data, images, tracker)

@@ -31,8 +31,8 @@ def show_run(name: str) -> int:
 def stage_states(run: Path) -> list[tuple[str, str, str]]:
     """(stage, done | running | begun | missing, note) in order."""
     names: list[str] = []
-    for i, stage in enumerate(json.loads((run / "config.json").read_text())["stages"]):
-        names += [f"grow-{stage}"] * (i > 0) + [stage]
+    for name, stage in json.loads((run / "config.json").read_text())["stages"].items():
+        names += [f"grow-{name}"] * (stage.get("start") is not None) + [name]
     return [(name, *_state(run / name)) for name in [*names, "samples", "evaluation", "report"]]
 
 

@@ -12,12 +12,11 @@ from flows.launch import JobDied, died, run_job, tail
 from flows.markers import once, read_done
 from flows.progress import board
 from flows.tracking import Follower, Tracker
-from mdm.checkpoint import load_weights, newest_checkpoint, save_weights, write_json
+from mdm.checkpoint import milestone_checkpoint, newest_checkpoint, write_json
 from mdm.embeddings import TextSource
 from mdm.job import Job
 from mdm.presets import Preset
-from mdm.progressive import grow
-from mdm.stage import Stage
+from mdm.progressive import start_folder
 from mdm.structure import digest, to_dict
 
 
@@ -29,22 +28,91 @@ def trained_weights(folder: Path) -> Path:
     return checkpoint / "ema"
 
 
+def stage_inputs(plan: Preset, name: str, data: list[str]) -> dict[str, Any]:
+    """What determines a stage's weights, so that its digest is its name: the parent's is in it, hence all ancestors'.
+
+    How it is computed, reported, stored and where it lies is not. ``data``: digests of the samples and their states.
+    """
+    stage = plan.stages[name]
+    return {
+        "model": to_dict(stage.model),
+        "training": to_dict(stage.training),
+        "start": None if stage.start is None else start_inputs(plan, name, data),
+        "data": data,
+        "seed": plan.seed,
+    }
+
+
+def start_inputs(plan: Preset, name: str, data: list[str]) -> dict[str, Any]:
+    """What determines the weights that a stage starts from. The names of stages and milestones do not."""
+    stage = plan.stages[name]
+    assert stage.start is not None
+    return {
+        "parent": digest(stage_inputs(plan, stage.start.stage, data)),
+        "nimg": started_at(plan, name),
+        "weights": stage.start.weights,
+        "optimizer": stage.start.optimizer,
+        "model": to_dict(stage.model),
+        "seed": plan.seed,
+    }
+
+
+def started_at(plan: Preset, name: str) -> int:
+    """Images that the parent has seen when a stage starts from it."""
+    start = plan.stages[name].start
+    if start is None:
+        return 0
+    parent = plan.stages[start.stage]
+    return parent.cadence.milestones[start.milestone] if start.milestone else parent.training.nimg
+
+
+def parent_checkpoint(plan: Preset, name: str, run: Path) -> Path:
+    """The checkpoint that a stage starts from. Raises Trouble where it is damaged or not of that count of images."""
+    start = plan.stages[name].start
+    assert start is not None
+    folder, wanted = run / start.stage, started_at(plan, name)
+    if start.milestone:
+        try:
+            checkpoint = milestone_checkpoint(folder / "checkpoints", start.milestone)
+        except ValueError as error:
+            raise Trouble(f"stage {name} cannot start: {error}") from error
+    else:
+        checkpoint = trained_weights(folder).parent
+    nimg = json.loads((checkpoint / "manifest.json").read_text())["nimg"]
+    if not wanted <= nimg < wanted + plan.stages[start.stage].training.batch_size:  # saved by the step that reaches it
+        raise Trouble(
+            f"stage {name} starts from {start.stage} at {wanted:,} images, but {checkpoint} is of {nimg:,}: move "
+            f"{folder} away and run the same command again"
+        )
+    return checkpoint
+
+
+def train_stages(
+    plan: Preset, run: Path, data: Path, text: TextSource | None, data_digest: list[str], tracker: Tracker
+) -> Path:
+    """Every stage once, in the preset's order, each from where it says that it starts -> the last one's folder."""
+    folder = run
+    for name, stage in plan.stages.items():
+        init = None if stage.start is None else grow_stage(name, plan, run, data_digest)
+        folder = train_stage(name, plan, run / name, data, text, data_digest, init, tracker)
+    return folder
+
+
 @task(task_run_name="grow {stage_name}")
-def grow_stage(stage_name: str, stage: Stage, parent: Path, folder: Path, seed: int) -> Path:
-    """Weights of the next stage from the EMA of the one before, larger by one or more levels (Sec. 3.3)."""
-    name = f"grow {stage_name}"
+def grow_stage(stage_name: str, plan: Preset, run: Path, data_digest: list[str]) -> Path:
+    """What a stage starts from: another one's checkpoint, larger by any number of levels, none included (Sec. 3.3)."""
+    name, folder, stage = f"grow {stage_name}", run / f"grow-{stage_name}", plan.stages[stage_name]
     board().start(name)
-    parent_done = json.loads((parent / "done.json").read_text())
 
     def work() -> dict[str, Any]:
-        model, weights = load_weights(trained_weights(parent))
-        save_weights(folder / "weights", stage.model, grow(model, weights, stage.model, seed))
-        return {"from": parent.name}
+        assert stage.start is not None
+        checkpoint = parent_checkpoint(plan, stage_name, run)
+        start_folder(checkpoint, stage.start, stage.model, folder, plan.seed)
+        return {"from": f"{stage.start.stage}/{checkpoint.name}"}
 
-    inputs = {"parent": parent_done["inputs"], "model": to_dict(stage.model), "seed": seed}
-    done = once(folder, inputs, work, board().say)
+    done = once(folder, start_inputs(plan, stage_name, data_digest), work, board().say)
     board().finish(name, "reused" if done["reused"] else "done", done["seconds"])
-    return folder / "weights"
+    return folder
 
 
 @task(task_run_name="train {stage_name}", retries=3, retry_delay_seconds=1, retry_condition_fn=died)
@@ -77,15 +145,7 @@ def train_stage(
         threads=hardware.threads,
         data_workers=hardware.data_workers,
     )
-    parent = None if init is None else json.loads((init.parent / "done.json").read_text())["inputs"]
-    # What determines the weights; where things lie and how often they are reported does not.
-    inputs = {
-        "model": to_dict(stage.model),
-        "training": to_dict(stage.training),
-        "data": data_digest,
-        "parent": parent,
-        "seed": preset.seed,
-    }
+    inputs = stage_inputs(preset, stage_name, data_digest)
     board().start(name, total, "img")
     progress = StageProgress(name, total)
     follower = Follower(tracker, stage_name, folder)

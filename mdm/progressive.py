@@ -1,12 +1,16 @@
 """Growing a trained model by one or more levels (paper Sec. 3.3, App. B)."""
 
+import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from mdm.checkpoint import load_weights, save_weights
 from mdm.config import Model
 from mdm.nested import NestedUNet
+from mdm.stage import Start
 
 
 def grow(model: Model, weights: dict[str, Tensor], grown: Model, seed: int) -> dict[str, Tensor]:
@@ -21,6 +25,23 @@ def grow(model: Model, weights: dict[str, Tensor], grown: Model, seed: int) -> d
         torch.manual_seed(seed)
         fresh = NestedUNet(grown).state_dict()
     return {**fresh, **weights}
+
+
+def start_folder(checkpoint: Path, start: Start, grown: Model, folder: Path, seed: int) -> None:
+    """Write what a stage starts from, made of another stage's checkpoint, as a folder that its trainer reads:
+
+    ``raw/`` and ``ema/`` (config.json + model.safetensors; the new levels are the same fresh tensors in both), and with
+    a carried optimizer ``optimizer.safetensors``: Adam's state of the old parameters; the new ones have none.
+    Raises ValueError where the checkpoint cannot be read or not be grown into ``grown``.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    for target, source in (("raw", start.weights), ("ema", "ema")):
+        model, weights = load_weights(checkpoint / source)
+        save_weights(folder / target, grown, grow(model, weights, grown, seed))
+    carried = folder / "optimizer.safetensors"
+    carried.unlink(missing_ok=True)
+    if start.optimizer == "carried":
+        shutil.copyfile(checkpoint / "state" / "optimizer.safetensors", carried)
 
 
 def check_growth(model: Model, grown: Model, where: str = "") -> None:

@@ -18,6 +18,7 @@ import signal
 import socket
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -49,13 +50,13 @@ def spoil(start: dict[str, Any], rank: int) -> None:
     if start.get("poison_rank", rank) == rank:
         noise = train.noise
 
-        def poisoned(seed: int, positions: list[int], *rest: Any) -> list[torch.Tensor]:
+        def poisoned(seed: int, positions: Sequence[int], *rest: Any) -> list[torch.Tensor]:
             levels = noise(seed, positions, *rest)
             if any(low <= position < high for position in positions):
                 levels[0][0] = float("nan")
             return levels
 
-        train.noise = poisoned
+        setattr(train, "noise", poisoned)  # noqa: B010
     write = checkpoint._write_files
 
     def without_room(folder: Path, snapshot: checkpoint.Snapshot) -> None:

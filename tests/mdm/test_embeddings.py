@@ -142,7 +142,8 @@ def test_training_online_is_training_on_the_cached_states(
     folder, sources = minilm
     job = small_job(folder, num_levels=1, nimg=16, log_every_nimg=8, eval_every_nimg=16, max_batch_per_process=4)
     model = replace(job.model, text=Text(dim=384, proj_dim=16, num_layers=1))
-    save_weights(tmp_path / "init", model, with_drawn_weights(model).state_dict())  # one that listens to captions
+    for which in ("raw", "ema"):  # of one that listens to captions
+        save_weights(tmp_path / "init" / which, model, with_drawn_weights(model).state_dict())
     job = replace(job, model=model, init=str(tmp_path / "init"))
     values: dict[str, dict[tuple[int, str], float]] = {}
     for way in ("cached", "online"):

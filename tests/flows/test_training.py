@@ -1,0 +1,212 @@
+"""The flow follows the stage graph that a preset gives as data. The trainer here is a stand-in that learns nothing."""
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from flows import training
+from flows.home import Trouble, quiet_services
+from flows.progress import board
+from flows.records import seen_before
+from flows.reproduction import stage_names
+from flows.status import stage_states
+from flows.tracking import Tracker
+from mdm.checkpoint import Snapshot, load_weights, save_checkpoint, write_json
+from mdm.config import Labels, Model, Sampling
+from mdm.nested import NestedUNet
+from mdm.presets import Data, Evaluation, Hardware, Preset
+from mdm.stage import Cadence, Compute, Stage, Start, Training
+from mdm.structure import digest, from_dict, to_dict
+from small import small_model
+
+DATA = ["data", "no captions"]
+EARLY = Cadence(milestones={"early": 16})
+
+
+def model(levels: int) -> Model:
+    return replace(small_model(levels), text=None, labels=Labels(num_classes=4))
+
+
+def stage(levels: int, start: Start | None = None, nimg: int = 32, cadence: Cadence = Cadence()) -> Stage:  # noqa: B008
+    return Stage(model=model(levels), training=Training(nimg=nimg, batch_size=8), start=start, cadence=cadence)
+
+
+def preset(**stages: Stage) -> Preset:
+    return Preset(
+        name="graph",
+        summary="a stage graph",
+        data=Data(source="prepared", name="squares", resolution=32),
+        text=None,
+        stages=stages,
+        sampling=Sampling(),
+        evaluation=Evaluation(num_samples=8),
+        hardware=Hardware(device="cpu", processes=1),
+    )
+
+
+BRANCHES = preset(
+    a=stage(1, cadence=EARLY),
+    b=stage(2, Start(stage="a")),  # grown from the end
+    c=stage(1, Start(stage="a", weights="raw", optimizer="carried")),  # the same model, trained on
+    d=stage(3, Start(stage="a", milestone="early"), nimg=24),  # from the milestone, by two levels at once
+)
+
+
+def stand_in(module: str, folder: Path, processes: int, threads: int, on_poll: Callable[[], None]) -> None:
+    """What a trainer leaves behind: checkpoints, milestones among them, a line of metrics, the last word."""
+    job = json.loads((folder / "job.json").read_text())
+    wanted, nimg = job["cadence"]["milestones"], job["training"]["nimg"]
+    network = NestedUNet(from_dict(Model, job["model"]))
+    names = dict(network.named_parameters())
+    for name, at in [*wanted.items(), (None, nimg)]:
+        raw, ema = ({k: torch.randn_like(p) for k, p in names.items()} for _ in range(2))
+        moments = {f"exp_avg/{k}": torch.rand_like(p) for k, p in names.items()}
+        made = Snapshot(at, 1, network.config, raw, ema, {"optimizer": moments}, {}, name)
+        save_checkpoint(folder / "checkpoints", made, Cadence())
+    line = {"nimg": nimg, "time_ms": 1, "attempt": 1, "values": {"train/loss": 0.5}}
+    (folder / "metrics.jsonl").write_text(json.dumps(line) + "\n")
+    write_json(folder / "outcome.json", {"outcome": "done", "nimg": nimg, "attempt": 1, "seconds": 1.0, "reason": ""})
+    with (folder.parent / "trained.txt").open("a") as file:
+        file.write(f"{folder.name}\n")
+    on_poll()
+
+
+@pytest.fixture
+def train(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[Preset], Path]:
+    """Run a preset's stages in a run folder, without a Prefect server -> the run folder."""
+    monkeypatch.setenv("MDM_HOME", str(tmp_path / "home"))
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    quiet_services()
+
+    class NoProgress:
+        def __init__(self, *_: object) -> None: ...
+        def update(self, done: float) -> None: ...
+        def done(self) -> None: ...
+
+    monkeypatch.setattr(training, "StageProgress", NoProgress)
+    monkeypatch.setattr(training, "run_job", stand_in)
+    for task in ("grow_stage", "train_stage"):
+        monkeypatch.setattr(training, task, getattr(training, task).fn)
+    run = tmp_path / "run"
+    run.mkdir()
+
+    def go(plan: Preset) -> Path:
+        board(stage_names(plan), lambda line: None)
+        write_json(run / "config.json", to_dict(plan))
+        training.train_stages(plan, run, tmp_path / "data", None, DATA, Tracker(run, "run"))
+        return run
+
+    return go
+
+
+def test_branches_each_start_where_they_say_and_their_parent_is_trained_once(train: Callable[[Preset], Path]) -> None:
+    run = train(BRANCHES)
+    assert (run / "trained.txt").read_text().split() == ["a", "b", "c", "d"]
+    end, early = run / "a" / "checkpoints" / "nimg-000000000032", run / "a" / "checkpoints" / "nimg-000000000016"
+    for name, parent, weights in (("b", end, "ema"), ("c", end, "raw"), ("d", early, "ema")):
+        init = Path(json.loads((run / name / "job.json").read_text())["init"])
+        assert init == run / f"grow-{name}"
+        for which, source in (("raw", weights), ("ema", "ema")):
+            grown, got = load_weights(init / which)
+            assert grown == BRANCHES.stages[name].model
+            assert all(torch.equal(got[k], v) for k, v in load_weights(parent / source)[1].items())
+        assert (init / "optimizer.safetensors").exists() == (name == "c")
+    carried = load_file(run / "grow-c" / "optimizer.safetensors")
+    assert all(torch.equal(carried[k], v) for k, v in load_file(end / "state" / "optimizer.safetensors").items())
+    assert json.loads((run / "a" / "job.json").read_text())["init"] is None
+    states = {name: state for name, state, _ in stage_states(run)}
+    grown = [f"{part}{name}" for name in "bcd" for part in ("grow-", "")]
+    assert [name for name, state in states.items() if state == "done"] == ["a", *grown]
+    train(BRANCHES)  # again: nothing is done twice
+    assert (run / "trained.txt").read_text().split() == ["a", "b", "c", "d"]
+
+
+def test_a_branch_that_changes_leaves_the_others_alone(train: Callable[[Preset], Path]) -> None:
+    run = train(BRANCHES)
+    changed = replace(BRANCHES, stages={**BRANCHES.stages, "c": stage(1, Start(stage="a"))})
+    train(changed)
+    assert (run / "trained.txt").read_text().split() == ["a", "b", "c", "d", "c"]
+    assert list(run.glob("grow-c.old-*")) and list(run.glob("c.old-*"))
+
+
+def test_a_parent_that_lacks_what_a_stage_starts_from_is_named(train: Callable[[Preset], Path]) -> None:
+    plan = preset(a=stage(1, cadence=EARLY))
+    run = train(plan)
+    moved = replace(plan.stages["a"], cadence=Cadence(milestones={"early": 24, "late": 32}))
+    for milestone, message in (("early", "at 24 images, but .*nimg-000000000016 is of 16"), ("late", "no milestone")):
+        with pytest.raises(Trouble, match=message):
+            train(preset(a=moved, b=stage(2, Start(stage="a", milestone=milestone))))
+    assert not (run / "grow-b" / "done.json").exists()
+
+
+def test_rows_follow_the_graph() -> None:
+    rows = stage_names(BRANCHES)[3:-3]
+    assert rows == ["train a", "grow b", "train b", "grow c", "train c", "grow d", "train d"]
+    assert stage_names(preset(a=stage(1), b=stage(2)))[3:-3] == ["train a", "train b"]  # both from fresh weights
+
+
+def test_images_seen_are_those_of_the_ancestors() -> None:
+    assert {name: seen_before(BRANCHES, name) for name in BRANCHES.stages} == {"a": 0, "b": 32, "c": 32, "d": 16}
+
+
+def test_stages_need_not_match_the_levels() -> None:
+    """The shape of 64 -> 16x64 -> 16x256: the second stage adds no level. Time is not nested."""
+    plan = preset(**{"64": stage(1), "16x64": stage(1, Start(stage="64")), "16x256": stage(2, Start(stage="16x64"))})
+    assert stage_names(plan)[3:-3] == ["train 64", "grow 16x64", "train 16x64", "grow 16x256", "train 16x256"]
+
+
+# -- a stage is known by what determines it ------------------------------------------------------------------------
+
+
+def known_as(plan: Preset, data: list[str] = DATA) -> dict[str, str]:
+    return {name: digest(training.stage_inputs(plan, name, data)) for name in plan.stages}
+
+
+def change(name: str, **fields: Any) -> Preset:
+    return replace(BRANCHES, stages={**BRANCHES.stages, name: replace(BRANCHES.stages[name], **fields)})
+
+
+@pytest.mark.parametrize(
+    "same",
+    [
+        change("a", compute=Compute(max_batch_per_process=2, precision="float32", recompute=(8,))),
+        change("a", cadence=replace(EARLY, log_every_nimg=1, keep_checkpoints=5, average_every_nimg=8)),
+        replace(BRANCHES, hardware=Hardware(device="cuda", processes=8, data_workers=4)),
+        replace(BRANCHES, sampling=Sampling(steps=2), evaluation=Evaluation(num_samples=9), name="other"),
+        replace(BRANCHES, storage=replace(BRANCHES.storage, check="digest", tolerate=3)),
+    ],
+)
+def test_what_does_not_determine_the_weights_changes_no_name(same: Preset) -> None:
+    assert known_as(same) == known_as(BRANCHES)
+
+
+@pytest.mark.parametrize(
+    ("other", "renamed"),
+    [
+        (change("a", training=Training(nimg=32, batch_size=8, lr=1e-3)), "abcd"),
+        (change("b", training=Training(nimg=40, batch_size=8)), "b"),
+        (change("c", start=Start(stage="a", weights="raw")), "c"),
+        (change("c", start=Start(stage="a", optimizer="carried")), "c"),
+        (change("a", cadence=Cadence(milestones={"early": 8})), "d"),
+        (replace(BRANCHES, seed=1), "abcd"),
+    ],
+)
+def test_what_determines_a_stages_weights_renames_it_and_what_comes_of_it(other: Preset, renamed: str) -> None:
+    before, after = known_as(BRANCHES), known_as(other)
+    assert {name for name in before if before[name] != after[name]} == set(renamed)
+
+
+def test_names_of_stages_and_milestones_determine_nothing() -> None:
+    stages = BRANCHES.stages
+    other = preset(
+        x=replace(stages["a"], cadence=Cadence(milestones={"first": 16})),
+        y=replace(stages["d"], start=Start(stage="x", milestone="first")),
+    )
+    assert list(known_as(other).values()) == [known_as(BRANCHES)[name] for name in "ad"]
+    assert set(known_as(BRANCHES, ["data", "other captions"]).values()).isdisjoint(known_as(BRANCHES).values())
