@@ -21,6 +21,7 @@ from torch.nn.parallel import DistributedDataParallel
 from mdm.config import Device
 from mdm.nested import NestedUNet
 from mdm.stage import Compute, Precision
+from mdm.unet import ResolutionBlock
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 DTYPE_NAMES: dict[torch.dtype, Precision] = {
@@ -28,6 +29,7 @@ DTYPE_NAMES: dict[torch.dtype, Precision] = {
     torch.bfloat16: "bfloat16",
     torch.float16: "float16",
 }
+RECOMPILE_LIMIT = 8  # shapes of a block that are compiled for, as torch's own limit is for one piece of code
 
 
 def pick_device(device: Device) -> torch.device:
@@ -88,12 +90,13 @@ class Spread:
         for unet in network.unets:
             for block in unet.resolution_blocks:
                 block.recompute = unet.level.resolution in compute.recompute
+        blocks = [block for unet in network.unets for block in unet.resolution_blocks]
         if compute.compile:
-            network.compile()
+            _compile(network, blocks if self.sharded else [])
         self.model: nn.Module = network
         if self.sharded:
             mesh = init_device_mesh(device.type, (world,))
-            for block in (block for unet in network.unets for block in unet.resolution_blocks):
+            for block in blocks:
                 fully_shard(block, mesh=mesh)
             fully_shard(network, mesh=mesh)
         self._parameters = dict(network.named_parameters())
@@ -167,6 +170,19 @@ class Spread:
             if keep:
                 tensors[name] = part.detach().to("cpu", copy=True)
         return tensors
+
+
+def _compile(network: NestedUNet, blocks: list[ResolutionBlock]) -> None:
+    """The whole network as one graph; under FSDP2, which gathers weights between blocks, each of these for itself."""
+    if not blocks:
+        network.compile()
+        return
+    # All blocks share one piece of code, and torch gives up on code that it had to compile more than 8 times.
+    dynamo = torch._dynamo.config
+    dynamo.recompile_limit = max(dynamo.recompile_limit, RECOMPILE_LIMIT * len(blocks))
+    dynamo.accumulated_recompile_limit = max(dynamo.accumulated_recompile_limit, dynamo.recompile_limit)
+    for block in blocks:
+        block.forward = torch.compile(block.forward)  # type: ignore[method-assign]
 
 
 def _part(tensor: Tensor) -> Tensor:
