@@ -10,9 +10,23 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 
-def group_norm(max_groups: int, channels: int) -> nn.GroupNorm:
+class GroupNorm(nn.GroupNorm):
+    """In float32 whatever comes in. Autocast sees to that on a GPU only: on the CPU half precision would stay half."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.float())
+
+
+class LayerNorm(nn.LayerNorm):
+    """In float32, as ``GroupNorm``."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.float())
+
+
+def group_norm(max_groups: int, channels: int) -> GroupNorm:
     """32 groups in every model of the paper; narrow layers take the largest number of groups that divides both."""
-    return nn.GroupNorm(math.gcd(max_groups, channels), channels)
+    return GroupNorm(math.gcd(max_groups, channels), channels)
 
 
 def zero_init(module: nn.Module) -> nn.Module:
@@ -67,7 +81,7 @@ class Attention(nn.Module):
         self.num_heads = num_heads
         self.norm = group_norm(32, channels)
         self.qkv = nn.Linear(channels, 3 * channels)
-        self.text_norm = nn.LayerNorm(text_dim) if text_dim else None
+        self.text_norm = LayerNorm(text_dim) if text_dim else None
         self.text_kv = nn.Linear(text_dim, 2 * channels) if text_dim else None
         self.proj = zero_init(nn.Linear(channels, channels))
         self.ffn_norm = group_norm(32, channels) if ffn else None
@@ -97,11 +111,11 @@ class TextLayer(nn.Module):
     def __init__(self, channels: int, num_heads: int = 8) -> None:
         super().__init__()
         self.num_heads = num_heads
-        self.norm = nn.LayerNorm(channels)
+        self.norm = LayerNorm(channels)
         self.qkv = nn.Linear(channels, 3 * channels)
         self.proj = zero_init(nn.Linear(channels, channels))
         hidden, out = nn.Linear(channels, 4 * channels), zero_init(nn.Linear(4 * channels, channels))
-        self.mlp = nn.Sequential(nn.LayerNorm(channels), hidden, nn.GELU(), out)
+        self.mlp = nn.Sequential(LayerNorm(channels), hidden, nn.GELU(), out)
 
     def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
         q, k, v = self.qkv(self.norm(x)).chunk(3, dim=-1)  # [B, L, C] each

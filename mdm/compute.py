@@ -1,5 +1,7 @@
 """How a stage is computed: device, number format, and one network over several processes (``Compute``'s switches).
 
+FSDP2 is imported where it is used: it takes two seconds, which only those should wait who shard.
+
 ``Spread`` hides whether every process holds the whole network (DDP) or a part of it (FSDP2): optimizer, averages and
 checkpoints work on this process's tensors, whole ones are put together on rank 0 where they are written.
 """
@@ -13,14 +15,12 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import FSDPModule, fully_shard
-from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from mdm.config import Device
 from mdm.nested import NestedUNet
 from mdm.stage import Compute, Precision
+from mdm.unet import ResolutionBlock
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 DTYPE_NAMES: dict[torch.dtype, Precision] = {
@@ -28,6 +28,7 @@ DTYPE_NAMES: dict[torch.dtype, Precision] = {
     torch.bfloat16: "bfloat16",
     torch.float16: "float16",
 }
+RECOMPILE_LIMIT = 8  # shapes of a block that are compiled for, as torch's own limit is for one piece of code
 
 
 def pick_device(device: Device) -> torch.device:
@@ -88,12 +89,16 @@ class Spread:
         for unet in network.unets:
             for block in unet.resolution_blocks:
                 block.recompute = unet.level.resolution in compute.recompute
+        blocks = [block for unet in network.unets for block in unet.resolution_blocks]
         if compute.compile:
-            network.compile()
+            _compile(network, blocks if self.sharded else [])
         self.model: nn.Module = network
         if self.sharded:
+            from torch.distributed.device_mesh import init_device_mesh
+            from torch.distributed.fsdp import fully_shard
+
             mesh = init_device_mesh(device.type, (world,))
-            for block in (block for unet in network.unets for block in unet.resolution_blocks):
+            for block in blocks:
                 fully_shard(block, mesh=mesh)
             fully_shard(network, mesh=mesh)
         self._parameters = dict(network.named_parameters())
@@ -106,8 +111,8 @@ class Spread:
     @contextlib.contextmanager
     def accumulating(self, last: bool) -> Iterator[None]:
         """Around a micro-batch: gradients are summed over the processes after the last one only."""
-        if isinstance(self.network, FSDPModule):
-            self.network.set_requires_gradient_sync(last)
+        if self.sharded:
+            self.network.set_requires_gradient_sync(last)  # type: ignore[operator]
             yield
         elif isinstance(self.model, DistributedDataParallel) and not last:
             with self.model.no_sync():
@@ -142,10 +147,11 @@ class Spread:
 
     def part_of(self, name: str, whole: Tensor) -> Tensor:
         """This process's part of a whole tensor that belongs to a parameter (one without dimensions is shared)."""
-        like = self._parameters[name]
+        like: Any = self._parameters[name]
         if not self.sharded or whole.shape != like.shape:
             return whole
-        assert isinstance(like, DTensor)
+        from torch.distributed.tensor import distribute_tensor
+
         whole = whole.to(like.device)
         return _part(distribute_tensor(whole, like.device_mesh, like.placements, src_data_rank=None))
 
@@ -157,9 +163,10 @@ class Spread:
         keep = not self.sharded or dist.get_rank() == 0
         tensors = {}
         for name, part in parts.items():
-            like = self._parameters[name]
+            like: Any = self._parameters[name]
             if self.sharded and part.dim():
-                assert isinstance(like, DTensor)
+                from torch.distributed.tensor import DTensor
+
                 spread = DTensor.from_local(
                     part, like.device_mesh, like.placements, shape=like.shape, stride=like.stride()
                 )
@@ -169,6 +176,18 @@ class Spread:
         return tensors
 
 
-def _part(tensor: Tensor) -> Tensor:
-    assert isinstance(tensor, DTensor)
+def _compile(network: NestedUNet, blocks: list[ResolutionBlock]) -> None:
+    """The whole network as one graph; under FSDP2, which gathers weights between blocks, each of these for itself."""
+    if not blocks:
+        network.compile()
+        return
+    # All blocks share one piece of code, and torch gives up on code that it had to compile more than 8 times.
+    dynamo = torch._dynamo.config
+    dynamo.recompile_limit = max(dynamo.recompile_limit, RECOMPILE_LIMIT * len(blocks))
+    dynamo.accumulated_recompile_limit = max(dynamo.accumulated_recompile_limit, dynamo.recompile_limit)
+    for block in blocks:
+        block.forward = torch.compile(block.forward)  # type: ignore[method-assign]
+
+
+def _part(tensor: Any) -> Tensor:
     return tensor.to_local().detach()

@@ -30,8 +30,11 @@ class ResolutionBlock(nn.Module):
     def forward(
         self, x: Tensor, emb: Tensor, context: Context, skips: list[Tensor] | None
     ) -> tuple[Tensor, list[Tensor]]:
-        """On the way up each block takes one of ``skips``, the last first; on the way down every result is one."""
-        results = []
+        """On the way up each block takes one of ``skips``, last first; on the way down every result is one.
+
+        The caller's list is not changed: under FSDP2 this is called with a copy of it.
+        """
+        results: list[Tensor] = []
         for i, (block, layers) in enumerate(zip(self.blocks, self.attention, strict=True)):
             if skips is not None:
                 x = torch.cat([x, skips[-1 - i]], dim=1)
@@ -121,7 +124,7 @@ class UNet(nn.Module):
     def decode(self, x: Tensor, skips: list[Tensor], emb: Tensor, context: Context) -> tuple[Tensor, Tensor]:
         """f_up with the skips -> v [B, 3, H, H] and the features [B, C, H, H] that the enclosing level takes over."""
         for up in self.up:
-            count = len(up.blocks)
-            x, _ = up(x, emb, context, skips[-count:])
-            skips = skips[:-count]
+            taken = skips[-len(up.blocks) :]  # type: ignore[arg-type]
+            del skips[-len(taken) :]  # nothing holds them longer than they are needed
+            x, _ = up(x, emb, context, taken)
         return self.conv_out(F.silu(self.norm_out(x))), x

@@ -121,8 +121,8 @@ def test_branches_each_start_where_they_say_and_their_parent_is_trained_once(tra
     assert all(torch.equal(carried[k], v) for k, v in load_file(end / "state" / "optimizer.safetensors").items())
     assert json.loads((run / "a" / "job.json").read_text())["init"] is None
     states = {name: state for name, state, _ in stage_states(run)}
-    grown = [f"{part}{name}" for name in "bcd" for part in ("grow-", "")]
-    assert [name for name, state in states.items() if state == "done"] == ["a", *grown]
+    rows = [f"{part}{name}" for name in "bcd" for part in ("grow-", "")]
+    assert [name for name, state in states.items() if state == "done"] == ["a", *rows]
     train(BRANCHES)  # again: nothing is done twice
     assert (run / "trained.txt").read_text().split() == ["a", "b", "c", "d"]
 

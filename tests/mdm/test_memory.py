@@ -44,7 +44,9 @@ def test_activations_grow_with_the_batch_and_shrink_with_what_is_recomputed() ->
     assert estimate(top=4) < 0.8 * whole
     assert estimate(recompute=(32,)) < 0.8 * whole
     assert estimate(recompute=(8, 16, 32)) < estimate(recompute=(32,))
-    assert estimate(precision="bfloat16") < 0.8 * whole
+    half = estimate(precision="bfloat16")
+    assert half < 0.92 * whole  # not half: what norms take and give stays in float32
+    assert half == estimate(precision="float16")
 
 
 def test_what_is_kept_per_parameter_is_shared_under_fsdp() -> None:
