@@ -69,9 +69,10 @@ if ! .venv/bin/python -c 'import sys; sys.exit(sys.prefix == sys.base_prefix or 
 fi
 touch .venv/.installing
 begun=$(date +%s)
+# Compiled at once: hundreds of processes start from here, torch alone takes each of them seconds otherwise.
 [ -t 2 ] && progress="" || progress=--quiet # bars on a terminal, errors alone elsewhere
 # shellcheck disable=SC2086
-if ! "$uv" pip sync $progress --require-hashes --python .venv/bin/python requirements.lock; then
+if ! "$uv" pip sync $progress --compile-bytecode --require-hashes --python .venv/bin/python requirements.lock; then
     free=$(df -Pk . | awk 'NR == 2 {print int($4 / 1024)}')
     [ "$free" -gt 500 ] || fail "the disk is full ($free MB free, 7 GB are needed): make room, then run the same command again"
     fail "the packages could not be installed (see above): is the package index reachable? Then run the same command again"

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch._dynamo  # by every optimizer, for seconds: once, here
 
 from mdm import checkpoint, train
 
