@@ -24,6 +24,9 @@ browser: $(READY)  ## the tests that need Chromium
 slow: $(READY)  ## the tests that take minutes: kills in every stage of the real flow
 	$(BIN)/pytest -q -m slow
 
+gpu-check: $(READY)  ## try everything that a GPU does differently, and its speed; without one the CPU part (ten minutes)
+	@$(BIN)/python benchmarks/gpu_check.py
+
 ci:  ## everything that must hold before a change lands: lint, layers, types, tests, the page in Chromium
 	@.ci/run
 
@@ -43,4 +46,4 @@ clean:  ## remove the environment and caches; results in var/ stay
 $(READY): requirements.lock pyproject.toml infra/setup.sh
 	@sh infra/setup.sh
 
-.PHONY: help demo test lint browser slow ci deploy lock install clean
+.PHONY: help demo test lint browser slow gpu-check ci deploy lock install clean

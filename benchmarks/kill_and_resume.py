@@ -4,11 +4,11 @@ Real torchrun, SIGKILL to the whole group at random moments, the stages 8 -> 16 
 optimizer carried. Writes results/DATE-kill-and-resume.md: the digests of the final state of both runs.
 """
 
+import contextlib
 import datetime
 import os
 import random
 import shutil
-import signal
 import subprocess
 import sys
 import tempfile
@@ -16,9 +16,12 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+import psutil
+
 ROOT = Path(__file__).parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
+from mdm.attempts import newest_attempt  # noqa: E402
 from mdm.checkpoint import newest_checkpoint, sha256, write_json  # noqa: E402
 from mdm.job import Job, commit, cpu_name  # noqa: E402
 from mdm.progressive import start_folder  # noqa: E402
@@ -30,10 +33,26 @@ STAGES_KILLED, SEED = (1, 1, 2, 3, 3), 1
 NIMG = {1: 640, 2: 480, 3: 320}  # levels -> images
 
 
-def launch(run: Path) -> subprocess.Popen[bytes]:
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "mdm.train"]
-    log = (run / "log.txt").open("ab")
-    return subprocess.Popen([*command, str(run)], stdout=log, stderr=log, start_new_session=True)
+def launch(run: Path, processes: int = 2) -> subprocess.Popen[bytes]:
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
+    with (run / "log.txt").open("ab") as log:
+        return subprocess.Popen([*torchrun, "-m", "mdm.train", str(run)], stdout=log, stderr=log)
+
+
+def kill_after(run: Path, process: subprocess.Popen[bytes], seconds: float) -> None:
+    """SIGKILL to torchrun and its trainers (each has a session of its own), so long after these began to train.
+
+    Never before the run's first checkpoint.
+    """
+    before = newest_attempt(run)
+    while process.poll() is None and (newest_attempt(run) == before or not list((run / "checkpoints").glob("nimg-*"))):
+        time.sleep(0.01)
+    time.sleep(seconds)
+    every = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
+    for one in every:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            one.kill()
+    process.wait()
 
 
 def train(root: Path, jobs: list[Job], kills: list[tuple[int, float]]) -> tuple[Path, list[str]]:
@@ -51,11 +70,7 @@ def train(root: Path, jobs: list[Job], kills: list[tuple[int, float]]) -> tuple[
         write_json(run / "job.json", to_dict(job))
         for _, seconds in (kill for kill in kills if kill[0] == number):
             process, begun = launch(run), time.monotonic()
-            while process.poll() is None and not (run / "checkpoints").exists():
-                time.sleep(0.05)
-            time.sleep(seconds)
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
+            kill_after(run, process, seconds)
             newest, _ = newest_checkpoint(run / "checkpoints")
             at = "none" if newest is None else newest.name
             told.append(f"stage {number}: SIGKILL after {time.monotonic() - begun:.1f} s; newest checkpoint {at}")
@@ -74,7 +89,7 @@ def digests(run: Path) -> dict[str, str]:
 
 def main() -> int:
     draw = random.Random(SEED)
-    kills = [(stage, draw.random() * 4) for stage in STAGES_KILLED]
+    kills = [(stage, draw.random() * 3) for stage in STAGES_KILLED]
     root = Path(tempfile.mkdtemp())
     for split, count in (("train", 40), ("val", 9)):
         write_dataset(root / "data", split, count, 32)
@@ -92,7 +107,7 @@ def main() -> int:
         "`python benchmarks/kill_and_resume.py`",
         "",
         "Three stages (8, 16, 32 px), two processes under torchrun, gloo. One run was left alone, the other one's",
-        f"process group got SIGKILL {len(kills)} times. The final states: **{verdict}**, byte for byte.",
+        f"torchrun and trainers got SIGKILL {len(kills)} times. The final states: **{verdict}**, byte for byte.",
         "",
         *(f"- {line}" for line in told),
         "",

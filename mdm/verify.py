@@ -38,8 +38,16 @@ class Comparison:
         return self.difference <= self.tolerance  # False for NaN
 
 
-def verify_folder(folder: Path, tolerance: float = TOLERANCE) -> Iterator[Comparison]:
-    """Compare every golden file of a folder. Raises ValueError naming the file that cannot be read or built."""
+def verify_folder(
+    folder: Path,
+    tolerance: float = TOLERANCE,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
+) -> Iterator[Comparison]:
+    """Compare every golden file of a folder. Raises ValueError naming the file that cannot be read or built.
+
+    Networks run on ``device``, under autocast where ``dtype`` is not float32; the process always in float32 on the CPU.
+    """
     if not folder.is_dir():
         raise ValueError(f"{folder}: no such folder")
     files = sorted(folder.glob("*.safetensors"))
@@ -50,9 +58,9 @@ def verify_folder(folder: Path, tolerance: float = TOLERANCE) -> Iterator[Compar
         raise ValueError(f"{folder}: no golden files (NAME.json with NAME.safetensors, process.safetensors)")
     for file in files:
         tensors = _load(file)
-        compare = _process if file.stem == "process" else _network
         try:
-            pairs = compare(file, tensors)
+            is_process = file.stem == "process"
+            pairs = _process(file, tensors) if is_process else _network(file, tensors, torch.device(device), dtype)
         except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
             what = f"lacks {error}" if isinstance(error, KeyError) else str(error)
             raise ValueError(f"{file}: {what}") from error
@@ -71,7 +79,9 @@ def _load(file: Path) -> dict[str, Tensor]:
 
 
 @torch.no_grad()
-def _network(file: Path, tensors: dict[str, Tensor]) -> list[tuple[str, Tensor, Tensor]]:
+def _network(
+    file: Path, tensors: dict[str, Tensor], device: torch.device, dtype: torch.dtype
+) -> list[tuple[str, Tensor, Tensor]]:
     try:
         spec = json.loads(file.with_suffix(".json").read_text())
     except (OSError, ValueError) as error:
@@ -80,15 +90,17 @@ def _network(file: Path, tensors: dict[str, Tensor]) -> list[tuple[str, Tensor, 
     network = NestedUNet(model).eval()
     weights = {key.removeprefix("weights/"): t.float() for key, t in tensors.items() if key.startswith("weights/")}
     network.load_state_dict(convert_keys(weights, model, network.state_dict()))
-    inputs = {key.removeprefix("input/"): t for key, t in tensors.items() if key.startswith("input/")}
+    network.to(device)
+    inputs = {key.removeprefix("input/"): t.to(device) for key, t in tensors.items() if key.startswith("input/")}
     num_levels = len(model.levels)
     zs = [inputs.pop(f"x{i}").float() for i in reversed(range(num_levels))]
     t, text, mask = inputs.pop("timestep").float(), inputs.pop("text", None), inputs.pop("text_mask", None)
     if model.text is not None and (text is None or mask is None):
         raise ValueError("input/text and input/text_mask are needed by a model with text")
     micros = {name: value.float() for name, value in inputs.items()}
-    outputs = network(zs, t, text=None if text is None else text.float(), text_mask=mask, micros=micros)
-    return [(f"pred{i}", v, tensors[f"output/pred{i}"]) for i, v in enumerate(reversed(outputs))]
+    with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+        outputs = network(zs, t, text=None if text is None else text.float(), text_mask=mask, micros=micros)
+    return [(f"pred{i}", v.float().cpu(), tensors[f"output/pred{i}"]) for i, v in enumerate(reversed(outputs))]
 
 
 def _process(file: Path, tensors: dict[str, Tensor]) -> list[tuple[str, Tensor, Tensor]]:

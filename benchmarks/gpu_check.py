@@ -1,0 +1,327 @@
+"""What this machine's GPUs make of the project, in about ten minutes: make gpu-check
+
+Golden tensors, torch.compile, DDP and FSDP2, kill and resume, and the speed and memory of every preset's stages, on the
+GPUs that torch finds; without one the same on the CPU as far as a CPU goes. Writes results/DATE-gpu-check.md, which can
+be sent in, and ends with an error if a section failed.
+"""
+
+import argparse
+import contextlib
+import datetime
+import json
+import os
+import sys
+import tempfile
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+ROOT = Path(__file__).parent.parent
+sys.path[:0] = [str(ROOT), str(ROOT / "tests"), str(Path(__file__).parent)]
+
+import torch._dynamo.utils  # noqa: E402
+from kill_and_resume import digests, kill_after, launch  # noqa: E402
+
+from mdm.checkpoint import write_json  # noqa: E402
+from mdm.compute import DTYPE_NAMES, DTYPES, Spread, pick_dtype  # noqa: E402
+from mdm.costs import empty_condition, model_flops_per_image, peak_flops  # noqa: E402
+from mdm.diffusion import Process  # noqa: E402
+from mdm.ema import EMA  # noqa: E402
+from mdm.job import commit, cpu_name  # noqa: E402
+from mdm.memory import step_memory  # noqa: E402
+from mdm.nested import NestedUNet  # noqa: E402
+from mdm.presets import PRESETS  # noqa: E402
+from mdm.stage import Compute, Stage  # noqa: E402
+from mdm.structure import to_dict  # noqa: E402
+from mdm.verify import TOLERANCE, verify_folder  # noqa: E402
+from small import small_job, small_model, write_dataset  # noqa: E402
+
+# Largest difference of an output. A GPU sums in another order than the CPU that made the golden tensors; bfloat16 has
+# 8 bits, and the networks are tens of layers deep.
+GPU_TOLERANCE, BFLOAT16_TOLERANCE = 1e-4, 0.1
+STEP_TOLERANCE = 2e-3  # relative, of a loss after some steps in another number of processes
+KILLS_S = (0.2, 0.5)  # after a run's first checkpoint
+CPU_BATCH, STEPS, SECONDS = 8, 10, 20.0  # of the speed section: images on a CPU; steps, or so long, per stage
+
+
+@dataclass
+class Section:
+    """What one check found."""
+
+    title: str
+    passed: bool = True
+    lines: list[str] = field(default_factory=list)
+
+    def table(self, *columns: str) -> None:
+        self.row(*columns)
+        self.row(*("---" for _ in columns))
+
+    def row(self, *cells: object) -> None:
+        self.lines.append(f"| {' | '.join(map(str, cells))} |")
+
+    @property
+    def verdict(self) -> str:
+        return "passed" if self.passed else "FAILED"
+
+
+# -- sections ----------------------------------------------------------------------------------------------------------
+
+
+def golden(section: Section, device: torch.device) -> None:
+    """Golden tensors of the released code."""
+    torch.backends.cudnn.allow_tf32 = False
+    exact = TOLERANCE if device.type == "cpu" else GPU_TOLERANCE
+    section.table("format", "outputs", "largest difference", "tolerance")
+    for name, tolerance in (("float32", exact), ("bfloat16", BFLOAT16_TOLERANCE)):
+        found = list(verify_folder(ROOT / "tests" / "golden", tolerance, device, DTYPES[name]))
+        networks = [c for c in found if c.file != "process.safetensors"]
+        section.row(name, len(networks), f"{max(c.difference for c in networks):.1e}", f"{tolerance:g}")
+        section.passed = section.passed and all(c.passed for c in networks)
+    torch.backends.cudnn.allow_tf32 = True
+
+
+def compiling(section: Section, device: torch.device) -> None:
+    """torch.compile of the training step: no graph breaks, the same loss."""
+    section.table("levels", "graph breaks", "loss as it is", "loss compiled")
+    for count in (1, 2, 3):
+        stage = Stage(model=small_model(count), training=small_job(Path(), count).training)
+        losses = []
+        for compile_it in (False, True):
+            torch._dynamo.reset()
+            torch._dynamo.utils.counters.clear()
+            step = Step(replace(stage, compute=Compute(compile=compile_it, precision="float32")), CPU_BATCH, device)
+            losses.append(step().item())
+        breaks = sum(torch._dynamo.utils.counters["graph_break"].values())
+        section.row(count, breaks, *(f"{loss:.6f}" for loss in losses))
+        section.passed = section.passed and breaks == 0 and abs(losses[0] - losses[1]) <= 1e-3 * losses[0]
+
+
+def processes(section: Section, device: torch.device) -> None:
+    """The trainer under torchrun: DDP and FSDP2 in several processes train as one process does."""
+    gpus = torch.cuda.device_count()
+    if gpus == 1:
+        section.lines.append("One GPU only, so NCCL between GPUs was not tried; below: two processes on the CPU.\n")
+    on, count = ("cuda", max(n for n in (2, 4, 8) if n <= gpus)) if gpus > 1 else ("cpu", 2)
+    section.table("processes", "over", "parallel", "largest relative difference of a loss", "tolerance")
+    with small_runs(on) as prepare:
+        alone = prepare("alone", nimg=48)
+        losses = run_to_end(alone, 1)
+        for parallel in ("ddp", "fsdp"):
+            found = run_to_end(prepare(parallel, nimg=48, parallel=parallel), count)
+            worst = max(abs(found[key] - loss) / abs(loss) for key, loss in losses.items())
+            over = "NCCL" if on == "cuda" else "gloo"
+            section.row(count, over, parallel, f"{worst:.1e}", STEP_TOLERANCE)
+            section.passed = section.passed and worst <= STEP_TOLERANCE
+
+
+def resuming(section: Section, device: torch.device) -> None:
+    """A deterministic run, killed and resumed, ends as one that was left alone: bit for bit."""
+    with small_runs(device.type) as prepare:
+        whole, killed = (prepare(name, nimg=320, deterministic=True) for name in ("whole", "killed"))
+        run_to_end(whole, 1)
+        for after in KILLS_S:
+            kill_after(killed, launch(killed, 1), after)
+        run_to_end(killed, 1)
+        attempts = len(list((killed / "attempts").iterdir()))
+        section.passed = digests(whole) == digests(killed) and attempts == len(KILLS_S) + 1
+        word = "equal" if section.passed else "DIFFERENT"
+        section.lines.append(f"SIGKILL {len(KILLS_S)} times, {attempts} attempts: weights, EMA and moments {word}.")
+
+
+def speed(section: Section, device: torch.device, compiled: bool) -> None:
+    """Every stage of every preset at the paper's batch per GPU: images/s, and memory beside the estimate."""
+    if device.type == "cpu":
+        section.lines.append(f"On a CPU only the small presets, {CPU_BATCH} images at a time; no peak memory.\n")
+    section.table("preset", "stage", "format", "batch", "images/s", "MFU", "peak memory", "estimate", "ratio")
+    seen: set[str] = set()
+    for name, preset in PRESETS.items():
+        if device.type == "cpu" and preset.hardware.device == "cuda":
+            continue
+        for stage_name, stage in preset.stages.items():
+            compute = replace(stage.compute, compile=compiled)
+            batch = CPU_BATCH if device.type == "cpu" else min(compute.max_batch_per_process, stage.training.batch_size)
+            what = f"{to_dict(stage.model)} {batch} {compute}"
+            if what in seen:
+                continue
+            seen.add(what)
+            section.row(name, stage_name, *measure(replace(stage, compute=compute), batch, device))
+
+
+def measure(stage: Stage, batch: int, device: torch.device) -> list[str]:
+    """Cells of the speed table."""
+    precision = DTYPE_NAMES[pick_dtype(stage.compute.precision, device)]
+    estimate = step_memory(stage, 1, batch, precision).total / 2**30
+    cells = [precision, str(batch)]
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+    try:
+        step = Step(stage, batch, device)
+        for _ in range(2):
+            step()
+        synchronize(device)
+        begun, steps = time.perf_counter(), 0
+        while steps < STEPS and time.perf_counter() - begun < SECONDS:
+            step()
+            synchronize(device)
+            steps += 1
+    except torch.OutOfMemoryError:
+        return [*cells, "does not fit", "", "", f"{estimate:.1f} GiB", ""]
+    rate = steps * batch / (time.perf_counter() - begun)
+    gpu = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
+    peak = peak_flops(gpu, precision)
+    mfu = f"{rate * model_flops_per_image(stage.model, stage.training) / peak:.0%}" if peak else "-"
+    if device.type == "cpu":
+        return [*cells, f"{rate:.1f}", mfu, "-", f"{estimate:.2f} GiB", "-"]
+    used = torch.cuda.max_memory_allocated() / 2**30
+    return [*cells, f"{rate:.1f}", mfu, f"{used:.1f} GiB", f"{estimate:.1f} GiB", f"{used / estimate:.2f}"]
+
+
+# -- their parts -------------------------------------------------------------------------------------------------------
+
+
+class Step:
+    """A training step of a stage on made-up data in one process: loss, gradients, Adam, EMA."""
+
+    def __init__(self, stage: Stage, batch: int, device: torch.device) -> None:
+        torch.manual_seed(0)
+        self.stage, self.device, self.dtype = stage, device, pick_dtype(stage.compute.precision, device)
+        self.process = Process.of(stage.model)
+        network = NestedUNet(stage.model).to(device)
+        self.spread = Spread(network, stage.compute, device)
+        self.ema, weights = EMA(self.spread.local), self.spread.local.values()
+        self.optimizer = torch.optim.Adam(weights, lr=stage.training.lr, fused=True)
+        tops = (
+            sum(stage.training.carries_top(place) for place in range(batch)) if len(stage.model.levels) > 1 else batch
+        )
+        px = stage.model.resolutions[-1]
+        self.images = torch.rand(batch, 3, px, px, device=device) * 2 - 1
+        self.sizes = [batch] * (len(stage.model.levels) - 1) + [max(1, tops)]
+        self.condition = {name: value.to(device) for name, value in empty_condition(stage.model, batch).items()}
+        if stage.model.text:
+            self.condition["text"] = torch.randn_like(self.condition["text"])
+        self.times = self.process.times(torch.rand(batch, device=device))
+
+    def __call__(self) -> Tensor:
+        """-> the loss, on the device."""
+        xs = [x[:size] for x, size in zip(self.process.downsample(self.images), self.sizes, strict=True)]
+        with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
+            losses = self.process.loss(
+                lambda zs, t: self.spread.model(zs, t, **self.condition),
+                xs,
+                [torch.randn_like(x) for x in xs],
+                self.times,
+                self.stage.training.loss,
+            )
+        loss = torch.stack([level.mean() for level in losses]).sum()
+        loss.backward()
+        self.optimizer.step()
+        self.spread.zero_grad()
+        self.ema.update(list(self.spread.local.values()), 0.9999)
+        return loss.detach()
+
+
+@contextlib.contextmanager
+def small_runs(device: str) -> Iterator[Callable[..., Path]]:
+    """A data set of squares, and a maker of run folders on it; all gone at the end."""
+    with tempfile.TemporaryDirectory() as folder:
+        root = Path(folder)
+        for split, count in (("train", 40), ("val", 9)):
+            write_dataset(root / "data", split, count, 32)
+
+        def prepare(name: str, **changes: object) -> Path:
+            job = replace(small_job(root / "data", precision="float32", **changes), device=device)  # type: ignore[arg-type]
+            (run := root / name).mkdir()
+            write_json(run / "job.json", to_dict(job))
+            return run
+
+        yield prepare
+
+
+def run_to_end(run: Path, count: int) -> dict[tuple[int, str], float]:
+    """Train in so many processes -> the losses of metrics.jsonl by images seen and name."""
+    if launch(run, count).wait() != 0:
+        raise RuntimeError(f"{count} processes on {run.name}:\n{(run / 'log.txt').read_text()[-1500:]}")
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return {
+        (line["nimg"], name): value
+        for line in lines
+        for name, value in line["values"].items()
+        if name.startswith(("train/loss", "val/loss"))
+    }
+
+
+def synchronize(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+
+
+# -- the file ----------------------------------------------------------------------------------------------------------
+
+
+def check(sections: dict[str, Callable[[Section], None]]) -> Iterator[Section]:
+    """Run the sections in turn; an exception fails its own only."""
+    for title, run in sections.items():
+        section = Section(title)
+        try:
+            run(section)
+        except Exception as error:
+            section.passed = False
+            section.lines += ["```", *traceback.format_exception(error)[-3:], "```"]
+        yield section
+
+
+def head(device: torch.device) -> list[str]:
+    today, found = datetime.date.today().isoformat(), "no GPU: this is the CPU part only, no GPU has run anything here"
+    if device.type == "cuda":
+        names = [torch.cuda.get_device_properties(i) for i in range(torch.cuda.device_count())]
+        found = (
+            ", ".join(f"{p.name} ({p.total_memory / 2**30:.0f} GiB)" for p in names) + f", CUDA {torch.version.cuda}"
+        )
+    return [
+        f"# GPU check, {today}",
+        "",
+        f"{found}; {cpu_name()}, {os.cpu_count()} cores; torch {torch.__version__}; commit {commit(ROOT)}; "
+        "`make gpu-check`",
+        "",
+    ]
+
+
+def report(lines: list[str], sections: Iterator[Section], output: Path) -> int:
+    """Print each section as it ends, write them all -> the exit status: 1 if one failed."""
+    failed = 0
+    print("\n".join(lines), flush=True)
+    for section in sections:
+        part = [f"## {section.title}: {section.verdict}", "", *section.lines, ""]
+        print("\n".join(part), flush=True)
+        lines += part
+        failed += not section.passed
+    path = output / f"{datetime.date.today().isoformat()}-gpu-check.md"
+    path.write_text("\n".join(lines).rstrip() + "\n")
+    print(f"written to {path}" + (f"; {failed} sections FAILED" if failed else ""))
+    return 1 if failed else 0
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n\n")[2])
+    parser.add_argument("--compiled", action="store_true", help="measure speeds with torch.compile (minutes per stage)")
+    parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results", metavar="FOLDER")
+    arguments = parser.parse_args(argv)
+    device = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
+    sections: dict[str, Callable[[Section], None]] = {
+        "Golden tensors": lambda s: golden(s, device),
+        "torch.compile": lambda s: compiling(s, device),
+        "Several processes": lambda s: processes(s, device),
+        "Killed and resumed": lambda s: resuming(s, device),
+        "Speed and memory": lambda s: speed(s, device, arguments.compiled),
+    }
+    return report(head(device), check(sections), arguments.output)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
