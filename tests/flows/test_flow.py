@@ -172,7 +172,7 @@ def test_a_killed_trainer_is_started_again_by_its_flow(whole: tuple[Path, str], 
     run = run_of(tmp_path) / "16"
     while not list(run.glob("checkpoints/nimg-0*")):
         assert process.poll() is None
-    os.kill(json.loads((run / "attempt.json").read_text())["pid"], signal.SIGKILL)
+    os.kill(json.loads((run / "attempts" / "1.json").read_text())["pid"], signal.SIGKILL)
     _, err = process.communicate(timeout=280)
     assert process.returncode == 0, err
     assert json.loads((run / "done.json").read_text())["attempts"] >= 2

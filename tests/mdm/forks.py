@@ -25,7 +25,7 @@ from typing import Any
 import torch
 import torch._dynamo  # by every optimizer, for seconds: once, here
 
-from mdm import checkpoint, train
+from mdm import checkpoint, gradients, train
 
 
 def fork(run: Path, start: dict[str, Any], rank: int, port: int) -> int:
@@ -49,7 +49,7 @@ def fork(run: Path, start: dict[str, Any], rank: int, port: int) -> int:
 def spoil(start: dict[str, Any], rank: int) -> None:
     low, high = start.get("poison", (0, 0))
     if start.get("poison_rank", rank) == rank:
-        noise = train.noise
+        noise = gradients.noise
 
         def poisoned(seed: int, positions: Sequence[int], *rest: Any) -> list[torch.Tensor]:
             levels = noise(seed, positions, *rest)
@@ -57,7 +57,7 @@ def spoil(start: dict[str, Any], rank: int) -> None:
                 levels[0][0] = float("nan")
             return levels
 
-        setattr(train, "noise", poisoned)  # noqa: B010
+        setattr(gradients, "noise", poisoned)  # noqa: B010
     write = checkpoint._write_files
 
     def without_room(folder: Path, snapshot: checkpoint.Snapshot) -> None:
