@@ -414,13 +414,14 @@ def track(arguments: argparse.Namespace) -> int:
     from flows.home import quiet_services
 
     quiet_services()
-    from flows.tracking import Follower, Tracker
+    from flows.tracking import Follower, Tracker, close_by_outcome
 
     if not (arguments.run / "metrics.jsonl").exists():
         raise ValueError(f"{arguments.run} holds no metrics.jsonl")
     follower = Follower(Tracker(arguments.run, arguments.run.resolve().name), "train", arguments.run)
     follower.finish()
-    print(f"{arguments.run}: {follower.nimg} images seen, in {follower.tracker.uri}")
+    word = close_by_outcome(follower)
+    print(f"{arguments.run}: {follower.nimg} images seen, {word}, in {follower.tracker.uri}")
     return 0
 
 

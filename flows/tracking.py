@@ -106,7 +106,7 @@ class Follower:
         self.offset = 0
         self.pictures: set[str] = set()
         self.latest: dict[str, float] = {}
-        self.nimg = 0
+        self.nimg, self.knows_config = 0, False
         self.trouble: str | None = None
         self.retry_at = 0.0
 
@@ -149,6 +149,7 @@ class Follower:
 
     def _send(self, points: list[tuple[int, Metric]]) -> None:
         run_id = self.tracker.child(self.stage)
+        self._send_config()
         for start in range(0, len(points), BATCH):
             batch = points[start : start + BATCH]
             self.tracker.client.log_batch(run_id, metrics=[point for _, point in batch])
@@ -158,6 +159,32 @@ class Follower:
             if picture.name not in self.pictures:
                 self.tracker.artifact(self.stage, picture, "samples")
                 self.pictures.add(picture.name)
+
+    def _send_config(self) -> None:
+        """What was trained and on what, as the trainer wrote it down: parameters to compare runs by, and tags."""
+        path = self.folder / "config.json"
+        if self.knows_config or not path.exists():
+            return
+        config = json.loads(path.read_text())
+        job = config["job"]
+        px = job["model"]["levels"][-1]["resolution"]
+        self.tracker.params(self.stage, {"stage": self.stage, "resolution_px": px, **job["training"], **job["compute"]})
+        versions = {f"version.{package}": version for package, version in config["versions"].items()}
+        facts = {name: config[name] for name in ("commit", "hardware", "processes")}
+        self.tracker.tags(self.stage, facts | versions)
+        self.knows_config = True
+
+
+def close_by_outcome(follower: Follower) -> str:
+    """End the MLflow runs of a folder that was trained without a flow, as its trainer ended -> the outcome's name."""
+    path = follower.folder / "outcome.json"
+    if not path.exists():
+        return "still training, or killed"
+    told, tracker = json.loads(path.read_text()), follower.tracker
+    tracker.tags(follower.stage, {"outcome": told["outcome"], "reason": told["reason"]})
+    for stage in (follower.stage, ""):
+        tracker.finish(stage, {"done": "FINISHED", "stopped": "KILLED"}.get(told["outcome"], "FAILED"))
+    return told["outcome"]
 
 
 def unreachable(uri: str, error: Exception) -> str:

@@ -161,9 +161,6 @@ def train_stage(
 
     def work() -> dict[str, Any]:
         write_json(folder / "job.json", to_dict(job))
-        tracker.params(
-            stage_name, {"stage": stage_name, "resolution_px": stage.model.resolutions[-1], **to_dict(stage.training)}
-        )
         try:
             run_job("mdm.train", folder, hardware.processes, hardware.threads, on_poll)
         except JobDied:

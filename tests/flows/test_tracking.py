@@ -1,13 +1,26 @@
 """Run folders into MLflow: each point once, and a dead server is one clear line."""
 
+import contextlib
 import json
+import os
+import signal
+import socket
+import subprocess
+import sys
 import time
+import urllib.request
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from mlflow.entities import Metric
 
+from flows.cli import main as cli
 from flows.home import Trouble, quiet_services
 from flows.tracking import Follower, Tracker, history
+from mdm.checkpoint import write_json
+from mdm.structure import to_dict
+from small import small_job
 
 
 @pytest.fixture
@@ -74,3 +87,85 @@ def test_a_server_that_goes_away_does_not_stop_the_follower(home: Path, monkeypa
     monkeypatch.setattr(follower.tracker.client, "log_batch", log_batch)
     follower.finish()
     assert len(history(follower.tracker, "16", ["lr"])["lr"]) == 3
+
+
+def port_of_nobody() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+@contextlib.contextmanager
+def mlflow_server(home: Path, port: int) -> Iterator[None]:
+    """A real server on the loopback, gone by SIGKILL at the end."""
+    store = [f"--backend-store-uri=sqlite:///{home / 'server.db'}", f"--default-artifact-root={home / 'artifacts'}"]
+    command = [sys.executable, "-m", "mlflow", "server", "--host=127.0.0.1", f"--port={port}", "--workers=1", *store]
+    server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
+    try:
+        for _ in range(600):
+            with contextlib.suppress(OSError), urllib.request.urlopen(f"http://127.0.0.1:{port}/health"):
+                break
+            time.sleep(0.1)
+        else:
+            raise RuntimeError("the MLflow server did not start")
+        yield
+    finally:
+        os.killpg(server.pid, signal.SIGKILL)
+        server.wait()
+
+
+@pytest.mark.kills
+def test_each_point_arrives_once_in_order_though_server_and_follower_die(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    port = port_of_nobody()
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{port}")
+    (run := home / "run").mkdir()
+    with mlflow_server(home, port):
+        follower = Follower(Tracker(run, "run"), "16", run)
+        write_points(run, 0, 5)
+        follower.poll()
+        assert follower.trouble is None
+    write_points(run, 5, 1205)  # an hour's, more than one request takes
+    follower.poll()
+    assert f"MLflow at http://127.0.0.1:{port} cannot be used" in (follower.trouble or "")
+    assert (follower.nimg, follower.latest["lr"]) == (12_040, 0.1)  # progress is read from the folder all the same
+    with mlflow_server(home, port):
+        half = follower.tracker.client.log_batch
+
+        def dies_half_way(run_id: str, metrics: list[Metric]) -> None:
+            half(run_id, metrics=metrics)
+            raise OSError("the follower was killed behind its first request")
+
+        monkeypatch.setattr(follower.tracker.client, "log_batch", dies_half_way)
+        with pytest.raises(Trouble):
+            follower.finish()
+        tracker = Tracker(run, "run")
+        Follower(tracker, "16", run).finish()  # another process, which knows the folder alone
+        for name, value in (("lr", lambda i: 0.1), ("train/loss", lambda i: 1 / (i + 1))):
+            points = tracker.client.get_metric_history(tracker.child("16"), name)
+            assert [(p.step, p.timestamp) for p in points] == [(i * 10, 1_700_000_000_000 + i) for i in range(1205)]
+            assert [p.value for p in points] == [pytest.approx(value(i)) for i in range(1205)]
+
+
+def test_a_folder_trained_without_a_flow_is_tracked_by_hand(
+    home: Path, squares: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (run := home / "by-hand").mkdir()
+    write_json(run / "job.json", to_dict(small_job(squares, nimg=32)))
+    subprocess.run([sys.executable, "-m", "mdm.train", str(run)], check=True, capture_output=True, timeout=120)
+    for _ in range(2):
+        assert cli(["track", str(run)]) == 0
+    assert "32 images seen" in capsys.readouterr().out
+    tracker = Tracker(run, "by-hand")
+    stage = tracker.client.get_run(tracker.child("train"))
+    assert stage.info.status == "FINISHED"
+    assert (stage.data.params["nimg"], stage.data.params["parallel"]) == ("32", "ddp")
+    assert stage.data.tags["outcome"] == "done" and {"hardware", "version.torch"} <= stage.data.tags.keys()
+    names = stage.data.metrics.keys()
+    assert {"train/loss_8", "train/loss_16", "val/loss_16", "speed/images_per_s"} <= names
+    assert {name for name in names if name.startswith("system/")}
+    assert len(history(tracker, "train", ["train/loss"])["train/loss"]) == 2
+    assert {f.path for f in tracker.client.list_artifacts(tracker.child("train"), "samples")} >= {
+        "samples/000000000032.png"
+    }
