@@ -99,11 +99,12 @@ def test_mdm_train_works_without_prefect_and_mlflow(squares: Path, tmp_path: Pat
     write_json(run / "job.json", to_dict(small_job(squares, nimg=8)))
     code = (
         "import sys\nfor name in ('prefect', 'mlflow', 'pydantic', 'rich'): sys.modules[name] = None\n"
-        f"from flows.cli import main; sys.exit(main(['train', {str(run)!r}]))"
+        f"from flows.cli import main; sys.exit(main(['train', {str(run)!r}, '--attempt=3', '--tolerate=1']))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env={**os.environ})
     assert done.returncode == 0, done.stderr
-    assert json.loads((run / "outcome.json").read_text())["outcome"] == "done"
+    told = json.loads((run / "outcome.json").read_text())
+    assert (told["outcome"], told["attempt"]) == ("done", 3)
 
 
 def test_every_verb_explains_itself(capsys: pytest.CaptureFixture[str]) -> None:

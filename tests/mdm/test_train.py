@@ -196,6 +196,31 @@ def test_sharded_state_trains_the_same_and_resumes_exactly(squares: Path, tmp_pa
         assert points(whole)[key] == pytest.approx(value, rel=1e-3), key
 
 
+@pytest.mark.parametrize(
+    ("switch", "tolerance"),
+    [
+        ({"precision": "bfloat16"}, 0.05),
+        ({"precision": "float16"}, 0.05),
+        pytest.param({"compile": True}, 1e-3, marks=pytest.mark.slow),  # a minute of C++
+        ({"fused_adam": False}, 1e-4),
+        ({"channels_last": False}, 1e-3),
+        ({"recompute": (8, 16)}, 1e-6),
+    ],
+    ids=["bfloat16", "float16", "compile", "unfused", "contiguous", "recompute"],
+)
+def test_a_switch_changes_the_training_by_rounding_and_it_resumes_exactly(
+    switch: dict[str, Any], tolerance: float, uninterrupted: Path, squares: Path, tmp_path: Path
+) -> None:
+    whole, stopped = (prepare(tmp_path / name, small_job(squares, nimg=48, **switch)) for name in ("whole", "stopped"))
+    assert starts(whole, {}) == [[0]], (whole / "log.txt").read_text()
+    plain = points(uninterrupted)
+    for key, value in points(whole).items():
+        if key[1].startswith("train/loss"):
+            assert value == pytest.approx(plain[key], rel=tolerance), key
+    assert starts(stopped, {"kill": [0], "signal": "SIGTERM", "images": 24}, {}) == [[1], [0]]
+    assert final_state(stopped) == final_state(whole)
+
+
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGUSR1"])
 def test_a_signal_to_any_rank_ends_all_at_the_same_step(name: str, squares: Path, tmp_path: Path) -> None:
     run = prepare(tmp_path / "run", small_job(squares, nimg=100_000, checkpoint_every_nimg=100_000))
