@@ -22,9 +22,9 @@ from mdm.config import Device, Model, Sampling
 from mdm.data import Shards
 from mdm.draw import draw
 from mdm.embeddings import TextSource
-from mdm.heldout import to_uint8
 from mdm.nested import NestedUNet
 from mdm.order import hash64
+from mdm.pixels import to_uint8
 from mdm.structure import from_dict
 from mdm.text import known_conditions, online_encoder
 

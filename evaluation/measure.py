@@ -19,8 +19,8 @@ from mdm.checkpoint import write_json
 from mdm.compute import pick_device
 from mdm.data import Shards
 from mdm.embeddings import TextSource
-from mdm.heldout import to_uint8
 from mdm.order import hash64
+from mdm.pixels import to_uint8
 from mdm.text import TextEncoder, caption_states, online_encoder
 
 SAMPLES, UNTRAINED, NOISE, REAL, SHUFFLED = (
@@ -40,8 +40,9 @@ def noise_images(count: int, px: int, seed: int) -> NDArray[np.uint8]:
 
 def load_real(
     shards: Shards, encoder: TextEncoder | None, limit: int = 0
-) -> tuple[NDArray[np.uint8], NDArray[np.float32], list[str], list[str]]:
-    """Images uint8 [N, 3, H, H], pooled caption features [N, D], captions and keys; evenly spread if limited.
+) -> tuple[NDArray[np.uint8], NDArray[np.float32], list[str], list[int]]:
+    """Images uint8 [N, 3, H, H], pooled caption features [N, D], captions, places in the set; evenly spread
+    if limited.
 
     For a set that is opened without captions' states the features are [N, 0].
     """
@@ -51,7 +52,7 @@ def load_real(
     if shards.states is not None or encoder is not None:
         tokens = [states.numpy() for states in caption_states(shards, indices, encoder)[0]]
         pooled = pool_tokens(np.concatenate(tokens), np.cumsum([0] + [len(t) for t in tokens]))
-    return np.stack([s.image.numpy() for s in samples]), pooled, [s.caption for s in samples], [s.key for s in samples]
+    return np.stack([s.image.numpy() for s in samples]), pooled, [s.caption for s in samples], indices
 
 
 def measure(
@@ -69,7 +70,7 @@ def measure(
     Writes ``out/results.json`` and the learned heads. ``progress(what, done, total)`` is called all along.
     """
     encoder = online_encoder(text, pick_device("auto"))
-    train_images, train_text, train_captions, train_keys = load_real(Shards(data / "train", text), encoder, num_real)
+    train_images, train_text, train_captions, train_places = load_real(Shards(data / "train", text), encoder, num_real)
     val_images, val_text, _, _ = load_real(Shards(data / "val", text), encoder)
     drawn = {SAMPLES: load_folder(images / "samples"), UNTRAINED: load_folder(images / "untrained")}
     count, px = len(drawn[SAMPLES]), drawn[SAMPLES].shape[-1]
@@ -109,7 +110,7 @@ def measure(
                 "index": line["index"],
                 "caption": line["caption"],
                 "key": line["key"],
-                "nearest_key": train_keys[near],
+                "nearest_index": int(train_places[near]),
                 "nearest_caption": train_captions[near],
                 "nearest_distance": float(distance),
             }

@@ -15,9 +15,9 @@ from tqdm import tqdm
 from evaluation.generate import image_seed
 from mdm.checkpoint import newest_checkpoint
 from mdm.draw import draw
-from mdm.heldout import tile
 from mdm.job import Job, load_job
 from mdm.nested import NestedUNet
+from mdm.pixels import tile
 from mdm.presets import Preset
 from mdm.structure import from_dict
 from mdm.text import load_encoder

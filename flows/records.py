@@ -158,13 +158,13 @@ def _sample_grid(plan: Preset, images: Path, data: Path, results: dict[str, Any]
     folder = images / "samples"
     levels = {px: load_folder(folder / "levels" / str(px)) for px in resolutions}
     real, train = Shards(data / "val"), Shards(data / "train")
-    index_of, held_out = {train[i].key: i for i in train.present()}, real.present()
+    held_out = real.present()
     items = []
     every = max(1, len(results["samples"]) // SHOWN)
     for sample in results["samples"][::every][:SHOWN]:
         tiles = [levels[px][sample["index"]] for px in resolutions]
         tiles.append(real[held_out[sample["index"]]].image.numpy())
-        tiles.append(train[index_of[sample["nearest_key"]]].image.numpy())
+        tiles.append(train[sample["nearest_index"]].image.numpy())
         caption = f"{sample['caption']}  (nearest: {sample['nearest_caption']})"
         items.append({"caption": caption, "image": png_uri(strip(tiles))})
     sizes = ", ".join(f"{px} px" for px in resolutions)

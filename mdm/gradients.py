@@ -8,10 +8,9 @@ from mdm.diffusion import Process
 from mdm.draws import noise, uniforms
 from mdm.job import Job
 from mdm.order import hash64
+from mdm.pixels import from_uint8
 from mdm.state import State
 from mdm.text import TextEncoder
-
-PIXEL_SCALE = 127.5  # uint8 -> [-1, 1]
 
 
 class Split:
@@ -61,7 +60,7 @@ class Gradients:
         tops = sum(place in top for place in places)
         sizes = [len(places)] * (len(job.model.levels) - 1) + [tops]  # Sec. 4.1: some carry only the lower levels
         counts = [training.batch_size] * (len(job.model.levels) - 1) + [len(top)]
-        images = batch.images.to(device, non_blocking=True).float() / PIXEL_SCALE - 1
+        images = from_uint8(batch.images.to(device, non_blocking=True))
         if job.compute.channels_last:
             images = images.to(memory_format=torch.channels_last)
         xs = [x[:size] for x, size in zip(self.process.downsample(images), sizes, strict=True)]

@@ -5,13 +5,13 @@ from pathlib import Path
 
 import torch
 from PIL import Image
-from torch import Tensor
 
 from mdm.config import LossSpace, Model, Sampling
 from mdm.data import Shards, hash64, stack_conditions
 from mdm.diffusion import Denoiser, Process
 from mdm.draw import draw
 from mdm.nested import NestedUNet
+from mdm.pixels import from_uint8, tile
 from mdm.text import TextEncoder, known_conditions
 
 NUM_IMAGES = 64  # of the held-out loss
@@ -38,7 +38,7 @@ class HeldOut:
         indices = shards.spread(NUM_IMAGES)
         count = len(indices)
         samples = [shards[i] for i in indices]
-        images = torch.stack([s.image for s in samples]).float() / 127.5 - 1
+        images = from_uint8(torch.stack([s.image for s in samples]))
         self.xs = [x.to(device) for x in self.process.downsample(images)]
         generator = torch.Generator().manual_seed(hash64(seed, "held out"))
         self.noise = [n.to(device) for n in self.process.draw_noise(count, generator)]
@@ -75,18 +75,3 @@ class HeldOut:
         temporary = path.with_suffix(".tmp")
         Image.fromarray(tile(xs)).save(temporary, format="png")
         temporary.replace(path)
-
-
-def to_uint8(x: Tensor) -> Tensor:
-    """Pixels in [-1, 1] -> uint8, rounded."""
-    return ((x.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).cpu()
-
-
-def tile(xs: list[Tensor]):
-    """Levels of [B, 3, H_r, H_r] -> one uint8 picture [R * H, B * H, 3], a row per level."""
-    px = xs[-1].shape[-1]
-    rows = [
-        torch.cat(list(to_uint8(x).repeat_interleave(px // x.shape[-1], 2).repeat_interleave(px // x.shape[-1], 3)), 2)
-        for x in xs
-    ]
-    return torch.cat(rows, 1).permute(1, 2, 0).numpy()
