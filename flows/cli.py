@@ -19,6 +19,9 @@ def main(argv: list[str] | None = None) -> int:
     except (Trouble, ValueError, FileNotFoundError) as error:
         print(f"mdm: {error}", file=sys.stderr)
         return 1
+    except BrokenPipeError:  # `mdm models | head`: nobody reads on; nor may the interpreter complain at its end
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except KeyboardInterrupt:
         print("mdm: interrupted; the same command goes on from here", file=sys.stderr)
         return 130

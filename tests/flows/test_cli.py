@@ -165,3 +165,10 @@ def test_models_lists_parameters_and_flops(capsys: pytest.CaptureFixture[str]) -
     line = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("MDM-S64S256 "))
     assert "449,833,286" in line
     assert "587.61" in line
+
+
+def test_a_reader_that_goes_away_is_no_error() -> None:
+    command = f"{sys.executable} -m flows.cli models | head -1"
+    done = subprocess.run(["bash", "-o", "pipefail", "-c", command], capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith("model")
