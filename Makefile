@@ -27,7 +27,7 @@ slow: $(READY)  ## the tests that take minutes: kills in every stage of the real
 gpu-check: $(READY)  ## try everything that a GPU does differently, and its speed; without one the CPU part (ten minutes)
 	@$(BIN)/python benchmarks/gpu_check.py
 
-ci:  ## everything that must hold before a change lands: lint, layers, types, tests, the page in Chromium
+ci:  ## everything that must hold before a change lands: lint, layers, types, tests, the page in Chromium, kills in every stage
 	@.ci/run
 
 deploy: $(READY)  ## create the work pool and deploy to the Prefect server at PREFECT_API_URL
