@@ -28,15 +28,15 @@ import torch._dynamo.utils  # noqa: E402
 from kill_and_resume import digests, kill_after, launch  # noqa: E402
 
 from mdm.checkpoint import write_json  # noqa: E402
-from mdm.compute import DTYPE_NAMES, DTYPES, Spread, pick_dtype  # noqa: E402
+from mdm.compute import DTYPE_NAMES, DTYPES, pick_dtype  # noqa: E402
+from mdm.config import Sampling  # noqa: E402
 from mdm.costs import empty_condition, model_flops_per_image, peak_flops  # noqa: E402
 from mdm.diffusion import Process  # noqa: E402
-from mdm.ema import EMA  # noqa: E402
-from mdm.job import commit, cpu_name  # noqa: E402
+from mdm.job import Job, commit, cpu_name  # noqa: E402
 from mdm.memory import step_memory  # noqa: E402
-from mdm.nested import NestedUNet  # noqa: E402
 from mdm.presets import PRESETS  # noqa: E402
 from mdm.stage import Compute, Stage  # noqa: E402
+from mdm.state import State  # noqa: E402
 from mdm.structure import to_dict  # noqa: E402
 from mdm.verify import TOLERANCE, verify_folder  # noqa: E402
 from small import small_job, small_model, write_dataset  # noqa: E402
@@ -186,16 +186,15 @@ def measure(stage: Stage, batch: int, device: torch.device) -> list[str]:
 
 
 class Step:
-    """A training step of a stage on made-up data in one process: loss, gradients, Adam, EMA."""
+    """A training step of a stage on made-up data in one process: loss, gradients, and the trainer's own update."""
 
     def __init__(self, stage: Stage, batch: int, device: torch.device) -> None:
         torch.manual_seed(0)
         self.stage, self.device, self.dtype = stage, device, pick_dtype(stage.compute.precision, device)
         self.process = Process.of(stage.model)
-        network = NestedUNet(stage.model).to(device)
-        self.spread = Spread(network, stage.compute, device)
-        self.ema, weights = EMA(self.spread.local), self.spread.local.values()
-        self.optimizer = torch.optim.Adam(weights, lr=stage.training.lr, fused=True)
+        nowhere = {"train_data": "", "val_data": "", "text": None, "sampling": Sampling()}
+        job = Job(model=stage.model, training=stage.training, compute=stage.compute, **nowhere)  # type: ignore[arg-type]
+        self.state = State(job, device, self.dtype)
         tops = (
             sum(stage.training.carries_top(place) for place in range(batch)) if len(stage.model.levels) > 1 else batch
         )
@@ -212,17 +211,16 @@ class Step:
         xs = [x[:size] for x, size in zip(self.process.downsample(self.images), self.sizes, strict=True)]
         with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
             losses = self.process.loss(
-                lambda zs, t: self.spread.model(zs, t, **self.condition),
+                lambda zs, t: self.state.spread.model(zs, t, **self.condition),
                 xs,
                 [torch.randn_like(x) for x in xs],
                 self.times,
                 self.stage.training.loss,
             )
-        loss = torch.stack([level.mean() for level in losses]).sum()
-        loss.backward()
-        self.optimizer.step()
-        self.spread.zero_grad()
-        self.ema.update(list(self.spread.local.values()), 0.9999)
+        means = torch.stack([level.mean() for level in losses])
+        loss = means.sum()
+        self.state.scaler.scale(loss).backward()
+        self.state.step(means.detach(), 0)
         return loss.detach()
 
 

@@ -21,6 +21,7 @@ import psutil
 ROOT = Path(__file__).parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
+from flows.launch import torchrun  # noqa: E402
 from mdm.attempts import newest_attempt  # noqa: E402
 from mdm.checkpoint import newest_checkpoint, sha256, write_json  # noqa: E402
 from mdm.job import Job, commit, cpu_name  # noqa: E402
@@ -34,9 +35,8 @@ NIMG = {1: 640, 2: 480, 3: 320}  # levels -> images
 
 
 def launch(run: Path, processes: int = 2) -> subprocess.Popen[bytes]:
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
     with (run / "log.txt").open("ab") as log:
-        return subprocess.Popen([*torchrun, "-m", "mdm.train", str(run)], stdout=log, stderr=log)
+        return subprocess.Popen(torchrun("mdm.train", run, processes), stdout=log, stderr=log)
 
 
 def kill_after(run: Path, process: subprocess.Popen[bytes], seconds: float) -> None:

@@ -283,7 +283,7 @@ class Trainer:
         self.substituted += means.substituted
         self.record.window(closed, means, None if self.encoder is None else self.encoder.cut, len(self.returns))
         for i, bad in enumerate(means.skipped):
-            if bad:
+            if bad and self.mine is not None:
                 nimg = closed.nimg - (len(means.skipped) - i) * self.training.batch_size
                 first = self._first(nimg)
                 samples = [self.data.index(first + place) for place in range(self.training.batch_size)]
