@@ -9,7 +9,7 @@ from prefect.runtime import deployment
 from flows.data import embed_text, prepare_data, write_shard_set
 from flows.evaluation import evaluate_samples, sample_images, write_report
 from flows.facts import run_facts
-from flows.home import Trouble, hold, quiet_services, run_folder
+from flows.home import Trouble, hold, home, quiet_services, run_folder
 from flows.overrides import Overrides, PresetName
 from flows.preflight import check_machine
 from flows.progress import board
@@ -69,6 +69,8 @@ def explain(error: BaseException) -> str | None:
     """The line for a person, where an error is theirs to mend."""
     if isinstance(error, OSError) and error.errno == 28:
         return f"no space left on the disk of {error.filename or 'MDM_HOME'}: free some and run the same command again"
+    if isinstance(error, RuntimeError) and "ephemeral Prefect API server" in str(error):
+        return f"Prefect's temporary server did not start in {home() / 'prefect'}: is the disk full? Run it again"
     return str(error) if isinstance(error, Trouble | ValueError) else None
 
 
