@@ -231,8 +231,8 @@ PRESETS = {
                 "32": _tiny_stage("tiny-16-32", 10_400, 8, 320, "16", time_power=1.5),
                 "64": _tiny_stage("tiny-16-32-64", 11_200, 8, 320, "32", time_power=1.5),
             },
-            # White paper must stay white: clip. Few steps, most of them where little noise is left. Captions are followed
-            # at 16 px; more guidance further out gives harder, less likely detail.
+            # White paper must stay white: clip. Few steps, most of them where little noise is left. Captions are
+            # followed at 16 px; more guidance further out gives harder, less likely detail.
             sampling=Sampling(steps=24, spacing="quadratic", guidance=(3.0, 1.5), threshold="clip"),
             evaluation=Evaluation(num_samples=96, num_real=600),
             hardware=Hardware(device="cpu", processes=2, threads=1, disk_gb=1),
