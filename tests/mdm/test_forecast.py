@@ -77,5 +77,6 @@ def test_the_page_fits_a_terminal() -> None:
         assert max(map(len, lines)) <= 120
         assert lines[0].split() == ["stage", "16", "32", "64", "in", "all"]
         assert any(line.startswith("  with what is recomputed") for line in lines)
-        assert any(line.startswith("snapshots for mdm ema") and "64 x 19.2 MB" in line for line in lines)
+        snapshots = f" {forecast(stages['64'], machine).snapshots} x "
+        assert any(line.startswith("snapshots for mdm ema") and snapshots in line for line in lines)
         assert any(line.startswith("GPU-hours") for line in lines) == (machine.device == "cuda")
