@@ -228,8 +228,8 @@ PRESETS = {
                 "16": _tiny_stage("tiny-16", 10_240, 64, 640),
                 # The outer levels are what is short of training at the end, so they get most of the minutes, in many
                 # small steps. More of the low noise, where the shifted levels' detail is learned.
-                "32": _tiny_stage("tiny-16-32", 10_400, 8, 320, "16", time_power=1.5),
-                "64": _tiny_stage("tiny-16-32-64", 11_200, 8, 320, "32", time_power=1.5),
+                "32": _tiny_stage("tiny-16-32", 9_600, 8, 320, "16", time_power=1.5),
+                "64": _tiny_stage("tiny-16-32-64", 9_920, 8, 320, "32", time_power=1.5),
             },
             # White paper must stay white: clip. Few steps, most of them where little noise is left. Captions are
             # followed at 16 px; more guidance further out gives harder, less likely detail.
