@@ -1,6 +1,7 @@
 """``mdm run``: the flow in this process, with Prefect's temporary server, a live board, and a plain end."""
 
 import json
+import signal
 import sys
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ def run_embedded(preset: str, overrides: dict[str, Any]) -> int:
 
     end_stale_servers()
     try:
+        start_server()
         name = reproduction(**parameters(preset, overrides))
     except BaseException as error:
         line = explain(error)
@@ -23,6 +25,21 @@ def run_embedded(preset: str, overrides: dict[str, Any]) -> int:
         return 1
     print(where_things_are(name))
     return 0
+
+
+def start_server() -> None:
+    """Start Prefect's temporary server, deaf to Ctrl-C: the flow hears it and must still tell the server how it ended.
+
+    A terminal sends it to both; Prefect would then ask a dead server for many minutes. Without this call Prefect starts
+    the same server itself.
+    """
+    from prefect.server.api.server import SubprocessASGIServer
+
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # a process is born with its parent's mask
+    try:
+        SubprocessASGIServer().start()
+    finally:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
 
 
 def end_stale_servers() -> None:

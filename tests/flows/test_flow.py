@@ -1,9 +1,11 @@
 """The whole flow at a very small size: once through, once again, and killed in every stage."""
 
+import contextlib
 import json
 import os
 import re
 import signal
+import sqlite3
 import subprocess
 import sys
 from pathlib import Path
@@ -34,6 +36,8 @@ def start(home: Path) -> subprocess.Popen[str]:
         stderr=subprocess.PIPE,
         text=True,
         env={**os.environ, **strange, "MDM_HOME": str(home)},
+        start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # where the tests run under nohup, too
     )
 
 
@@ -124,6 +128,22 @@ def test_again_nothing_is_done_twice_and_a_prompt_can_be_drawn(whole: tuple[Path
         assert image.size == (2 * 64, 3 * 64)
     with Image.open(tmp_path / "heart-strip.png") as image:
         assert image.size == (3 * 64, 3 * 64)
+
+
+@pytest.mark.timeout(200)
+def test_ctrl_c_ends_the_flow_at_once_and_prefect_knows(tmp_path: Path) -> None:
+    """A terminal sends SIGINT to every process of its group, Prefect's temporary server included."""
+    process = start(tmp_path)
+    assert process.stderr is not None
+    for line in process.stderr:
+        if "] shards: started" in line:
+            break
+    os.killpg(process.pid, signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert err.splitlines()[-1] == "mdm: interrupted; the same command goes on from here"
+    with contextlib.closing(sqlite3.connect(tmp_path / "prefect" / "prefect.db")) as database:
+        assert database.execute("SELECT state_type FROM flow_run").fetchall() == [("CRASHED",)]
 
 
 @pytest.mark.slow
