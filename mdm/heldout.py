@@ -41,11 +41,10 @@ class HeldOut:
         images = from_uint8(torch.stack([s.image for s in samples]))
         self.xs = [x.to(device) for x in self.process.downsample(images)]
         generator = torch.Generator().manual_seed(hash64(seed, "held out"))
+        # The times first: then all stages of a run measure a level with the same times and noise.
+        times = torch.linspace(1, self.process.num_steps, count).round().long()
+        self.k = times[torch.randperm(count, generator=generator)].to(device)
         self.noise = [n.to(device) for n in self.process.draw_noise(count, generator)]
-        self.k = (
-            torch.linspace(1, self.process.num_steps, count).round().long()[torch.randperm(count, generator=generator)]
-        )
-        self.k = self.k.to(device)
         conditions, self.null = known_conditions(shards, indices, model, encoder)
         self.condition = {name: value.to(device) for name, value in stack_conditions(conditions).items()}
         chosen = range(0, count, max(1, count // NUM_SAMPLES))
