@@ -82,7 +82,7 @@ def run_plan(folder: Path, plan: Plan, rank: int, world: int) -> None:
     encoder = online_encoder(plan.text, device)
     conditions, null = known_conditions(shards, [captioned[i] for i in mine], _model(plan), encoder)
     for images in plan.sets:
-        network = _network(plan, images).to(device)
+        network = _network(plan, images).to(device).to(memory_format=torch.channels_last)
         target = folder / images.name
         target.mkdir(parents=True, exist_ok=True)
         missing = [i for i in mine if not (target / f"{i:05d}.png").exists()]
