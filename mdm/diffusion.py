@@ -98,9 +98,9 @@ class Process:
             torch.randn(batch_size, channels, px, px, generator=generator, device=device) for px in self.resolutions
         ]
 
-    def times(self, u: Tensor, power: float = 1.0) -> Tensor:
-        """Indices k [B] in 1 … T from numbers u [B] in 0..1: uniform for power 1 (Eq. 3), as T u^power otherwise."""
-        return (u**power * self.num_steps).long().clamp(max=self.num_steps - 1) + 1
+    def times(self, u: Tensor) -> Tensor:
+        """Indices k [B] in 1 … T from numbers u [B] in 0..1: uniform, as in Eq. 3."""
+        return (u * self.num_steps).long().clamp(max=self.num_steps - 1) + 1
 
     def diffuse(self, xs: list[Tensor], noise: list[Tensor], k: Tensor) -> list[Tensor]:
         """z_t of every level (Eq. 2) at indices k [B]; levels may hold fewer samples than the lowest one."""

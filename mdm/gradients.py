@@ -67,7 +67,7 @@ class Gradients:
         drawn = noise(job.seed, batch.positions, self.process.resolutions, device)
         first = batch.positions[0] - places[0]
         u = uniforms(job.seed, first, training.batch_size, places).to(device, non_blocking=True)
-        k = self.process.times(u, training.time_power)
+        k = self.process.times(u)
         condition = batch.condition if self.encoder is None else self.encoder.condition(batch.captions)
         condition = {name: value.to(device, non_blocking=True) for name, value in condition.items()}
         if any(level.dropout for level in job.model.levels):

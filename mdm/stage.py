@@ -32,7 +32,6 @@ class Training:
     ema_halflife_nimg: int = 0  # > 0: instead of ema_decay, the images after which a weight counts half
     ema_rampup: float = 0.0  # > 0: half-life at most this fraction of the images seen, for short runs
     loss: LossSpace = "noise"  # the paper leaves omega_t open; the released code takes the error in the noise
-    time_power: float = 1.0  # times are T u^time_power: above 1, more of them with little noise (our choice)
     low_only: float = 0.0  # fraction of a batch that skips the top level (Sec. 4.1 mixed-resolution; its value is open)
     level_weights: tuple[float, ...] = ()  # of the losses, innermost first; none: 1 each, which is Eq. 3's default
     caption_dropout: float = 0.0  # stated nowhere in the paper
@@ -47,7 +46,6 @@ class Training:
             check(getattr(self, name) >= 1, f"training.{name} must be at least 1, got {getattr(self, name)}")
         for name in ("warmup_nimg", "ema_halflife_nimg", "window_shards", "max_returns"):
             check(getattr(self, name) >= 0, f"training.{name} must not be negative, got {getattr(self, name)}")
-        check(self.time_power > 0, f"training.time_power must be positive, got {self.time_power}")
         check(self.lr > 0, f"training.lr must be positive, got {self.lr}")
         for name in ("lr_decay", "caption_dropout", "label_dropout", "ema_rampup"):
             check(0 <= getattr(self, name) <= 1, f"training.{name} must lie in 0..1, got {getattr(self, name)}")

@@ -120,15 +120,15 @@ def test_a_preset_is_priced_before_anything_runs(home: Path, capsys: pytest.Capt
     price = ["train", "--preset", "tiny", "--dry-run"]
     assert main([*price, "--stage", "16", "--set", "stages.16.training.nimg=1920"]) == 0
     rows = {line[:26].strip(): line[26:].split() for line in capsys.readouterr().out.splitlines() if line[:1] != " "}
-    assert rows["parameters"] == ["2,050,227"]
-    assert rows["steps x images per step"] == ["30", "x", "64"]
-    assert rows["time"] == ["0.3", "min"]
+    assert rows["parameters"] == ["1,409,507"]
+    assert rows["steps x images per step"] == ["120", "x", "16"]
+    assert rows["time"] == ["0.2", "min"]
     assert not home.exists()
     assert "`mdm run tiny` trains a preset's stages" in refused(capsys, "train", "--preset", "tiny")
     assert "needs a run folder, or --preset" in refused(capsys, "train")
     assert "not both" in refused(capsys, "train", "folder", "--preset", "tiny", "--dry-run")
     assert "the stages of tiny are 16, 32, 64" in refused(capsys, *price, "--stage", "8")
-    assert "64 does not divide by 3 processes" in refused(capsys, *price, "--processes", "3")
+    assert "16 does not divide by 3 processes" in refused(capsys, *price, "--processes", "3")
     assert "go with --preset" in refused(capsys, "train", "folder", "--set", "seed=1")
 
 
