@@ -15,7 +15,9 @@ from evaluation.features import load_folder
 from evaluation.measure import NOISE, SAMPLES, SHUFFLED, UNTRAINED
 from evaluation.protocols import FRECHET, KID, TEXT_IMAGE
 from flows.tracking import Tracker, history
-from flows.training import started_at
+from flows.training import started_at, trained_weights
+from mdm.checkpoint import sha256
+from mdm.config import LossSpace
 from mdm.data import Shards
 from mdm.presets import Preset
 from preprocessing.manifest import read_manifest
@@ -36,7 +38,7 @@ def export_records(plan: Preset, run: Path, data: Path, images: Path, tracker: T
         "preset": plan.name,
         "created": datetime.now().astimezone().isoformat(timespec="seconds"),
         "verdict": verdict(plan, results["metrics"]),
-        "facts": _facts(plan, parent.tags, manifest, results),
+        "facts": _facts(plan, run, parent.tags, manifest, results),
         "stages": _stages(plan, parent.metrics, tracker),
         "curves": _curves(plan, tracker),
         "metrics": results["metrics"],
@@ -76,9 +78,13 @@ def _against(values: dict[str, float]) -> float:
     return values[SAMPLES] / min(values[UNTRAINED], values[NOISE])
 
 
-def _facts(plan: Preset, tags: dict[str, str], manifest: dict[str, Any], results: dict[str, Any]) -> list[list[str]]:
+def _facts(
+    plan: Preset, run: Path, tags: dict[str, str], manifest: dict[str, Any], results: dict[str, Any]
+) -> list[list[str]]:
     widths = {name: "/".join(map(str, stage.model.resolutions)) for name, stage in plan.stages.items()}
     sampling = plan.sampling
+    last, stage = list(plan.stages.items())[-1]
+    weights = trained_weights(run / last)
     return [
         [
             "Data",
@@ -90,13 +96,22 @@ def _facts(plan: Preset, tags: dict[str, str], manifest: dict[str, Any], results
         ["Text-image score", "linear heads learned on the training pairs, a stand-in for CLIP"],
         ["Stages", "; ".join(f"{n}: {w} px, {plan.stages[n].training.nimg:,} images" for n, w in widths.items())],
         [
+            "Objective",
+            f"the network predicts {stage.model.prediction}; {loss_name(stage.training.loss)} per level",
+        ],
+        [
             "Sampler",
             f"{sampling.sampler}, {sampling.steps} steps, guidance_scale {list(sampling.guidance)} (innermost level "
-            f"first), threshold {sampling.threshold}, EMA weights",
+            f"first), threshold {sampling.threshold}",
         ],
+        ["Weights", f"EMA, {weights.relative_to(run)}: sha256 {sha256(weights / 'model.safetensors')}"],
         ["Seed", str(plan.seed)],
         *[[label, tags[f"mdm.{key}"]] for key, label in FACT_TAGS.items() if f"mdm.{key}" in tags],
     ]
+
+
+def loss_name(space: LossSpace) -> str:
+    return f"mean squared error of {'the noise' if space == 'noise' else space}"
 
 
 FACT_TAGS = {"machine": "Machine", "versions": "Versions", "commit": "Commit", "config": "Configuration digest"}
@@ -138,7 +153,7 @@ def _curves(plan: Preset, tracker: Tracker) -> list[dict[str, Any]]:
             {
                 "title": f"Loss at {px} × {px}",
                 "x_label": "images seen",
-                "y_label": "mean squared error of v" if last.training.loss == "v" else f"loss ({last.training.loss})",
+                "y_label": loss_name(last.training.loss),
                 "log_y": True,
                 "series": series,
             }

@@ -84,7 +84,11 @@ def write_openmoji(
         "image_ext": "png",
         "samples": len(drawings),
         "shards": shards,
-        "source": {"openmoji": source.version, "skin_tones": source.skin_tones},
+        "source": {
+            "openmoji": source.version,
+            "drawings": "faces, people, hands and hearts" if source.people else "all",
+            "skin tones": "all" if source.skin_tones else "none",
+        },
         "licence": source.licence,
         "credit": source.credit,
         "inputs": inputs,

@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from mdm.checkpoint import sha256
+
 SMALL = [
     *("--set", "data.limit=120", "--set", "data.val_fraction=0.2"),
     *("--set", "evaluation.num_samples=8", "--set", "evaluation.feature_px=64", "--set", "evaluation.num_real=60"),
@@ -77,7 +79,13 @@ def test_the_flow_leaves_a_page_numbers_and_pictures(whole: tuple[Path, str]) ->
     for line in ("Report ", "Checkpoints ", "Your prompt ", "MLflow UI ", "Prefect UI "):
         assert line in out
     records = json.loads((run / "report" / "records.json").read_text())
-    assert len(records["curves"]) == 3
+    assert [curve["y_label"] for curve in records["curves"]] == ["mean squared error of x"] * 3
+    facts = dict(records["facts"])
+    assert "faces, people, hands and hearts" in facts["Data source"]
+    assert "predicts x" in facts["Objective"]
+    weights = run / "64" / "checkpoints" / "nimg-000000000032" / "ema"
+    assert facts["Weights"].startswith(f"EMA, {weights.relative_to(run)}: sha256 ")
+    assert facts["Weights"].endswith(sha256(weights / "model.safetensors"))
     names = [metric["name"] for metric in records["metrics"]]
     assert "kid_efficientnet_lite0" in names
     assert not [n for n in names if "fid" in n or "clip" in n]
