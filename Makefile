@@ -6,7 +6,7 @@ READY := .venv/.ready
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
-demo: $(READY)  ## install, then the whole reproduction on a laptop (nine to fifteen minutes); again: it resumes
+demo: $(READY)  ## install, then the whole reproduction on a laptop (eight to fifteen minutes); again: it resumes
 	@$(BIN)/mdm run tiny
 
 test: $(READY)  ## install, then the tests (about five minutes on two cores)

@@ -67,7 +67,7 @@ def where_things_are(name: str) -> str:
             "",
             f"Report       {_shown(run / 'report' / 'index.html')}",
             f"Checkpoints  {_shown(last_stage(run) / 'checkpoints')}",
-            f"Your prompt  {bin_folder}/mdm sample {name} 'red heart'",
+            f"Your prompt  {bin_folder}/mdm sample {name} 'red heart' 'woman medium skin tone' 'grinning face'",
             f"MLflow UI    {bin_folder}/mlflow ui --backend-store-uri {mlflow_uri()}",
             f"Prefect UI   PREFECT_HOME={_shown(home() / 'prefect')} {bin_folder}/prefect server start",
         ]
