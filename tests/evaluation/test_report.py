@@ -167,6 +167,8 @@ def test_command_line(records: dict[str, Any], tmp_path: Path) -> None:
 
 IMAGES_DRAWN = """Promise.all([...document.images].map(i => i.decode()))
   .then(() => [...document.images].map(i => i.naturalWidth))"""
+STRIPS_SHOWN = """[...document.images].filter(i => i.naturalWidth > 2 * i.naturalHeight)
+  .map(i => i.getBoundingClientRect().width)"""
 INSIDE_THE_WINDOW = """[...document.querySelectorAll('main *')]
   .every(e => e.getBoundingClientRect().right <= innerWidth + 1)"""
 CHARTS_DRAWN = """[...document.querySelectorAll('svg.chart')].map(chart => {
@@ -198,6 +200,7 @@ def test_is_drawn(browser: Page, page_file: Path, records: dict[str, Any], width
     widths = browser.evaluate(IMAGES_DRAWN)
     assert len(widths) == sum(len(grid["items"]) for grid in records["grids"])
     assert min(widths) >= 16
+    assert min(browser.evaluate(STRIPS_SHOWN)) >= 280  # of five pictures each
 
     charts = browser.evaluate(CHARTS_DRAWN)
     expected = [len(m["values"]) for m in records["metrics"]] + [len(c["series"]) for c in records["curves"]]
