@@ -8,7 +8,7 @@ from typing import Any
 from prefect import task
 
 from evaluation.generate import UNTRAINED, ImageSet, Plan
-from evaluation.measure import measure
+from evaluation.measure import SAMPLES, measure
 from evaluation.report import render
 from flows.artifacts import StageProgress, show_link, show_metrics
 from flows.launch import died, run_job
@@ -99,8 +99,13 @@ def evaluate_samples(
 
 
 def log_results(tracker: Tracker, folder: Path, done: dict[str, Any]) -> None:
-    """Numbers of one evaluation: ``eval/NAME_nN`` for the samples, ``eval/NAME_nN/WHAT`` for what they stand beside."""
+    """Numbers of one evaluation: ``eval/NAME_nN`` for the samples, ``eval/NAME_nN/WHAT`` for what they stand beside.
+
+    The samples' own also go to the parent run, so that runs can be compared by them in the UI's table.
+    """
     values: dict[str, float] = {}
+    own = {f"eval/{metric['name']}_n{metric['n']}": metric["values"].get(SAMPLES) for metric in done["metrics"]}
+    tracker.metrics("", {name: value for name, value in own.items() if value is not None}, 0, done["finished_ms"])
     for metric in done["metrics"]:
         name = f"eval/{metric['name']}_n{metric['n']}"
         for i, (what, value) in enumerate(metric["values"].items()):

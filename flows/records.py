@@ -122,7 +122,7 @@ def _stages(plan: Preset, metrics: dict[str, float], tracker: Tracker) -> list[d
     for name, seconds in sorted(metrics.items()):
         if not name.startswith("time/"):
             continue
-        _, _, title = name.split("/", 2)
+        title = name[len("time/00 ") :]
         cost = detail = ""
         if title.startswith("train "):
             stage = title.removeprefix("train ")

@@ -84,9 +84,9 @@ class Tracker:
         self.client.log_batch(self.child(stage), metrics=points)
 
     def times(self, seconds: dict[str, float], order: list[str]) -> None:
-        """How long each stage took, as ``time/NN/NAME`` of the parent run; a reused stage keeps its first time."""
+        """How long each stage took, as ``time/NN NAME`` of the parent run; a reused stage keeps its first time."""
         known = self.client.get_run(self.ids[""]).data.metrics
-        names = {f"time/{order.index(name):02d}/{name}": value for name, value in seconds.items()}
+        names = {f"time/{order.index(name):02d} {name}": value for name, value in seconds.items()}
         points = [Metric(k, v, int(time.time() * 1000), 0) for k, v in names.items() if k not in known]
         self.client.log_batch(self.ids[""], metrics=points)
 

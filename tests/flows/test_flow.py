@@ -97,6 +97,9 @@ def test_the_flow_leaves_a_page_numbers_and_pictures(whole: tuple[Path, str]) ->
     client = MlflowClient(f"sqlite:///{home / 'mlflow' / 'mlflow.db'}")
     ids = json.loads((run / "mlflow.json").read_text())["runs"]
     assert set(ids) == {"", "16", "32", "64", "evaluation"}
+    parent = client.get_run(ids[""]).data.metrics
+    assert {name for name in parent if name.startswith("eval/kid")} == {"eval/kid_efficientnet_lite0_n8"}
+    assert "time/04 grow 32" in parent
     assert len(client.get_metric_history(ids["64"], "train/loss_64")) == 4
     assert [a.path for a in client.list_artifacts(ids["64"], "samples")]
     assert all(client.get_run(i).info.status == "FINISHED" for i in ids.values())
