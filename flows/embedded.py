@@ -2,7 +2,9 @@
 
 import json
 import signal
+import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,9 @@ def run_embedded(preset: str, overrides: dict[str, Any]) -> int:
     """Run the flow to its end -> exit code. Prints where things are, or the one line that says what went wrong."""
     from flows.reproduction import explain, parameters, reproduction
 
+    for number in (signal.SIGTERM, signal.SIGHUP):  # a batch system, a closed terminal: an orderly end, as by Ctrl-C
+        if signal.getsignal(number) != signal.SIG_IGN:  # nohup
+            signal.signal(number, signal.default_int_handler)
     end_stale_servers()
     try:
         start_server()
@@ -28,18 +33,19 @@ def run_embedded(preset: str, overrides: dict[str, Any]) -> int:
 
 
 def start_server() -> None:
-    """Start Prefect's temporary server, deaf to Ctrl-C: the flow hears it and must still tell the server how it ended.
+    """Start Prefect's temporary server in a process group of its own: the flow must still tell it how it ended.
 
-    A terminal sends it to both; Prefect would then ask a dead server for many minutes. Without this call Prefect starts
-    the same server itself.
+    A terminal's Ctrl-C and a batch system's SIGTERM go to a whole group; Prefect would then ask a dead server for many
+    minutes. Without this call Prefect starts the same server itself, and offers no way to say so.
     """
     from prefect.server.api.server import SubprocessASGIServer
 
-    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # a process is born with its parent's mask
+    popen = subprocess.Popen
+    subprocess.Popen = partial(popen, process_group=0)  # type: ignore[misc, assignment]
     try:
         SubprocessASGIServer().start()
     finally:
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+        subprocess.Popen = popen  # type: ignore[misc]
 
 
 def end_stale_servers() -> None:

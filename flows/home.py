@@ -64,7 +64,7 @@ def quiet_services() -> None:
     os.environ["DO_NOT_TRACK"] = "1"
     os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
     os.environ["MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR"] = "false"
-    os.environ["MLFLOW_LOGGING_LEVEL"] = "WARNING"
+    os.environ["MLFLOW_LOGGING_LEVEL"] = "CRITICAL"  # what fails is raised; on a full disk it also logs pages of SQL
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
     os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"
 

@@ -29,6 +29,11 @@ for stage in ("16", "32", "64"):
 STAGES = ("16", "grow-32", "32", "grow-64", "64", "samples", "evaluation", "report")
 
 
+def heed_signals() -> None:
+    for number in (signal.SIGINT, signal.SIGHUP):  # where the tests run under nohup, too
+        signal.signal(number, signal.SIG_DFL)
+
+
 def start(home: Path) -> subprocess.Popen[str]:
     # What the caller's environment says must not matter.
     strange = {"MLFLOW_TRACKING_URI": "http://127.0.0.1:9", "PREFECT_API_URL": "http://127.0.0.1:9/api"}
@@ -39,7 +44,7 @@ def start(home: Path) -> subprocess.Popen[str]:
         text=True,
         env={**os.environ, **strange, "MDM_HOME": str(home)},
         start_new_session=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # where the tests run under nohup, too
+        preexec_fn=heed_signals,
     )
 
 
@@ -142,14 +147,15 @@ def test_again_nothing_is_done_twice_and_a_prompt_can_be_drawn(whole: tuple[Path
 
 
 @pytest.mark.timeout(200)
-def test_ctrl_c_ends_the_flow_at_once_and_prefect_knows(tmp_path: Path) -> None:
-    """A terminal sends SIGINT to every process of its group, Prefect's temporary server included."""
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_the_flow_at_once_and_prefect_knows(number: int, tmp_path: Path) -> None:
+    """Ctrl-C and a batch system signal every process of the group, Prefect's temporary server included."""
     process = start(tmp_path)
     assert process.stderr is not None
     for line in process.stderr:
         if "] shards: started" in line:
             break
-    os.killpg(process.pid, signal.SIGINT)
+    os.killpg(process.pid, number)
     _, err = process.communicate(timeout=60)
     assert process.returncode == 130
     assert err.splitlines()[-1] == "mdm: interrupted; the same command goes on from here"
