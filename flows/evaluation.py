@@ -104,15 +104,17 @@ def log_results(tracker: Tracker, folder: Path, done: dict[str, Any]) -> None:
     The samples' own also go to the parent run, so that runs can be compared by them in the UI's table.
     """
     values: dict[str, float] = {}
-    own = {f"eval/{metric['name']}_n{metric['n']}": metric["values"].get(SAMPLES) for metric in done["metrics"]}
-    tracker.metrics("", {name: value for name, value in own.items() if value is not None}, 0, done["finished_ms"])
+    own: dict[str, float] = {}
     for metric in done["metrics"]:
         name = f"eval/{metric['name']}_n{metric['n']}"
+        if SAMPLES in metric["values"]:
+            own[name] = metric["values"][SAMPLES]
         for i, (what, value) in enumerate(metric["values"].items()):
             values[name if i == 0 else f"{name}/{what.replace(' ', '_')}"] = value
         for what, (low, high) in metric["interval"].items():
             prefix = name if what == next(iter(metric["values"])) else f"{name}/{what.replace(' ', '_')}"
             values |= {f"{prefix}_low": low, f"{prefix}_high": high}
+    tracker.metrics("", own, 0, done["finished_ms"])
     tracker.metrics("evaluation", values, 0, done["finished_ms"])
     tracker.artifact("evaluation", folder / "results.json")
     tracker.finish("evaluation")

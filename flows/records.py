@@ -16,7 +16,6 @@ from evaluation.measure import NOISE, SAMPLES, SHUFFLED, UNTRAINED
 from evaluation.protocols import FRECHET, KID, TEXT_IMAGE
 from flows.tracking import Tracker, history
 from flows.training import started_at, trained_weights
-from mdm.checkpoint import sha256
 from mdm.config import LossSpace
 from mdm.data import Shards
 from mdm.presets import Preset
@@ -38,7 +37,7 @@ def export_records(plan: Preset, run: Path, data: Path, images: Path, tracker: T
         "preset": plan.name,
         "created": datetime.now().astimezone().isoformat(timespec="seconds"),
         "verdict": verdict(plan, results["metrics"]),
-        "facts": _facts(plan, run, parent.tags, manifest, results),
+        "facts": _facts(plan, run, images, parent.tags, manifest, results),
         "stages": _stages(plan, parent.metrics, tracker),
         "curves": _curves(plan, tracker),
         "metrics": results["metrics"],
@@ -79,12 +78,13 @@ def _against(values: dict[str, float]) -> float:
 
 
 def _facts(
-    plan: Preset, run: Path, tags: dict[str, str], manifest: dict[str, Any], results: dict[str, Any]
+    plan: Preset, run: Path, images: Path, tags: dict[str, str], manifest: dict[str, Any], results: dict[str, Any]
 ) -> list[list[str]]:
     widths = {name: "/".join(map(str, stage.model.resolutions)) for name, stage in plan.stages.items()}
     sampling = plan.sampling
     last, stage = list(plan.stages.items())[-1]
-    weights = trained_weights(run / last)
+    weights = trained_weights(run / last).relative_to(run)
+    drawn_from = json.loads((images / "inputs.json").read_text())["inputs"]["weights"]  # their sha256
     return [
         [
             "Data",
@@ -104,7 +104,7 @@ def _facts(
             f"{sampling.sampler}, {sampling.steps} steps, guidance_scale {list(sampling.guidance)} (innermost level "
             f"first), threshold {sampling.threshold}",
         ],
-        ["Weights", f"EMA, {weights.relative_to(run)}: sha256 {sha256(weights / 'model.safetensors')}"],
+        ["Weights", f"EMA, {weights}: sha256 {drawn_from}"],
         ["Seed", str(plan.seed)],
         *[[label, tags[f"mdm.{key}"]] for key, label in FACT_TAGS.items() if f"mdm.{key}" in tags],
     ]

@@ -29,11 +29,6 @@ for stage in ("16", "32", "64"):
 STAGES = ("16", "grow-32", "32", "grow-64", "64", "samples", "evaluation", "report")
 
 
-def heed_signals() -> None:
-    for number in (signal.SIGINT, signal.SIGHUP):  # where the tests run under nohup, too
-        signal.signal(number, signal.SIG_DFL)
-
-
 def start(home: Path) -> subprocess.Popen[str]:
     # What the caller's environment says must not matter.
     strange = {"MLFLOW_TRACKING_URI": "http://127.0.0.1:9", "PREFECT_API_URL": "http://127.0.0.1:9/api"}
@@ -44,7 +39,7 @@ def start(home: Path) -> subprocess.Popen[str]:
         text=True,
         env={**os.environ, **strange, "MDM_HOME": str(home)},
         start_new_session=True,
-        preexec_fn=heed_signals,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # where the tests run under nohup, too
     )
 
 
