@@ -31,8 +31,8 @@ import torch
 import webdataset
 from PIL import Image
 
-from mdm.data import Shards, TrainingSet, batches
-from mdm.order import Order
+from mdm.data.order import Order
+from mdm.data.shards import Shards, TrainingSet, batches
 from mdm.stage import Storage
 
 OPEN_S, READ_S, READ_AHEAD_BYTES = 0.010, 0.002, 128 * 1024

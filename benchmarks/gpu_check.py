@@ -27,18 +27,18 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests"), str(Path(__file__).parent)]
 import torch._dynamo.utils  # noqa: E402
 from kill_and_resume import digests, kill_after, launch  # noqa: E402
 
-from mdm.checkpoint import write_json  # noqa: E402
-from mdm.compute import DTYPE_NAMES, DTYPES, pick_dtype  # noqa: E402
 from mdm.config import Sampling  # noqa: E402
-from mdm.costs import empty_condition, model_flops_per_image, peak_flops  # noqa: E402
-from mdm.diffusion import Process  # noqa: E402
-from mdm.job import Job, commit, cpu_name  # noqa: E402
-from mdm.memory import step_memory  # noqa: E402
+from mdm.diffusion.process import Process  # noqa: E402
+from mdm.files import write_json  # noqa: E402
+from mdm.forecast.memory import step_memory  # noqa: E402
+from mdm.network.costs import empty_condition, model_flops_per_image, peak_flops  # noqa: E402
 from mdm.presets import PRESETS  # noqa: E402
+from mdm.released.verify import TOLERANCE, verify_folder  # noqa: E402
+from mdm.run.job import Job, commit, cpu_name  # noqa: E402
 from mdm.stage import Compute, Stage  # noqa: E402
-from mdm.state import State  # noqa: E402
 from mdm.structure import to_dict  # noqa: E402
-from mdm.verify import TOLERANCE, verify_folder  # noqa: E402
+from mdm.training.compute import DTYPE_NAMES, DTYPES, pick_dtype  # noqa: E402
+from mdm.training.state import State  # noqa: E402
 from small import small_job, small_model, write_dataset  # noqa: E402
 
 # Largest difference of an output. A GPU sums in another order than the CPU that made the golden tensors; bfloat16 has

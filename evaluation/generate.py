@@ -17,16 +17,16 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
-from mdm.compute import pick_device
 from mdm.config import Device, Model, Sampling
-from mdm.data import Shards
-from mdm.draw import draw
-from mdm.embeddings import TextSource
-from mdm.nested import NestedUNet
-from mdm.order import hash64
-from mdm.pixels import to_uint8
+from mdm.data.embeddings import TextSource
+from mdm.data.order import hash64
+from mdm.data.pixels import to_uint8
+from mdm.data.shards import Shards
+from mdm.data.text import known_conditions, online_encoder
+from mdm.diffusion.generate import draw
+from mdm.network.nested import NestedUNet
 from mdm.structure import from_dict
-from mdm.text import known_conditions, online_encoder
+from mdm.training.compute import pick_device
 
 UNTRAINED = "untrained"
 

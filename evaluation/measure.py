@@ -15,13 +15,13 @@ from evaluation.heads import pool_tokens, retrieval, train_heads
 from evaluation.kid import kid
 from evaluation.nearest import nearest_images
 from evaluation.protocols import FRECHET, KID, RETRIEVAL_R1, RETRIEVAL_R10, TEXT_IMAGE, Result
-from mdm.checkpoint import write_json
-from mdm.compute import pick_device
-from mdm.data import Shards
-from mdm.embeddings import TextSource
-from mdm.order import hash64
-from mdm.pixels import to_uint8
-from mdm.text import TextEncoder, caption_states, online_encoder
+from mdm.data.embeddings import TextSource
+from mdm.data.order import hash64
+from mdm.data.pixels import to_uint8
+from mdm.data.shards import Shards
+from mdm.data.text import TextEncoder, caption_states, online_encoder
+from mdm.files import write_json
+from mdm.training.compute import pick_device
 
 SAMPLES, UNTRAINED, NOISE, REAL, SHUFFLED = (
     "samples",

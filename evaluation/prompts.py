@@ -13,14 +13,14 @@ from torch import Tensor
 from tqdm import tqdm
 
 from evaluation.generate import image_seed
-from mdm.checkpoint import newest_checkpoint
-from mdm.draw import draw
-from mdm.job import Job, load_job
-from mdm.nested import NestedUNet
-from mdm.pixels import tile
+from mdm.data.pixels import tile
+from mdm.data.text import load_encoder
+from mdm.diffusion.generate import draw
+from mdm.network.nested import NestedUNet
 from mdm.presets import Preset
+from mdm.run.checkpoint import newest_checkpoint
+from mdm.run.job import Job, load_job
 from mdm.structure import from_dict
-from mdm.text import load_encoder
 
 STRIP_PICTURES = 10  # of a denoising strip
 

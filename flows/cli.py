@@ -306,7 +306,7 @@ def evaluate(arguments: argparse.Namespace) -> int:
 
 def models(_: argparse.Namespace) -> int:
     from mdm.config import MODELS
-    from mdm.costs import TOKENS, parameters, total_flops
+    from mdm.network.costs import TOKENS, parameters, total_flops
 
     print(f"{'model':30} {'resolutions (px)':>21} {'parameters':>13} {'forward GFLOP':>14}   channels, innermost first")
     for name, model in MODELS.items():
@@ -334,8 +334,8 @@ def train(arguments: argparse.Namespace) -> int:
         raise ValueError("mdm train needs a run folder, or --preset NAME --dry-run")
     if arguments.set or arguments.choice or arguments.config or arguments.stage:
         raise ValueError("--set, --choice, --config and --stage go with --preset: a run folder's job.json is complete")
-    from mdm.job import load_job
-    from mdm.train import main as train_here
+    from mdm.run.job import load_job
+    from mdm.training.train import main as train_here
 
     job, processes = load_job(arguments.run), arguments.processes or 1
     if arguments.dry_run:
@@ -354,7 +354,7 @@ def train(arguments: argparse.Namespace) -> int:
 
 
 def ema(arguments: argparse.Namespace) -> int:
-    from mdm.posthoc import plan, rebuild
+    from mdm.training.posthoc import plan, rebuild
 
     if arguments.dry_run:
         found = plan(arguments.run, arguments.length, arguments.at)
@@ -442,7 +442,7 @@ def report(arguments: argparse.Namespace) -> int:
 
 
 def verify(arguments: argparse.Namespace) -> int:
-    from mdm.verify import verify_folder
+    from mdm.released.verify import verify_folder
 
     failed, count = 0, 0
     print(f"{'largest difference':>18}  output")
@@ -456,8 +456,8 @@ def verify(arguments: argparse.Namespace) -> int:
 
 
 def convert(arguments: argparse.Namespace) -> int:
-    from mdm.convert import TERMS
-    from mdm.convert import convert as convert_file
+    from mdm.released.convert import TERMS
+    from mdm.released.convert import convert as convert_file
 
     name = convert_file(arguments.file, arguments.folder, arguments.model, arguments.dry_run)
     print(f"{arguments.file} is {name}; " + ("nothing written" if arguments.dry_run else f"now in {arguments.folder}"))
@@ -466,7 +466,7 @@ def convert(arguments: argparse.Namespace) -> int:
 
 
 def export(arguments: argparse.Namespace) -> int:
-    from mdm.diffusers_export import export as export_folder
+    from mdm.released.diffusers_export import export as export_folder
 
     target = export_folder(arguments.weights, arguments.folder, arguments.which, arguments.dry_run)
     print(f"{target}: " + ("nothing written" if arguments.dry_run else "written"))

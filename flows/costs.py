@@ -1,13 +1,13 @@
-"""What a preset's stages, or a run folder's job, will cost (``mdm train --dry-run``); ``mdm.forecast`` reckons it."""
+"""What a preset's stages, or a run folder's job, will cost (``mdm train --dry-run``); ``mdm/forecast`` reckons it."""
 
 import argparse
 from typing import Any, Literal
 
 import torch
 
-from mdm.forecast import Machine, forecast, page, table
-from mdm.job import Job
+from mdm.forecast.forecast import Machine, forecast, page, table
 from mdm.presets import resolve
+from mdm.run.job import Job
 from mdm.stage import Stage
 
 

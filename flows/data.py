@@ -14,7 +14,7 @@ from flows.artifacts import StageProgress
 from flows.home import datasets, hold
 from flows.progress import board
 from flows.text import SPLITS, Captions, Progress
-from mdm.embeddings import TextSource
+from mdm.data.embeddings import TextSource
 from mdm.presets import Preset
 from mdm.structure import digest
 from preprocessing.manifest import read_json, read_manifest

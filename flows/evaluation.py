@@ -16,8 +16,8 @@ from flows.markers import once
 from flows.progress import board
 from flows.records import export_records
 from flows.tracking import Tracker
-from mdm.checkpoint import sha256, write_json
-from mdm.embeddings import TextSource
+from mdm.data.embeddings import TextSource
+from mdm.files import sha256, write_json
 from mdm.presets import Preset
 from mdm.structure import to_dict
 

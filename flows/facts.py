@@ -5,8 +5,8 @@ import platform
 from importlib.metadata import version
 
 from flows.home import PROJECT
-from mdm.job import commit, cpu_name
 from mdm.presets import Preset
+from mdm.run.job import commit, cpu_name
 from mdm.structure import digest
 
 PACKAGES = ("torch", "transformers", "prefect", "mlflow", "numpy")

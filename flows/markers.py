@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from mdm.checkpoint import write_json
+from mdm.files import write_json
 from mdm.structure import digest, to_dict
 
 

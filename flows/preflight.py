@@ -5,8 +5,9 @@ import shutil
 import socket
 
 from flows.home import Trouble, datasets, home, make_home, weights
+from mdm.config import ENCODERS
+from mdm.data.text import how_to_get
 from mdm.presets import Preset
-from mdm.text import ENCODERS, how_to_get
 
 
 def check_machine(preset: Preset) -> None:

@@ -17,7 +17,7 @@ from evaluation.protocols import FRECHET, KID, TEXT_IMAGE
 from flows.tracking import Tracker, history
 from flows.training import started_at, trained_weights
 from mdm.config import LossSpace
-from mdm.data import Shards
+from mdm.data.shards import Shards
 from mdm.presets import Preset
 from preprocessing.manifest import read_manifest
 

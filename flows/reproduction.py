@@ -15,7 +15,7 @@ from flows.preflight import check_machine
 from flows.progress import board
 from flows.tracking import Tracker
 from flows.training import train_stages, trained_weights
-from mdm.checkpoint import write_json
+from mdm.files import write_json
 from mdm.presets import PRESETS, Preset
 from mdm.structure import digest, to_dict
 

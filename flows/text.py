@@ -5,11 +5,12 @@ from pathlib import Path
 from typing import Any, get_args
 
 from flows.home import weights
-from mdm.checkpoint import write_json
-from mdm.embeddings import TextSource, Way
+from mdm.config import ENCODERS, Way
+from mdm.data.embeddings import TextSource
+from mdm.data.text import TextEncoder, encoder_digest, find_encoder, load_encoder
+from mdm.files import write_json
 from mdm.presets import Preset
 from mdm.structure import digest
-from mdm.text import ENCODERS, TextEncoder, encoder_digest, find_encoder, load_encoder
 from preprocessing.cost import Cost, choose, measure_cost
 from preprocessing.embed import Precision, embed_captions, finished_set, set_folder
 from preprocessing.manifest import read_json, read_manifest

@@ -15,7 +15,7 @@ from mlflow.entities import Metric, Param, RunTag
 from mlflow.exceptions import MlflowException
 
 from flows.home import Trouble, home, mlflow_uri
-from mdm.checkpoint import write_json
+from mdm.files import write_json
 
 EXPERIMENT = "mdm/reproduction"
 BATCH = 1000  # points per request

@@ -12,12 +12,13 @@ from flows.launch import JobDied, died, run_job, tail
 from flows.markers import once, read_done
 from flows.progress import board
 from flows.tracking import Follower, Tracker
-from mdm.checkpoint import milestone_checkpoint, newest_checkpoint, write_json
-from mdm.embeddings import TextSource
-from mdm.job import Job
+from mdm.data.embeddings import TextSource
+from mdm.files import write_json
 from mdm.presets import Preset
-from mdm.progressive import start_folder
+from mdm.run.checkpoint import milestone_checkpoint, newest_checkpoint
+from mdm.run.job import Job
 from mdm.structure import digest, to_dict
+from mdm.training.progressive import start_folder
 
 
 def trained_weights(folder: Path) -> Path:

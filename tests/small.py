@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 
 from mdm.config import Level, Model, Sampling, Text
-from mdm.embeddings import TextSource
-from mdm.job import Job
+from mdm.data.embeddings import TextSource
+from mdm.run.job import Job
 from mdm.stage import Cadence, Compute, Training
 from preprocessing.embed import embed_captions
 from preprocessing.images import encode_png

@@ -12,14 +12,16 @@ from PIL import Image
 
 from evaluation.generate import ImageSet, Plan, run_plan
 from evaluation.measure import load_real
-from mdm.checkpoint import newest_checkpoint, save_weights, write_json
-from mdm.config import Labels, Text
-from mdm.data import Shards
-from mdm.embeddings import TextSource
-from mdm.nested import NestedUNet
+from mdm.config import ENCODERS, Labels, Text
+from mdm.data.embeddings import TextSource
+from mdm.data.shards import Shards
+from mdm.data.text import load_encoder, online_encoder
+from mdm.files import write_json
+from mdm.network.nested import NestedUNet
+from mdm.network.weights import save_weights
+from mdm.run.checkpoint import newest_checkpoint
 from mdm.structure import to_dict
-from mdm.text import ENCODERS, load_encoder, online_encoder
-from mdm.train import main as train
+from mdm.training.train import main as train
 from preprocessing.embed import embed_captions
 from small import small_job
 

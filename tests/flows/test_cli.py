@@ -10,11 +10,11 @@ import pytest
 import torch
 
 from flows.cli import main
-from mdm.checkpoint import write_json
-from mdm.ema import PowerAverages
-from mdm.nested import NestedUNet
-from mdm.posthoc import write_snapshot
+from mdm.files import write_json
+from mdm.network.nested import NestedUNet
 from mdm.structure import to_dict
+from mdm.training.ema import PowerAverages
+from mdm.training.posthoc import write_snapshot
 from small import small_job, small_model
 
 

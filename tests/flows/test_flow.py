@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from mdm.checkpoint import sha256
+from mdm.files import sha256
 
 SMALL = [
     *("--set", "data.limit=120", "--set", "data.val_fraction=0.2"),

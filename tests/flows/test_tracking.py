@@ -18,7 +18,7 @@ from mlflow.entities import Metric
 from flows.cli import main as cli
 from flows.home import Trouble, quiet_services
 from flows.tracking import Follower, Tracker, history
-from mdm.checkpoint import write_json
+from mdm.files import write_json
 from mdm.structure import to_dict
 from small import small_job
 

@@ -17,10 +17,12 @@ from flows.records import seen_before
 from flows.reproduction import stage_names
 from flows.status import stage_states
 from flows.tracking import Tracker
-from mdm.checkpoint import Snapshot, load_weights, save_checkpoint, write_json
 from mdm.config import Labels, Model, Sampling
-from mdm.nested import NestedUNet
+from mdm.files import write_json
+from mdm.network.nested import NestedUNet
+from mdm.network.weights import load_weights
 from mdm.presets import Data, Evaluation, Hardware, Preset
+from mdm.run.checkpoint import Snapshot, save_checkpoint
 from mdm.stage import Cadence, Compute, Stage, Start, Training
 from mdm.structure import digest, from_dict, to_dict
 from small import small_model

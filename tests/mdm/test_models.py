@@ -7,11 +7,11 @@ import pytest
 import torch
 
 from mdm.config import MODELS, Model, Sampling
-from mdm.data import stack_conditions
-from mdm.diffusion import Process
-from mdm.draw import draw
-from mdm.nested import NestedUNet
-from mdm.progressive import grow
+from mdm.diffusion.generate import draw
+from mdm.diffusion.process import Process
+from mdm.network.conditioning import stack_conditions
+from mdm.network.nested import NestedUNet
+from mdm.training.progressive import grow
 
 PARAMETERS = {  # of the paper's models as the released code builds them, and of the released checkpoints
     "MDM-S64": 435_891_203,

@@ -16,7 +16,7 @@ import webdataset
 from safetensors.numpy import load_file
 
 from flows.cli import main
-from mdm.data import Shards, TrainingSet
+from mdm.data.shards import Shards, TrainingSet
 from mdm.stage import Storage
 from preprocessing import shards
 from preprocessing.embed import embed_captions, finished_set, read_captions

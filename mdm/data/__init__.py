@@ -1,0 +1,1 @@
+"""Position -> sample: the order of training, bytes out of tars, pixels, captions and their encoder's states."""

@@ -1,0 +1,266 @@
+"""Training data: position -> sample. webdataset tars read through the index beside each (no state, exact resume).
+
+The global position counts images seen. order.py says which sample stands there, tars.py reads its bytes. Flips
+and dropped conditions are drawn from (seed, epoch, sample). Nothing here depends on workers, ranks or restarts.
+"""
+
+import io
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from mdm.config import Model
+from mdm.data.embeddings import StoredStates, TextSource
+from mdm.data.order import Order, hash64
+from mdm.data.tars import META, TEXT, DamagedShard, Tars, load_manifest
+from mdm.network.conditioning import stack_conditions
+from mdm.stage import Storage
+
+Condition = Tensor | str | int  # a caption's states [L, D], a caption still to be encoded, a label
+TRIES = 1000  # samples that may take the place of one, before all count as lost
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One captioned image, uint8 [3, H, H]; condition: stored states [L, D], the caption (online), or a label."""
+
+    key: str
+    caption: str
+    image: Tensor
+    condition: Condition | None
+
+
+class Shards:
+    """Random access to a dataset folder (manifest.json, tars, indexes) and its stored text embeddings, if any.
+
+    Samples are numbered 0 … len - 1 for good: one that was removed keeps its number, and asking for it is an error.
+    """
+
+    def __init__(self, folder: Path, text: TextSource | None = None, storage: Storage | None = None) -> None:
+        self.folder, self.storage = Path(folder), storage or Storage()
+        self.manifest = load_manifest(self.folder)
+        self.tars = Tars(self.folder, self.manifest, self.storage)
+        self.states: StoredStates | None = None
+        self.online = text is not None and text.way == "online"
+        if text is not None and not self.online:
+            self.states = StoredStates(self.folder, self.manifest, text, self.storage.check == "digest")
+        self.counts = [shard["samples"] for shard in self.manifest["shards"]]
+        self.starts = np.concatenate([[0], np.cumsum(self.counts)])
+        self.removed = {
+            int(start) + place
+            for start, shard in zip(self.starts, self.manifest["shards"], strict=False)
+            for place in shard.get("removed", ())
+        }
+
+    def __len__(self) -> int:
+        return int(self.starts[-1])
+
+    def __getitem__(self, index: int) -> Sample:
+        """Raises DamagedShard where the sample cannot be read or decoded, ValueError where it was removed."""
+        shard, place = self._locate(index)
+        image, text, meta = self.tars.read(shard, place)
+        try:
+            with Image.open(io.BytesIO(image)) as picture:
+                pixels = torch.from_numpy(np.asarray(picture.convert("RGB")).copy()).permute(2, 0, 1)
+            record, caption = json.loads(meta), text.decode()
+            key = record["key"]
+        except Exception as error:  # decoders of images raise whatever they stumble over
+            raise self._undecodable(shard, place, error) from None
+        condition = caption if self.online else record.get("label") if self.states is None else self.tokens(index)
+        return Sample(key, caption, pixels, condition)
+
+    @property
+    def revision(self) -> dict[str, Any]:
+        """Which state of the data this is: the digest of the set as it was made, and how often samples were removed."""
+        return {"digest": self.manifest["digest"], "revision": self.manifest.get("revision", 0)}
+
+    def present(self) -> Sequence[int]:
+        """The numbers of the samples that were not removed."""
+        return [i for i in range(len(self)) if i not in self.removed] if self.removed else range(len(self))
+
+    def spread(self, count: int) -> list[int]:
+        """``count`` of them (or all), equally far apart."""
+        present = self.present()
+        count = min(count, len(present))
+        return [present[i * len(present) // count] for i in range(count)]
+
+    def check(self) -> list[str]:
+        """Look at every shard without reading it -> a line for each that is missing or of the wrong size.
+
+        Raises DamagedShard for the first of them where the storage tolerates nothing.
+        """
+        lines = self.tars.check() + (self.states.check() if self.states is not None else [])
+        if lines and not self.storage.tolerate:
+            more = f" (and {len(lines) - 1} more files)" if len(lines) > 1 else ""
+            raise DamagedShard(
+                f"{lines[0]}{more}: delete what is damaged and make or copy it again (`mdm data`, `mdm embed`), "
+                "or let other samples take its place (storage.tolerate)"
+            )
+        return lines
+
+    def label(self, index: int) -> int:
+        """The class of a sample. Raises ValueError where its metadata has none."""
+        shard, place = self._locate(index)
+        try:
+            record = json.loads(self.tars.read(shard, place, [META])[0])
+            key, label = record["key"], record.get("label")
+        except (ValueError, KeyError, TypeError) as error:
+            raise error if isinstance(error, DamagedShard) else self._undecodable(shard, place, error) from None
+        if not isinstance(label, int):
+            raise ValueError(f"{self.folder}: {key} has no label in its metadata")
+        return label
+
+    def caption(self, index: int) -> str:
+        return self.tars.read(*self._locate(index), [TEXT])[0].decode()
+
+    def tokens(self, index: int) -> Tensor:
+        """Stored encoder states [L, D] of a caption."""
+        return self._stored()(*self._locate(index))
+
+    def null_tokens(self) -> Tensor:
+        """Stored encoder states [L, D] of the empty caption."""
+        return self._stored().null()
+
+    def _stored(self) -> StoredStates:
+        if self.states is None:
+            raise ValueError(f"{self.folder}: opened without text embeddings")
+        return self.states
+
+    def _locate(self, index: int) -> tuple[int, int]:
+        if index in self.removed:
+            raise ValueError(f"{self.folder}: sample {index} was removed")
+        shard = int(np.searchsorted(self.starts, index, side="right")) - 1
+        return shard, index - int(self.starts[shard])
+
+    def _undecodable(self, shard: int, place: int, error: Exception) -> DamagedShard:
+        return DamagedShard(
+            f"{self.tars.path(shard)}: sample {place} of it cannot be decoded ({type(error).__name__}): make it again"
+        )
+
+
+def null_condition(model: Model, shards: Shards) -> Condition | None:
+    """What stands for no caption or label: the empty caption (or its states), the class after the last, or None."""
+    if model.text is not None:
+        return "" if shards.online else shards.null_tokens()
+    return model.labels.null_class if model.labels is not None else None
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Stacked samples: images uint8 [B, 3, H, H] and what the network is conditioned on (see stack_conditions).
+
+    Online: no condition as yet, but the captions to encode, "" where one was dropped. ``substituted``: a line for each
+    sample that could not be read and was replaced, with its position and its shard's file.
+    """
+
+    positions: list[int]
+    images: Tensor
+    condition: dict[str, Tensor]
+    captions: list[str]
+    substituted: list[str]
+
+    def pin_memory(self) -> "Batch":
+        """What DataLoader calls: the same in page-locked memory, which a GPU copies from while it computes."""
+        condition = {name: value.pin_memory() for name, value in self.condition.items()}
+        return replace(self, images=self.images.pin_memory(), condition=condition)
+
+
+Item = tuple[int, Tensor, Condition, str]
+
+
+class TrainingSet(Dataset[Item]):
+    """position -> (position, image uint8 [3, H, H], condition, what was wrong with the sample that should stand here).
+
+    ``window_shards`` > 0: shuffled within so many shards at a time (see order.py). A removed sample's place is
+    taken by another one, drawn from (seed, position). So is an unreadable one's, where ``shards.storage`` tolerates
+    any; else it raises DamagedShard. Counting them is the caller's.
+    """
+
+    def __init__(
+        self,
+        shards: Shards,
+        seed: int,
+        null: Condition | None = None,
+        dropout: float = 0.0,
+        flip: bool = False,
+        window_shards: int = 0,
+    ) -> None:
+        self.shards, self.seed, self.flip = shards, seed, flip
+        self.null, self.dropout = null, dropout
+        self.order = Order(shards.counts, seed, window_shards)
+
+    def index(self, position: int) -> int:
+        """Which sample should stand at a global position."""
+        return self.order.index(position)
+
+    def __getitem__(self, position: int) -> Item:
+        index, sample, problem = self._readable(position)
+        epoch = position // len(self.shards)
+        draws = np.random.default_rng(hash64(self.seed, "augment", epoch, index)).random(2)
+        image = sample.image.flip(2) if self.flip and draws[0] < 0.5 else sample.image
+        condition = self.null if self.null is not None and draws[1] < self.dropout else sample.condition
+        if condition is None:
+            raise ValueError(f"{self.shards.folder}: {sample.key} has no label in its metadata")
+        return position, image, condition, problem
+
+    def _readable(self, position: int) -> tuple[int, Sample, str]:
+        """The sample of a position, or the first that can take its place, and why it had to, if that was damage."""
+        problem = ""
+        for turn in range(TRIES):
+            again = hash64(self.seed, "substitute", position, turn) % len(self.shards)
+            index = again if turn else self.index(position)
+            if index in self.shards.removed:
+                continue
+            try:
+                return index, self.shards[index], problem
+            except DamagedShard as error:
+                if not self.shards.storage.tolerate:
+                    raise
+                problem = problem or f"position {position} has another sample: {error}"
+        raise ValueError(problem or f"{self.shards.folder}: next to all samples were removed")
+
+
+def collate(items: Sequence[Item]) -> Batch:
+    positions, images, conditions, problems = zip(*items, strict=True)
+    online = isinstance(conditions[0], str)
+    condition, captions = ({}, list(conditions)) if online else (stack_conditions(conditions), [])
+    return Batch(list(positions), torch.stack(images), condition, captions, [line for line in problems if line])
+
+
+def batches(data: TrainingSet, groups: Iterable[list[int]], workers: int, pin: bool = False) -> Iterator[Batch]:
+    """Batches for given groups of positions, in order, decoded ahead by worker processes (0: in this one).
+
+    ``pin``: in page-locked memory, for copies to a GPU. Raises what ``data`` raises, when its batch is due.
+    """
+    loader: Iterable[Batch | ValueError] = DataLoader(
+        _Quiet(data), batch_sampler=groups, collate_fn=_whole, num_workers=workers, pin_memory=pin
+    )
+    for batch in loader:
+        if isinstance(batch, ValueError):
+            raise batch
+        yield batch
+
+
+class _Quiet(Dataset[Batch | ValueError]):
+    """Errors as values: raised in a worker process they would come out with its whole traceback as their message."""
+
+    def __init__(self, data: TrainingSet) -> None:
+        self.data = data
+
+    def __getitems__(self, positions: list[int]) -> Batch | ValueError:  # DataLoader asks for a batch at once
+        try:
+            return collate([self.data[position] for position in positions])
+        except ValueError as error:
+            return error
+
+
+def _whole(batch: Any) -> Any:
+    return batch

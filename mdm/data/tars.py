@@ -1,0 +1,143 @@
+"""Bytes of samples out of a dataset folder's tars, through the index beside each, with few files open.
+
+Whatever is wrong with a shard comes out as ``DamagedShard`` with the shard's name. Shards are looked at twice: all of
+them at the start (``check``: is each there, as long as the manifest says?), and each one when it is opened.
+"""
+
+import errno
+import json
+import os
+from collections import OrderedDict
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mdm.files import sha256
+from mdm.stage import Storage
+
+IMAGE, TEXT, META = 0, 1, 2  # a sample's members, in the order of the index
+LOOKERS = 32  # threads of the first look: on networked storage each look is a wait
+
+
+class DamagedShard(ValueError):
+    """A shard, or a sample in it, cannot be read. The message begins with the file's path and says what to do."""
+
+
+class Tars:
+    """The tars of a dataset folder (``manifest``: its manifest.json) -> members of samples.
+
+    At most ``storage.max_open_files`` tars are open, the one longest unused is closed first. ``storage.check`` =
+    digest: a tar is read whole and compared with the manifest when this process first opens it.
+    """
+
+    def __init__(self, folder: Path, manifest: dict[str, Any], storage: Storage) -> None:
+        self.folder, self.storage = folder, storage
+        self.shards: list[dict[str, Any]] = manifest["shards"]
+        self.files: OrderedDict[int, int] = OrderedDict()  # shard -> descriptor, the longest unused first
+        self.verdicts: dict[int, str] = {}  # shard -> what its digest said, "" for well
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "files": OrderedDict()}  # a process that this is sent to opens its own
+
+    def path(self, shard: int) -> Path:
+        return self.folder / self.shards[shard]["file"]
+
+    def read(self, shard: int, place: int, members: Sequence[int] = (IMAGE, TEXT, META)) -> list[bytes]:
+        """The asked members of a sample, in one read. Raises DamagedShard."""
+        file, spans = self._open(shard), self._index(shard)[place, list(members)]  # [M, 2]: offset, length
+        begin, end = int(spans[:, 0].min()), int(spans.sum(1).max())
+        try:
+            data = os.pread(file, end - begin, begin)
+        except OSError as error:
+            raise self._trouble(self.path(shard), error) from None
+        if len(data) != end - begin:
+            raise DamagedShard(f"{self.path(shard)} is truncated: make it again")
+        return [data[offset - begin : offset - begin + length] for offset, length in spans.tolist()]
+
+    def check(self) -> list[str]:
+        """A line for every shard that is missing, of another size than the manifest's, or without its index.
+
+        Reads no shard. One process calls it, not all: it asks the file system about every file.
+        """
+        names = set(os.listdir(self.folder))
+        with ThreadPoolExecutor(LOOKERS) as pool:
+            found = list(pool.map(self._size, range(len(self.shards))))
+        lines = []
+        for number, (shard, size) in enumerate(zip(self.shards, found, strict=True)):
+            path = self.path(number)
+            if size is None:
+                lines.append(f"{path} is missing")
+            elif size != shard["bytes"]:
+                lines.append(f"{path} is truncated or altered: {size:,} bytes, not {shard['bytes']:,}")
+            elif path.with_suffix(".idx.npy").name not in names:
+                lines.append(f"{path.with_suffix('.idx.npy')} is missing")
+        return lines
+
+    def _size(self, shard: int) -> int | None:
+        try:
+            return self.path(shard).stat().st_size
+        except OSError:
+            return None
+
+    def _open(self, shard: int) -> int:
+        if shard in self.files:
+            self.files.move_to_end(shard)
+            return self.files[shard]
+        path, entry = self.path(shard), self.shards[shard]
+        while len(self.files) >= self.storage.max_open_files:
+            os.close(self.files.popitem(last=False)[1])
+        try:
+            file = os.open(path, os.O_RDONLY)
+        except OSError as error:
+            raise self._trouble(path, error) from None
+        # Every removal of samples makes a tar shorter: whoever still has the old manifest and index sees it here.
+        size = os.fstat(file).st_size
+        problem = "" if size == entry["bytes"] else f"is truncated or altered: {size:,} bytes, not {entry['bytes']:,}"
+        if not problem and self.storage.check == "digest":
+            if shard not in self.verdicts:
+                self.verdicts[shard] = "" if sha256(file) == entry["sha256"] else "is altered: wrong sha256"
+            problem = self.verdicts[shard]
+        if problem:
+            os.close(file)
+            raise DamagedShard(f"{path} {problem}: make it again")
+        self.files[shard] = file
+        return file
+
+    @lru_cache(maxsize=1024)  # noqa: B019 (about 50 MB at 1000 samples a shard; one Tars lives as long as its process)
+    def _index(self, shard: int) -> np.ndarray:
+        """int64 [N, 3, 2]: offset and length, in bytes, of each sample's members; a removed sample has zeros."""
+        path, entry = self.path(shard).with_suffix(".idx.npy"), self.shards[shard]
+        try:
+            spans = np.load(path)
+        except OSError as error:
+            raise self._trouble(path, error) from None
+        except (ValueError, EOFError):
+            raise DamagedShard(f"{path} is no index: make it again") from None
+        inside = spans.min(initial=0) >= 0 and spans.sum(-1).max(initial=0) <= entry["bytes"]
+        if spans.shape != (entry["samples"], 3, 2) or not inside:
+            raise DamagedShard(f"{path} does not fit {self.path(shard).name}: make it again")
+        return spans
+
+    def _trouble(self, path: Path, error: OSError) -> Exception:
+        """What an error of the file system means; too many open files say nothing about the shard."""
+        if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOMEM):
+            return error
+        if error.errno == errno.ENOENT:
+            return DamagedShard(f"{path} is missing: make it again")
+        return DamagedShard(f"{path} cannot be read: {error.strerror}")
+
+
+def load_manifest(folder: Path) -> dict[str, Any]:
+    """The manifest of a dataset folder. Raises ValueError where it is missing, or being changed by a removal."""
+    try:
+        manifest = json.loads((folder / "manifest.json").read_text())
+    except FileNotFoundError:
+        raise ValueError(f"{folder} is no finished dataset: manifest.json is missing") from None
+    removed = folder / "removed.json"  # written before the first shard changes, the manifest after the last one
+    if removed.exists() and json.loads(removed.read_text())["revision"] != manifest.get("revision", 0):
+        raise ValueError(f"{folder}: a removal of samples is unfinished: run `mdm data PRESET --remove FILE` again")
+    return manifest

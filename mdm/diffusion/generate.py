@@ -1,0 +1,43 @@
+"""A network, captions and seeds -> images: guidance, sampler and noise put together."""
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from mdm.config import Sampling
+from mdm.diffusion.process import Process
+from mdm.diffusion.sampling import SeededNoise, guided, sample
+from mdm.network.conditioning import stack_conditions
+from mdm.network.nested import NestedUNet
+
+
+def draw(
+    network: NestedUNet,
+    conditions: Sequence[Tensor | int],
+    null: Tensor | int | None,
+    seeds: Sequence[int],
+    sampling: Sampling,
+    device: torch.device,
+    on_step: Callable[[int, int, list[Tensor]], None] | None = None,
+) -> list[Tensor]:
+    """Images of given caption states [L_i, D] or labels, and seeds, at all levels: list of [B, 3, H_r, H_r] in [-1, 1].
+
+    Raises ValueError for guidance where the model has no null condition.
+    """
+    network.config.check_sampling(sampling)
+    process = Process.of(network.config)
+    count = len(conditions)
+    both = stack_conditions([*conditions, *([] if null is None else [null])])
+    condition = {name: value[:count].to(device) for name, value in both.items()}
+    nothing = None
+    if null is not None:
+        nothing = {name: value[count:].to(device).expand(count, *value.shape[1:]) for name, value in both.items()}
+    denoiser = guided(
+        network,
+        condition,
+        nothing,
+        sampling.guidance_scales(len(process.resolutions)),
+        tuple(round(bound * process.num_steps) for bound in sampling.guidance_interval),  # type: ignore[arg-type]
+    )
+    return sample(denoiser, process, sampling, SeededNoise(seeds, process.resolutions, device), on_step)

@@ -1,0 +1,80 @@
+"""The authors' weight files (``vis_model.pth``) as weights folders of ours, with their terms beside them."""
+
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from mdm.config import MODELS, Model
+from mdm.network.nested import NestedUNet
+from mdm.network.weights import save_weights
+from mdm.released.keys import convert_keys
+from mdm.released.unpickle import read_torch_file
+
+RELEASED = ("64x64", "256x256", "1024x1024")
+
+TERMS = """\
+These weights are Apple's, converted from a checkpoint released with apple/ml-mdm; they are not this project's work.
+
+Code:     released under Apple's sample code licence (the LICENSE file of apple/ml-mdm).
+Weights:  no terms of their own are stated; read that licence before you use or pass them on.
+Training: about 50 million image-text pairs from Flickr, not CC12M. What these weights draw or score is a result of the
+          released models and must never be shown as a reproduction on CC12M.
+"""
+
+
+def convert(file: Path, folder: Path, name: str | None = None, dry_run: bool = False) -> str:
+    """Write a released weight file as ``folder`` with config.json, model.safetensors, TERMS.txt -> the model's name.
+
+    Without a ``name`` the model is recognised. With ``dry_run`` all is read and compared, and nothing written. Raises
+    ValueError naming the file and what is wrong with it, the keys that do not fit included.
+    """
+    if name is not None and name not in MODELS:
+        raise ValueError(f"unknown model {name!r}; there are {', '.join(MODELS)}")
+    if folder.exists():
+        raise ValueError(f"{folder} exists already: choose another folder, or remove it")
+    weights = read_state_dict(file)
+    try:
+        name = name or recognise(weights)
+        converted = fit(weights, MODELS[name])
+    except ValueError as error:
+        raise ValueError(f"{file}: {error}") from error
+    if not dry_run:
+        temporary = folder.with_name(folder.name + ".tmp")
+        shutil.rmtree(temporary, ignore_errors=True)
+        save_weights(temporary, MODELS[name], converted)
+        (temporary / "TERMS.txt").write_text(TERMS)
+        temporary.rename(folder)
+    return name
+
+
+def read_state_dict(file: Path) -> dict[str, Tensor]:
+    """The parameters in a released file, under its names. The rest of it (settings, losses) is left out."""
+    content = read_torch_file(file)
+    weights = content.get("state_dict") if isinstance(content, dict) else None
+    if not isinstance(weights, dict) or not weights:
+        raise ValueError(f"{file}: no released checkpoint: it holds no state_dict")
+    for key, value in weights.items():
+        if not isinstance(key, str) or not key.isascii() or not key.isprintable():
+            raise ValueError(f"{file}: {key!r:.80} in its state_dict is no parameter's name")
+        if not isinstance(value, Tensor) or not value.is_floating_point():
+            raise ValueError(f"{file}: {key} in its state_dict is no tensor of floating-point numbers")
+    return weights
+
+
+def recognise(weights: Mapping[str, Tensor]) -> str:
+    """Which released model has these keys: the one with as many levels. Whether all fit, ``fit`` finds out."""
+    num_levels = 1 + max(key.count("inner_unet.") for key in weights)
+    for name in RELEASED:
+        if len(MODELS[name].levels) == num_levels:
+            return name
+    raise ValueError(f"{num_levels} nested levels: no released model has so many")
+
+
+def fit(weights: Mapping[str, Tensor], model: Model) -> dict[str, Tensor]:
+    """Released parameters under our names. Raises ValueError listing the missing, unexpected and misshapen ones."""
+    with torch.device("meta"):
+        expected = NestedUNet(model).state_dict()
+    return convert_keys(weights, model, expected)

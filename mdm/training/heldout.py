@@ -1,0 +1,78 @@
+"""Watching a training: the loss on fixed held-out images, noise and times, and a grid of samples."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from PIL import Image
+
+from mdm.config import LossSpace, Model, Sampling
+from mdm.data.order import hash64
+from mdm.data.pixels import from_uint8, tile
+from mdm.data.shards import Shards
+from mdm.data.text import TextEncoder, known_conditions
+from mdm.diffusion.generate import draw
+from mdm.diffusion.process import Denoiser, Process
+from mdm.network.conditioning import stack_conditions
+from mdm.network.nested import NestedUNet
+
+NUM_IMAGES = 64  # of the held-out loss
+NUM_SAMPLES = 8  # of the grid
+
+
+class HeldOut:
+    """Fixed inputs, so that two evaluations differ by the weights alone."""
+
+    def __init__(
+        self,
+        shards: Shards,
+        encoder: TextEncoder | None,  # where no embeddings are stored; asked once, here
+        model: Model,
+        loss: LossSpace,
+        sampling: Sampling,
+        seed: int,
+        device: torch.device,
+        batch_size: int,
+    ) -> None:
+        self.batch_size = batch_size
+        self.process, self.loss, self.sampling, self.device = Process.of(model), loss, sampling, device
+        self.resolutions = model.resolutions
+        indices = shards.spread(NUM_IMAGES)
+        count = len(indices)
+        samples = [shards[i] for i in indices]
+        images = from_uint8(torch.stack([s.image for s in samples]))
+        self.xs = [x.to(device) for x in self.process.downsample(images)]
+        generator = torch.Generator().manual_seed(hash64(seed, "held out"))
+        # The times first: then all stages of a run measure a level with the same times and noise.
+        times = torch.linspace(1, self.process.num_steps, count).round().long()
+        self.k = times[torch.randperm(count, generator=generator)].to(device)
+        self.noise = [n.to(device) for n in self.process.draw_noise(count, generator)]
+        conditions, self.null = known_conditions(shards, indices, model, encoder)
+        self.condition = {name: value.to(device) for name, value in stack_conditions(conditions).items()}
+        chosen = range(0, count, max(1, count // NUM_SAMPLES))
+        self.prompts = [conditions[i] for i in chosen][:NUM_SAMPLES]
+        self.captions = [samples[i].caption for i in chosen][:NUM_SAMPLES]
+        self.seeds = [hash64(seed, "grid", i) for i in range(len(self.prompts))]
+
+    @torch.no_grad()
+    def losses(self, network: NestedUNet, on_step: Callable[[], None] = lambda: None) -> dict[str, float]:
+        """Mean loss per level, a batch at a time; ``on_step`` after each."""
+        sums = torch.zeros(len(self.resolutions), device=self.device)
+        for start in range(0, len(self.k), self.batch_size):
+            part = slice(start, start + self.batch_size)
+            condition = {name: value[part] for name, value in self.condition.items()}
+            xs, noise = [x[part] for x in self.xs], [n[part] for n in self.noise]
+            denoiser: Denoiser = lambda zs, t, c=condition: network(zs, t, **c)  # type: ignore[misc]  # noqa: E731
+            per_sample = self.process.loss(denoiser, xs, noise, self.k[part], self.loss)
+            sums += torch.stack([level.sum() for level in per_sample])
+            on_step()
+        means = (sums / len(self.k)).tolist()
+        return {f"val/loss_{px}": mean for px, mean in zip(self.resolutions, means, strict=True)}
+
+    def grid(self, network: NestedUNet, path: Path, on_step: Callable[[], None] = lambda: None) -> None:
+        """Samples of fixed prompts and seeds; a row per level, every picture at the size of the highest one."""
+        xs = draw(network, self.prompts, self.null, self.seeds, self.sampling, self.device, lambda *_: on_step())
+        path.parent.mkdir(exist_ok=True)
+        temporary = path.with_suffix(".tmp")
+        Image.fromarray(tile(xs)).save(temporary, format="png")
+        temporary.replace(path)

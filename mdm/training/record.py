@@ -1,0 +1,82 @@
+"""What a trainer writes into its run folder beside checkpoints: config.json, metrics.jsonl, evidence, its log.
+
+Only rank 0 writes. A full disk must not end the training: what could not be written is said, loudly.
+"""
+
+import contextlib
+import json
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+
+from mdm.files import write_json
+from mdm.network.costs import model_flops_per_image, peak_flops
+from mdm.run.attempts import Attempt
+from mdm.run.job import Job, resolved
+from mdm.training.compute import DTYPE_NAMES
+from mdm.training.metrics import Closed, Means, MetricsFile, SystemMetrics
+
+
+class Record:
+    """``mine``: this attempt on rank 0, None on the others, where everything is silent."""
+
+    def __init__(self, run: Path, mine: Attempt | None) -> None:
+        self.run, self.mine = run, mine
+
+    def open(self, job: Job, device: torch.device, dtype: torch.dtype, world: int) -> None:
+        """Write config.json; from now on there are metrics."""
+        if self.mine is None:
+            return
+        self.job, path = job, self.run / "config.json"
+        known = json.loads(path.read_text()).get("flop_per_image") if path.exists() else None
+        self.flop_per_image = known or model_flops_per_image(job.model, job.training)
+        name = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
+        peak = peak_flops(name, DTYPE_NAMES[dtype])
+        self.peak_flops = peak and peak * world
+        write_json(path, {**resolved(job, device, world), "flop_per_image": self.flop_per_image})
+        self.metrics, self.system = MetricsFile(self.run / "metrics.jsonl"), SystemMetrics(device)
+
+    def log(self, nimg: int, values: dict[str, float], returns: int, time_ms: int = 0) -> None:
+        """A metrics line. Raises Fenced where a newer attempt owns the folder."""
+        if self.mine is None:
+            return
+        self.mine.check()
+        with self.may_fail("metrics"):
+            self.metrics.append(nimg, self.mine.number, returns, time_ms or int(time.time() * 1000), values)
+
+    def window(self, closed: Closed, means: Means, captions_cut: int | None, returns: int) -> None:
+        """The line of a window of steps, and one for people where no progress bar is."""
+        if self.mine is None:
+            return
+        job, training = self.job, self.job.training
+        line = means.line(job.model.resolutions) | {"lr": training.lr_at(closed.nimg - training.batch_size)}
+        if captions_cut is not None:  # stored embeddings have their count in their manifest
+            line |= {"data/captions_cut": float(captions_cut)}  # of rank 0, since it started
+        line |= closed.clock.line(self.flop_per_image, self.peak_flops) | self.system.line()
+        self.log(closed.nimg, line, returns, closed.time_ms)
+        if not sys.stderr.isatty():
+            rate, loss = line.get("speed/images_per_s", float("nan")), line.get("train/loss", float("nan"))
+            self.say(f"{closed.nimg:,}/{training.nimg:,} images, loss {loss:.4f}, {rate:.1f} images/s")
+
+    def evidence(self, nimg: int, position: int, samples: list[int]) -> None:
+        """A line in nonfinite.jsonl for a skipped step: with the checkpoint before it, enough to do it again."""
+        if self.mine is not None:
+            with self.may_fail("evidence"), (self.run / "nonfinite.jsonl").open("a") as file:
+                file.write(json.dumps({"nimg": nimg, "position": position, "samples": samples}) + "\n")
+
+    @contextlib.contextmanager
+    def may_fail(self, what: str) -> Iterator[None]:
+        """Around writing something that the training can do without."""
+        try:
+            yield
+        except OSError as error:
+            self.say(f"{what.upper()} NOT WRITTEN: {error}. Training goes on")
+
+    def say(self, line: str) -> None:
+        """A line of the log."""
+        if self.mine is not None:
+            with contextlib.suppress(OSError):
+                print(line, flush=True)

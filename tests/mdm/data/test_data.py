@@ -1,0 +1,205 @@
+"""Shards and their errors, what stands at a position, batches."""
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import webdataset
+
+from mdm.data.shards import Shards, TrainingSet, batches, collate
+from mdm.data.tars import DamagedShard
+from mdm.network.conditioning import pad_tokens
+from mdm.stage import Storage
+from small import FAKE
+
+
+def test_samples_are_what_webdataset_reads(squares: Path) -> None:
+    folder = squares / "train"
+    shards = Shards(folder, FAKE)
+    tars = sorted(str(p) for p in folder.glob("*.tar"))
+    samples = (shards[i] for i in range(len(shards)))
+    for ours, theirs in zip(samples, webdataset.WebDataset(tars, shardshuffle=False).decode("rgb8"), strict=True):
+        assert ours.key == theirs["__key__"] == theirs["json"]["key"]
+        assert ours.caption == theirs["txt"]
+        assert torch.equal(ours.image, torch.tensor(theirs["png"]).permute(2, 0, 1))
+        assert isinstance(ours.condition, torch.Tensor)
+        assert len(ours.condition) == 3  # <s> and two words
+
+
+@pytest.mark.parametrize("shuffle", [0, 20])
+def test_plain_webdataset_streams_the_same_samples(squares: Path, shuffle: int) -> None:
+    """As from a server: URLs in braces, shards and samples shuffled, our shards unchanged."""
+    folder = squares / "train"
+    url = f"file:{folder}/{{00000..00004}}.tar"
+    stream = (
+        webdataset.WebDataset(url, shardshuffle=5).shuffle(shuffle).decode("rgb8").to_tuple("__key__", "txt", "png")
+    )
+    streamed = {key: (caption, image.tobytes()) for key, caption, image in stream}
+    shards = Shards(folder)
+    ours = [shards[i] for i in range(len(shards))]
+    assert streamed == {s.key: (s.caption, s.image.permute(1, 2, 0).numpy().tobytes()) for s in ours}
+
+
+def test_dropped_captions_are_the_null_caption_and_depend_on_the_position_alone(squares: Path) -> None:
+    shards = Shards(squares / "train", FAKE)
+    data = TrainingSet(shards, seed=0, null=shards.null_tokens(), dropout=0.5)
+
+    def dropped() -> list[bool]:
+        return [bool(torch.equal(torch.as_tensor(data[i][2]), shards.null_tokens())) for i in range(200)]
+
+    assert dropped() == dropped()
+    assert 60 < sum(dropped()) < 140
+    condition = collate([data[i] for i in range(4)]).condition
+    assert condition["text"].shape[:2] == condition["text_mask"].shape
+
+
+def test_labels_condition_where_there_is_no_text_and_are_dropped_to_the_class_after_the_last(squares: Path) -> None:
+    shards = Shards(squares / "train")
+    labels = [TrainingSet(shards, seed=0)[i][2] for i in range(len(shards))]
+    assert sorted(set(labels)) == [0, 1, 2, 3]
+    data = TrainingSet(shards, seed=0, null=4, dropout=0.5)
+    batch = collate([data[i] for i in range(100)])
+    assert batch.condition["labels"].shape == (100,)
+    assert 25 < (batch.condition["labels"] == 4).sum() < 75
+
+
+def test_padding_marks_what_is_real() -> None:
+    text, mask = pad_tokens([torch.ones(2, 3), torch.ones(4, 3)])
+    assert mask.tolist() == [[1, 1, 0, 0], [1, 1, 1, 1]]
+    assert text[0, 2:].abs().max() == 0
+
+
+@pytest.fixture
+def copy(squares: Path, tmp_path: Path) -> Path:
+    return shutil.copytree(squares / "train", tmp_path / "train")
+
+
+def groups(size: int, count: int = 80) -> list[list[int]]:
+    return [list(range(start, start + size)) for start in range(0, count, size)]
+
+
+def test_foreign_embeddings_and_a_missing_dataset_are_named(copy: Path, tmp_path: Path) -> None:
+    manifest = json.loads((copy / "manifest.json").read_text())
+    (copy / "manifest.json").write_text(json.dumps({**manifest, "digest": "other"}))
+    with pytest.raises(ValueError, match="made for other images"):
+        Shards(copy, FAKE)
+    with pytest.raises(ValueError, match="no finished dataset"):
+        Shards(tmp_path, None)
+
+
+def test_positions_give_the_same_samples_whatever_the_batches_and_workers(squares: Path) -> None:
+    data = TrainingSet(Shards(squares / "train", FAKE), 0, dropout=0.1, flip=True, window_shards=2)
+    plain = list(batches(data, groups(8), 0))
+    for size, workers in ((8, 2), (16, 0), (20, 1)):
+        other = list(batches(data, groups(size), workers))
+        assert [p for b in other for p in b.positions] == list(range(80))
+        assert torch.equal(torch.cat([b.images for b in other]), torch.cat([b.images for b in plain]))
+
+
+def test_flips_depend_on_the_epoch_and_the_sample(squares: Path) -> None:
+    shards = Shards(squares / "train", FAKE)
+    flipped = []
+    for window in (0, 2):
+        data = TrainingSet(shards, seed=0, flip=True, window_shards=window)
+        pairs = [(epoch, data.index(epoch * 40 + i), data[epoch * 40 + i][1]) for epoch in range(2) for i in range(40)]
+        flipped.append({(epoch, index): not torch.equal(image, shards[index].image) for epoch, index, image in pairs})
+    assert flipped[0] == flipped[1]  # the same, wherever in the epoch the sample stands
+    assert 20 < sum(flipped[0].values()) < 60
+    assert [flipped[0][0, i] for i in range(40)] != [flipped[0][1, i] for i in range(40)]
+
+
+@pytest.mark.parametrize("limit", [1, 2, 64])
+def test_no_more_tars_are_open_than_allowed(squares: Path, limit: int) -> None:
+    def held() -> int:
+        links = (os.path.realpath(f"/proc/self/fd/{fd}") for fd in os.listdir("/proc/self/fd"))
+        return sum(path.endswith(".tar") for path in links) - before
+
+    before = 0
+    before = held()
+    shards = Shards(squares / "train", storage=Storage(max_open_files=limit))
+    most = 0
+    for position in range(80):
+        TrainingSet(shards, seed=0)[position]
+        most = max(most, held())
+    assert most == min(limit, 5)
+
+
+def damage(folder: Path, how: str) -> None:
+    tar = folder / "00001.tar"
+    data = bytearray(tar.read_bytes())
+    if how == "missing":
+        tar.unlink()
+    elif how == "no index":
+        tar.with_suffix(".idx.npy").unlink()
+    elif how == "torn index":
+        tar.with_suffix(".idx.npy").write_bytes(b"x")
+    elif how == "truncated":
+        tar.write_bytes(data[:600])
+    else:  # in the second sample's picture, or in a caption, which nothing else would notice
+        spans = np.load(tar.with_suffix(".idx.npy"))
+        place = spans[1, 0 if how == "undecodable" else 1, 0]
+        data[place : place + 4] = b"GREY"
+        tar.write_bytes(data)
+
+
+def test_the_start_names_what_is_missing_or_short(copy: Path) -> None:
+    assert Shards(copy, FAKE).check() == []
+    damage(copy, "truncated")
+    (copy / "00003.tar").unlink()
+    (copy / "00004.idx.npy").unlink()
+    (copy / "text-fake" / "00002.safetensors").unlink()
+    with pytest.raises(
+        DamagedShard, match=r"00001\.tar is truncated or altered: 600 bytes.*and 3 more.*again"
+    ) as error:
+        Shards(copy, FAKE).check()
+    assert "\n" not in str(error.value)
+    lines = Shards(copy, FAKE, Storage(tolerate=1)).check()
+    named = ["00001.tar is trunc", "00003.tar is missing", "00004.idx.npy is missing", "00002.safetensors is missing"]
+    assert all(name in line for name, line in zip(named, lines, strict=True))
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("how", ["missing", "no index", "torn index", "truncated", "undecodable", "altered"])
+def test_a_damaged_shard_is_named_in_one_line(copy: Path, how: str, workers: int) -> None:
+    damage(copy, how)
+    storage = Storage(check="digest" if how == "altered" else "size")
+    with pytest.raises(DamagedShard, match=r"00001\.(tar|idx\.npy)") as error:
+        list(batches(TrainingSet(Shards(copy, FAKE, storage), 0), groups(8), workers))
+    assert "\n" not in str(error.value)
+
+
+def test_an_altered_byte_is_found_where_digests_are_asked_for(copy: Path) -> None:
+    damage(copy, "altered")
+    assert Shards(copy).caption(9).startswith("GREY")
+    with pytest.raises(DamagedShard, match=r"00001\.tar is altered"):
+        Shards(copy, storage=Storage(check="digest")).caption(8)
+    states = copy / "text-fake" / "00000.safetensors"
+    states.write_bytes(states.read_bytes()[:-1] + b"!")
+    with pytest.raises(DamagedShard, match=r"00000\.safetensors is altered"):
+        Shards(copy, FAKE, Storage(check="digest")).tokens(0)
+
+
+@pytest.mark.parametrize("how", ["missing", "undecodable"])
+def test_unreadable_samples_are_replaced_alike_everywhere_and_told(copy: Path, how: str) -> None:
+    whole = TrainingSet(Shards(copy, FAKE), 0)
+    images = [whole[i][1] for i in range(80)]
+    bad = [i for i in range(80) if whole.index(i) in (range(8, 16) if how == "missing" else [9])]
+    damage(copy, how)
+    runs = [
+        list(batches(TrainingSet(Shards(copy, FAKE, Storage(tolerate=99)), 0), groups(size), workers))
+        for size, workers in ((8, 0), (20, 2))
+    ]
+    told = [[line for batch in run for line in batch.substituted] for run in runs]
+    assert told[0] == told[1] and len(told[0]) == len(bad) > 0
+    assert all(f"position {i} " in line and "00001.tar" in line for i, line in zip(bad, told[0], strict=True))
+    drawn = [torch.cat([batch.images for batch in run]) for run in runs]
+    assert torch.equal(drawn[0], drawn[1])
+    assert all(torch.equal(drawn[0][i], images[i]) for i in range(80) if i not in bad)
+    for path in copy.glob("*.tar"):
+        path.unlink()
+    with pytest.raises(ValueError, match=r"position 0 .*\.tar is missing"):
+        TrainingSet(Shards(copy, FAKE, Storage(tolerate=99)), 0)[0]

@@ -1,0 +1,115 @@
+"""Frozen encoders: what they are, where they are found, what they do with long captions."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from mdm.config import ENCODERS
+from mdm.data.embeddings import TextSource
+from mdm.data.text import TextEncoder, encoder_digest, find_encoder, load_encoder, online_encoder
+
+WORDS = ["red", "blue", "round", "square", "heart", "dog"]
+
+
+@pytest.fixture(scope="module")
+def small_t5(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A T5 of a few thousand random weights in the layout that the hub has: MDM_HOME/weights with flan-t5-xl in it."""
+    from tokenizers import Tokenizer
+    from tokenizers.models import WordLevel
+    from tokenizers.pre_tokenizers import Whitespace
+    from tokenizers.processors import TemplateProcessing
+    from transformers import PreTrainedTokenizerFast, T5Config, T5ForConditionalGeneration
+
+    weights = tmp_path_factory.mktemp("weights")
+    vocabulary = {word: i for i, word in enumerate(["<pad>", "</s>", "<unk>", *WORDS])}
+    tokenizer = Tokenizer(WordLevel(vocabulary, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = Whitespace()
+    tokenizer.post_processor = TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
+    whole = PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", eos_token="</s>", unk_token="<unk>")
+    whole.save_pretrained(weights / "flan-t5-xl")
+    torch.manual_seed(0)
+    config = T5Config(vocab_size=len(vocabulary), d_model=16, d_kv=8, d_ff=32, num_layers=2, num_heads=2)
+    T5ForConditionalGeneration(config).save_pretrained(weights / "flan-t5-xl")
+    return weights
+
+
+def test_t5_is_its_frozen_encoder_from_a_local_folder(small_t5: Path) -> None:
+    encoder = load_encoder("flan-t5-xl", small_t5)
+    assert type(encoder.model).__name__ == "T5EncoderModel"
+    assert not any(p.requires_grad for p in encoder.model.parameters())
+    assert not encoder.model.training
+    states, cut = encoder.encode(["red heart", "", "blue round dog"])
+    assert [tuple(s.shape) for s in states] == [(3, 16), (1, 16), (4, 16)]  # with </s>
+    assert cut == 0
+    alone = encoder.encode(["red heart"])[0][0]
+    torch.testing.assert_close(states[0], alone)  # padding changes nothing
+    padded, mask = encoder.padded(["red heart", ""])
+    assert mask.tolist() == [[1, 1, 1], [1, 0, 0]]
+    assert padded[1, 1:].abs().max() == 0
+    assert not padded.requires_grad
+
+
+@pytest.mark.parametrize("name", list(ENCODERS))
+def test_a_caption_over_the_limit_is_cut_and_counted_and_keeps_its_end(name: str, small_t5: Path) -> None:
+    encoder = load_encoder(name, small_t5)
+    limit = ENCODERS[name].max_tokens
+    special = len(encoder.encode([""])[0][0])  # </s>, or [CLS] and [SEP]
+    long, whole = " ".join(["red"] * (limit + 9)), " ".join(["red"] * (limit - special))
+    states, cut = encoder.encode([long, "red dog", whole])
+    assert [len(s) for s in states] == [limit, 2 + special, limit]
+    assert cut == 1
+    torch.testing.assert_close(states[0], states[2])  # what is left is a whole caption
+    encoder.padded([long, long])
+    assert encoder.cut == 3
+
+
+def test_weights_and_tokenizer_each_make_another_encoder(tmp_path: Path) -> None:
+    files = ["config.json", "model-00001-of-00002.safetensors", "spiece.model", "tokenizer.json", "vocab.txt"]
+    for name in files:
+        (tmp_path / name).write_bytes(b"one")
+    digests = {encoder_digest("flan-t5-xl", tmp_path), encoder_digest("minilm", tmp_path)}
+    for name in files:
+        (tmp_path / name).write_bytes(b"two")
+        digests.add(encoder_digest("flan-t5-xl", tmp_path))
+    assert len(digests) == 2 + len(files)
+    before = encoder_digest("flan-t5-xl", tmp_path)
+    (tmp_path / "README.md").write_text("no part of it")
+    assert encoder_digest("flan-t5-xl", tmp_path) == before
+
+
+def test_an_encoder_that_is_nowhere_offline_says_how_to_get_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MDM_OFFLINE", "1")
+    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+    with pytest.raises(ValueError, match="text encoder flan-t5-xl") as refusal:
+        find_encoder("flan-t5-xl", tmp_path)
+    message = str(refusal.value)
+    for part in (str(tmp_path / "flan-t5-xl"), "MDM_OFFLINE=1", "hf download google/flan-t5-xl", "--local-dir"):
+        assert part in message
+    assert "\n" not in message
+    with pytest.raises(ValueError, match="unknown text encoder 'bert'; there are flan-t5-xl, minilm"):
+        find_encoder("bert", tmp_path)
+
+
+def test_a_folder_that_is_no_encoder_is_named(small_t5: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(small_t5 / "flan-t5-xl", tmp_path / "flan-t5-xl")
+    (folder / "model.safetensors").unlink()
+    torch.save({}, folder / "pytorch_model.bin")  # what the digest does not cover is not loaded
+    with pytest.raises(
+        ValueError, match=r"flan-t5-xl cannot be loaded .*must hold config.json, the weights as \.safet"
+    ):
+        load_encoder("flan-t5-xl", tmp_path)
+
+
+def test_an_online_job_refuses_another_encoder_than_it_began_with(small_t5: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(small_t5 / "flan-t5-xl", tmp_path / "flan-t5-xl")
+    digest = encoder_digest("flan-t5-xl", folder)
+    text = TextSource(encoder="flan-t5-xl", encoder_digest=digest, way="online", folder=str(folder))
+    assert isinstance(online_encoder(text, torch.device("cpu")), TextEncoder)
+    tokenizer = folder / "tokenizer.json"
+    tokenizer.write_text(tokenizer.read_text().replace('"dog"', '"cat"'))
+    with pytest.raises(ValueError, match="holds another encoder or tokenizer than this job began with"):
+        online_encoder(text, torch.device("cpu"))
+    with pytest.raises(ValueError, match=r"text\.folder must name the encoder's folder"):
+        TextSource(encoder="flan-t5-xl", encoder_digest=digest, way="online")

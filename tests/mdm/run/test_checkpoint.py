@@ -1,0 +1,194 @@
+"""Checkpoints: whole or not at all, and never trusted unread."""
+
+import errno
+import os
+import random
+import shutil
+import signal
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+import torch
+
+from mdm.network.nested import NestedUNet
+from mdm.network.weights import load_weights
+from mdm.run import checkpoint as module
+from mdm.run.checkpoint import (
+    Snapshot,
+    Writer,
+    find_damage,
+    list_checkpoints,
+    milestone_checkpoint,
+    newest_checkpoint,
+    nimg_of,
+    save_checkpoint,
+)
+from mdm.stage import Cadence
+from small import small_model
+
+
+def snapshot(nimg: int, milestone: str | None = None) -> Snapshot:
+    torch.manual_seed(0)
+    weights = {name: p.detach() for name, p in NestedUNet(small_model(1)).named_parameters()}
+    state = {"optimizer": {"step/x": torch.full((3,), float(nimg))}}
+    return Snapshot(nimg, 1, small_model(1), weights, weights, state, {"nimg": nimg}, milestone)
+
+
+@pytest.fixture(scope="module")
+def three(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Checkpoints at 1, 2, 3 images; the oldest was dropped."""
+    folder = tmp_path_factory.mktemp("run") / "checkpoints"
+    folder.mkdir()
+    for nimg in (1, 2, 3):
+        save_checkpoint(folder, snapshot(nimg), Cadence())
+    return folder
+
+
+def test_only_the_newest_are_kept_and_load(three: Path) -> None:
+    assert [p.name[-1] for p in list_checkpoints(three)] == ["2", "3"]
+    folder, passed_over = newest_checkpoint(three)
+    assert folder is not None
+    assert (folder.name[-1], passed_over) == ("3", [])
+    assert NestedUNet.from_pretrained(folder / "ema").config == small_model(1)
+
+
+def test_any_damage_to_the_newest_is_found_and_the_one_before_is_used(three: Path, tmp_path: Path) -> None:
+    draw = random.Random(0)
+    files = sorted(p.relative_to(three) for p in list_checkpoints(three)[-1].rglob("*") if p.is_file())
+    for i in range(200):
+        copy = shutil.copytree(three, tmp_path / str(i))
+        victim = copy / files[i % len(files)]
+        content = bytearray(victim.read_bytes())
+        kind = draw.choice(["flip", "cut", "delete"])
+        if kind == "flip":
+            content[draw.randrange(len(content))] ^= 1 << draw.randrange(8)
+        if kind == "delete":
+            victim.unlink()
+        else:
+            victim.write_bytes(content[: draw.randrange(len(content))] if kind == "cut" else content)
+        folder, passed_over = newest_checkpoint(copy)
+        assert folder is not None, (kind, victim)
+        assert folder.name[-1] == "2" and "damaged" in passed_over[0], (kind, victim)
+
+
+def test_a_half_written_one_is_not_seen(three: Path, tmp_path: Path) -> None:
+    copy = shutil.copytree(three, tmp_path / "c")
+    shutil.copytree(list_checkpoints(copy)[-1], copy / "nimg-000000000004.tmp")
+    assert [p.name[-1] for p in list_checkpoints(copy)] == ["2", "3"]
+
+
+def test_what_is_no_checkpoint_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="is no checkpoint"):
+        load_weights(tmp_path)
+
+
+def test_what_the_cadence_names_is_kept(tmp_path: Path) -> None:
+    cadence = Cadence(keep_checkpoints=2, keep_every_nimg=10)
+    for nimg in range(3, 40, 3):
+        save_checkpoint(tmp_path, snapshot(nimg, "fig-4" if nimg == 15 else None), cadence)
+    assert [nimg_of(p) for p in list_checkpoints(tmp_path)] == [12, 15, 21, 30, 36, 39]
+    assert nimg_of(milestone_checkpoint(tmp_path, "fig-4")) == 15
+    with pytest.raises(ValueError, match="no milestone fig-5"):
+        milestone_checkpoint(tmp_path, "fig-5")
+
+
+# Kills itself at the Nth boundary of a checkpoint write: before and after every call that changes the disk.
+KILLED = """
+import os, shutil, signal, sys
+from pathlib import Path
+from test_checkpoint import Cadence, module, save_checkpoint, snapshot
+left = int(sys.argv[2])
+def boundary():
+    global left
+    left -= 1
+    if left == 0:
+        os.kill(os.getpid(), signal.SIGKILL)
+def around(function):
+    def call(*arguments, **options):
+        boundary()
+        result = function(*arguments, **options)
+        boundary()
+        return result
+    return call
+calls = ((module, ("save_file", "sync")), (shutil, ("rmtree",)), (os, ("fsync", "replace", "rename", "mkdir")))
+for owner, names in calls:
+    for name in names:
+        setattr(owner, name, around(getattr(owner, name)))
+for name in ("rename", "replace", "write_text"):
+    setattr(Path, name, around(getattr(Path, name)))
+save_checkpoint(Path(sys.argv[1]), snapshot(4), Cadence())
+"""
+
+
+@pytest.mark.kills
+def test_killed_at_every_boundary_of_a_write_there_is_always_a_whole_one(three: Path, tmp_path: Path) -> None:
+    seen = set()
+    here = str(Path(__file__).parent)
+    for boundary in range(1, 200):
+        copy = shutil.copytree(three, tmp_path / str(boundary))
+        pid = os.fork()
+        if pid == 0:  # a fork: nothing is imported a hundred times over
+            sys.path.insert(0, here)
+            sys.argv = ["", str(copy), str(boundary)]
+            try:
+                exec(KILLED, {"__name__": "killed"})
+            finally:
+                os._exit(0)
+        _, status = os.waitpid(pid, 0)
+        folder, passed_over = newest_checkpoint(copy)
+        assert folder is not None and not passed_over
+        seen.add(nimg_of(folder))
+        save_checkpoint(copy, snapshot(5), Cadence())
+        assert not list(copy.glob("*.tmp"))
+        if not os.WIFSIGNALED(status):
+            break
+        assert os.WTERMSIG(status) == signal.SIGKILL
+    assert boundary > 40  # so many boundaries were there
+    assert seen == {3, 4}
+
+
+def test_a_full_disk_leaves_the_last_one_and_is_told(
+    three: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copy = shutil.copytree(three, tmp_path / "c")
+    writer = Writer(copy, Cadence(), lambda: None)
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(module, "save_file", full)
+    writer.submit(snapshot(4))
+    error = writer.finish()
+    assert error is not None and error.errno == errno.ENOSPC
+    assert [nimg_of(p) for p in list_checkpoints(copy)] == [2, 3] and not list(copy.glob("*.tmp"))
+    monkeypatch.undo()
+    writer.submit(snapshot(4))
+    assert writer.finish() is None
+    assert nimg_of(list_checkpoints(copy)[-1]) == 4
+
+
+def test_training_does_not_wait_for_the_disk(three: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    copy, go_on = shutil.copytree(three, tmp_path / "c"), threading.Event()
+    real = module.save_file
+    monkeypatch.setattr(module, "save_file", lambda *arguments: (go_on.wait(10), real(*arguments)))
+    writer = Writer(copy, Cadence(), lambda: None)
+    writer.submit(snapshot(4))  # returns although nothing can be written yet
+    assert [nimg_of(p) for p in list_checkpoints(copy)] == [2, 3]
+    go_on.set()
+    assert writer.finish() is None
+    assert find_damage(list_checkpoints(copy)[-1]) is None
+
+
+def test_a_newer_attempt_is_asked_for_before_the_name_is_given(three: Path, tmp_path: Path) -> None:
+    copy = shutil.copytree(three, tmp_path / "c")
+    answers = iter([None, RuntimeError("a newer attempt")])
+
+    def may_write() -> None:
+        if (error := next(answers)) is not None:
+            raise error
+
+    with pytest.raises(RuntimeError, match="newer attempt"):
+        save_checkpoint(copy, snapshot(4), Cadence(), may_write)
+    assert [nimg_of(p) for p in list_checkpoints(copy)] == [2, 3]
