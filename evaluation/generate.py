@@ -2,8 +2,8 @@
 
     torchrun --nproc-per-node 2 -m evaluation.generate FOLDER
 
-``FOLDER/generate.json`` (see ``Plan``) names the sets to draw; each becomes ``FOLDER/SET/``. An image depends on its
-caption and seed alone, so ranks share the work by index, and a killed run goes on with the files that are missing.
+``FOLDER/generate.json`` (see ``ImageJob``) names the sets to draw; each becomes ``FOLDER/SET/``. An image depends on
+its caption and seed alone, so ranks share the work by index, and a killed run goes on with the files that are missing.
 """
 
 import json
@@ -23,7 +23,7 @@ from mdm.data.order import hash64
 from mdm.data.pixels import to_uint8
 from mdm.data.shards import Shards
 from mdm.data.text import known_conditions, online_encoder
-from mdm.diffusion.generate import draw
+from mdm.diffusion.generate import generate
 from mdm.network.nested import NestedUNet
 from mdm.structure import from_dict
 from mdm.training.compute import pick_device
@@ -41,7 +41,7 @@ class ImageSet:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Plan:
+class ImageJob:
     """What to draw: the first ``num_samples`` captions of a dataset's split, in its order."""
 
     sets: tuple[ImageSet, ...]
@@ -68,37 +68,37 @@ def save_images(xs: list[Tensor], resolutions: tuple[int, ...], folder: Path, in
                 temporary.replace(target)
 
 
-def run_plan(folder: Path, plan: Plan, rank: int, world: int) -> None:
+def generate_images(folder: Path, job: ImageJob, rank: int, world: int) -> None:
     """Draw this rank's share of every set."""
-    device = pick_device(plan.device)
-    if plan.threads:
-        torch.set_num_threads(plan.threads)
-    shards = Shards(Path(plan.data), plan.text)
+    device = pick_device(job.device)
+    if job.threads:
+        torch.set_num_threads(job.threads)
+    shards = Shards(Path(job.data), job.text)
     captioned = shards.present()  # image i is of the i-th caption that is there
-    if plan.num_samples > len(captioned):
-        raise ValueError(f"{plan.data} has {len(captioned)} captions, {plan.num_samples} are asked for")
-    mine = range(rank, plan.num_samples, world)
+    if job.num_samples > len(captioned):
+        raise ValueError(f"{job.data} has {len(captioned)} captions, {job.num_samples} are asked for")
+    mine = range(rank, job.num_samples, world)
     # All captions at once: an online encoder has left the device before the first network comes.
-    encoder = online_encoder(plan.text, device)
-    conditions, null = known_conditions(shards, [captioned[i] for i in mine], _model(plan), encoder)
-    for images in plan.sets:
-        network = _network(plan, images).to(device).to(memory_format=torch.channels_last)
+    encoder = online_encoder(job.text, device)
+    conditions, null = known_conditions(shards, [captioned[i] for i in mine], _model(job), encoder)
+    for images in job.sets:
+        network = _network(job, images).to(device).to(memory_format=torch.channels_last)
         target = folder / images.name
         target.mkdir(parents=True, exist_ok=True)
         missing = [i for i in mine if not (target / f"{i:05d}.png").exists()]
         bar = tqdm(total=len(mine), initial=len(mine) - len(missing), desc=images.name, disable=rank != 0)
         for start in range(0, len(missing), images.sampling.batch_size):
             indices = missing[start : start + images.sampling.batch_size]
-            seeds = [image_seed(plan.seed, i) for i in indices]
-            xs = draw(network, [conditions[mine.index(i)] for i in indices], null, seeds, images.sampling, device)
+            seeds = [image_seed(job.seed, i) for i in indices]
+            xs = generate(network, [conditions[mine.index(i)] for i in indices], null, seeds, images.sampling, device)
             save_images(xs, network.config.resolutions, target, indices)
             bar.update(len(indices))
         bar.close()
         if rank == 0:
             lines = []
-            for i in range(plan.num_samples):
+            for i in range(job.num_samples):
                 sample = shards[captioned[i]]
-                line = {"index": i, "key": sample.key, "caption": sample.caption, "seed": image_seed(plan.seed, i)}
+                line = {"index": i, "key": sample.key, "caption": sample.caption, "seed": image_seed(job.seed, i)}
                 lines.append(json.dumps(line))
             (target / "captions.jsonl").write_text("\n".join(lines) + "\n")
 
@@ -108,17 +108,17 @@ def image_seed(seed: int, index: int) -> int:
     return hash64(seed, "image", index)
 
 
-def _model(plan: Plan) -> Model:
+def _model(job: ImageJob) -> Model:
     """The configuration of the first trained set."""
-    trained = next(s.weights for s in plan.sets if s.weights != UNTRAINED)
+    trained = next(s.weights for s in job.sets if s.weights != UNTRAINED)
     return from_dict(Model, json.loads((Path(trained) / "config.json").read_text()))
 
 
-def _network(plan: Plan, images: ImageSet) -> NestedUNet:
+def _network(job: ImageJob, images: ImageSet) -> NestedUNet:
     if images.weights != UNTRAINED:
         return NestedUNet.from_pretrained(Path(images.weights))
-    torch.manual_seed(hash64(plan.seed, "untrained"))
-    return NestedUNet(_model(plan)).eval()
+    torch.manual_seed(hash64(job.seed, "untrained"))
+    return NestedUNet(_model(job)).eval()
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -128,8 +128,8 @@ def main(argv: list[str] | None = None) -> int:
         return 2
     folder = Path(arguments[0])
     try:
-        plan = from_dict(Plan, json.loads((folder / "generate.json").read_text()))
-        run_plan(folder, plan, int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1")))
+        job = from_dict(ImageJob, json.loads((folder / "generate.json").read_text()))
+        generate_images(folder, job, int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1")))
     except (ValueError, FileNotFoundError) as error:
         print(f"generate: {error}", file=sys.stderr)
         return 1

@@ -15,7 +15,7 @@ from tqdm import tqdm
 from evaluation.generate import image_seed
 from mdm.data.pixels import tile
 from mdm.data.text import load_encoder
-from mdm.diffusion.generate import draw
+from mdm.diffusion.generate import generate
 from mdm.network.nested import NestedUNet
 from mdm.presets import Preset
 from mdm.run.checkpoint import newest_checkpoint
@@ -63,7 +63,7 @@ def sample_prompts(
                 bar.update()
 
             seeds = [image_seed(seed, i) for i in range(count)]
-            xs = draw(network, [condition] * count, null, seeds, settings, torch.device("cpu"), step)
+            xs = generate(network, [condition] * count, null, seeds, settings, torch.device("cpu"), step)
             rows.append(torch.from_numpy(tile(xs if all_levels else xs[-1:])))
             shown = min(STRIP_PICTURES, len(steps))
             chosen = [steps[round((i + 1) * len(steps) / shown) - 1] for i in range(shown)]

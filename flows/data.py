@@ -26,14 +26,14 @@ PER_SHARD = 250
 
 
 @task(task_run_name="data")
-def prepare_data(plan: Preset) -> OpenMoji | None:
+def prepare_data(preset: Preset) -> OpenMoji | None:
     """The list of captioned drawings, or nothing where a finished dataset was put in place by hand."""
     begun = time.time()
     board().start("data")
-    if plan.data.source == "prepared":
-        board().finish("data", "reused", 0, f"prepared: {datasets() / plan.data.name}")
+    if preset.data.source == "prepared":
+        board().finish("data", "reused", 0, f"prepared: {datasets() / preset.data.name}")
         return None
-    source = openmoji(plan)
+    source = openmoji(preset)
     held_out = len(source.split("val"))
     board().finish(
         "data", "done", time.time() - begun, f"{len(source.drawings)} captioned drawings, {held_out} held out"
@@ -41,39 +41,39 @@ def prepare_data(plan: Preset) -> OpenMoji | None:
     return source
 
 
-def openmoji(plan: Preset) -> OpenMoji:
+def openmoji(preset: Preset) -> OpenMoji:
     """The drawings that a preset names."""
-    data = plan.data
+    data = preset.data
     return OpenMoji(people=data.people, skin_tones=data.skin_tones, val_fraction=data.val_fraction, limit=data.limit)
 
 
 @task(task_run_name="shards")
-def write_shard_set(plan: Preset, source: OpenMoji | None) -> tuple[Path, str]:
+def write_shard_set(preset: Preset, source: OpenMoji | None) -> tuple[Path, str]:
     """Shards of both splits -> the dataset's folder and a digest of its training split."""
-    folder = datasets() / plan.data.name
+    folder = datasets() / preset.data.name
     if source is None:
         board().start("shards")
         digests = [read_manifest(folder / split)["digest"] for split in SPLITS]
         board().finish("shards", "reused", 0)
         return folder, digests[0]
-    with hold(folder / "lock", f"dataset {plan.data.name}"), _stage("shards", len(source.drawings), "img") as update:
+    with hold(folder / "lock", f"dataset {preset.data.name}"), _stage("shards", len(source.drawings), "img") as update:
         before = [read_json(folder / split / "manifest.json") for split in SPLITS]
-        manifests = write_splits(plan, source, update.after)
+        manifests = write_splits(preset, source, update.after)
         update.reused = before == manifests
         update.note = f"{sum(s['bytes'] for m in manifests for s in m['shards']) / 1e6:.1f} MB"
     return folder, manifests[0]["digest"]
 
 
-def write_splits(plan: Preset, source: OpenMoji, progress: Progress) -> list[dict[str, Any]]:
+def write_splits(preset: Preset, source: OpenMoji, progress: Progress) -> list[dict[str, Any]]:
     """Shards of every split -> their manifests. ``progress(start)`` gives the callback of a part beginning there."""
     manifests: list[dict[str, Any]] = []
     for split in SPLITS:
         start = sum(m["samples"] for m in manifests)
-        folder = datasets() / plan.data.name / split
+        folder = datasets() / preset.data.name / split
         workers = min(2, os.cpu_count() or 1)
         manifests.append(
             write_openmoji(
-                source, split, plan.data.name, plan.data.resolution, folder, PER_SHARD, workers, progress(start)
+                source, split, preset.data.name, preset.data.resolution, folder, PER_SHARD, workers, progress(start)
             )
         )
     return manifests
@@ -103,24 +103,24 @@ def remove_samples(folder: Path, keys: set[str], dry_run: bool) -> list[str]:
 
 
 @task(task_run_name="text embeddings")
-def embed_text(plan: Preset, folder: Path) -> tuple[TextSource | None, str]:
+def embed_text(preset: Preset, folder: Path) -> tuple[TextSource | None, str]:
     """Where the jobs' caption states come from, made where they are stored, and a digest of the training split's."""
-    if plan.text is None:
+    if preset.text is None:
         board().start("text embeddings")
         board().finish("text embeddings", "done", 0, "none: conditioned on labels")
         return None, ""
     total = sum(read_manifest(folder / split)["samples"] for split in SPLITS)
-    with hold(folder / "lock", f"dataset {plan.data.name}"), _stage("text embeddings", total, "captions") as update:
-        captions = Captions(plan, folder)
+    with hold(folder / "lock", f"dataset {preset.data.name}"), _stage("text embeddings", total, "captions") as update:
+        captions = Captions(preset, folder)
         source = captions.source(board().say)
         if source.way == "online":
-            update.note = f"{plan.text}, online: nothing is stored, the trainers encode"
+            update.note = f"{preset.text}, online: nothing is stored, the trainers encode"
             return source, digest([source.way, source.encoder_digest])
         before = captions.manifests(source.way)
         manifests = captions.embed(source.way, update.after)
         update.reused = before == manifests
         cut = sum(m["truncated"] for m in manifests)
-        update.note = f"{plan.text}, {source.way}, {cut} captions cut at {captions.spec.max_tokens} tokens"
+        update.note = f"{preset.text}, {source.way}, {cut} captions cut at {captions.spec.max_tokens} tokens"
     return source, manifests[0]["digest"]
 
 

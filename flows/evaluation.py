@@ -7,7 +7,7 @@ from typing import Any
 
 from prefect import task
 
-from evaluation.generate import UNTRAINED, ImageSet, Plan
+from evaluation.generate import UNTRAINED, ImageJob, ImageSet
 from evaluation.measure import SAMPLES, measure
 from evaluation.report import render
 from flows.artifacts import StageProgress, show_link, show_metrics
@@ -24,29 +24,29 @@ from mdm.structure import to_dict
 
 @task(task_run_name="sample", retries=3, retry_delay_seconds=1, retry_condition_fn=died)
 def sample_images(
-    plan: Preset, folder: Path, weights: Path, data: Path, text: TextSource | None, text_digest: str
+    preset: Preset, folder: Path, weights: Path, data: Path, text: TextSource | None, text_digest: str
 ) -> Path:
     """Images of held-out captions from the trained weights, and from an untrained network for comparison."""
-    count = plan.evaluation.num_samples
+    count = preset.evaluation.num_samples
     sets = (
-        ImageSet(name="samples", weights=str(weights), sampling=plan.sampling),
+        ImageSet(name="samples", weights=str(weights), sampling=preset.sampling),
         # An untrained network answers 0 to any caption, so guiding it changes nothing.
-        ImageSet(name="untrained", weights=UNTRAINED, sampling=replace(plan.sampling, guidance=(1.0,))),
+        ImageSet(name="untrained", weights=UNTRAINED, sampling=replace(preset.sampling, guidance=(1.0,))),
     )
-    job = Plan(
+    job = ImageJob(
         sets=sets,
         data=str(data / "val"),
         text=text,
         num_samples=count,
-        seed=plan.seed,
-        device=plan.hardware.device,
-        threads=plan.hardware.threads,
+        seed=preset.seed,
+        device=preset.hardware.device,
+        threads=preset.hardware.threads,
     )
     inputs = {
         "weights": sha256(weights / "model.safetensors"),
-        "sampling": to_dict(plan.sampling),
+        "sampling": to_dict(preset.sampling),
         "count": count,
-        "seed": plan.seed,
+        "seed": preset.seed,
         "text": text_digest,
     }
     total = count * len(sets)
@@ -61,7 +61,7 @@ def sample_images(
 
     def work() -> dict[str, Any]:
         write_json(folder / "generate.json", to_dict(job))
-        run_job("evaluation.generate", folder, plan.hardware.processes, plan.hardware.threads, on_poll)
+        run_job("evaluation.generate", folder, preset.hardware.processes, preset.hardware.threads, on_poll)
         return {"images": total}
 
     done = once(folder, inputs, work, board().say)
@@ -72,7 +72,7 @@ def sample_images(
 
 @task(task_run_name="evaluate")
 def evaluate_samples(
-    plan: Preset, folder: Path, images: Path, data: Path, text: TextSource | None, tracker: Tracker
+    preset: Preset, folder: Path, images: Path, data: Path, text: TextSource | None, tracker: Tracker
 ) -> dict[str, Any]:
     """Every metric, into results.json, MLflow and a table in the Prefect UI."""
     drawn = json.loads((images / "done.json").read_text())["inputs"]
@@ -84,11 +84,11 @@ def evaluate_samples(
         progress.update(done / total)
 
     def work() -> dict[str, Any]:
-        settings = plan.evaluation
-        results = measure(images, data, text, folder, settings.feature_px, settings.num_real, plan.seed, show)
+        settings = preset.evaluation
+        results = measure(images, data, text, folder, settings.feature_px, settings.num_real, preset.seed, show)
         return {"metrics": results["metrics"]}
 
-    done = once(folder, {"images": drawn, "evaluation": to_dict(plan.evaluation)}, work, board().say)
+    done = once(folder, {"images": drawn, "evaluation": to_dict(preset.evaluation)}, work, board().say)
     if not done["reused"]:
         log_results(tracker, folder, done)
     progress.done()
@@ -126,17 +126,17 @@ def log_results(tracker: Tracker, folder: Path, done: dict[str, Any]) -> None:
 
 
 @task(task_run_name="report")
-def write_report(plan: Preset, run: Path, data: Path, images: Path, tracker: Tracker) -> Path:
+def write_report(preset: Preset, run: Path, data: Path, images: Path, tracker: Tracker) -> Path:
     """records.json, exported from MLflow, and the page made from it."""
     board().start("report")
     folder = run / "report"
     made_from = {
         stage: json.loads((run / stage / "done.json").read_text())["inputs"]
-        for stage in [*plan.stages, "samples", "evaluation"]
+        for stage in [*preset.stages, "samples", "evaluation"]
     }
 
     def work() -> dict[str, Any]:
-        records = export_records(plan, run, data, images, tracker)
+        records = export_records(preset, run, data, images, tracker)
         write_json(folder / "records.json", records)
         page = render(records, folder / "index.html")
         tracker.artifact("", folder / "records.json")

@@ -1,15 +1,17 @@
 """The flow's parameters: a preset's name, and any of its fields replaced (a form in the Prefect UI)."""
 
 import dataclasses
-import json
 import typing
-from typing import Any, Literal, get_args, get_origin
+from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, Field, create_model
 
-from mdm.presets import Preset, resolve
+from mdm.presets import PRESETS, Preset, resolve
 
-PresetName = Literal["tiny", "cc12m-256", "cc12m-1024", "cc12m-1024-five", "imagenet-256", "imagenet-256-dropout"]
+if TYPE_CHECKING:
+    PresetName = str
+else:
+    PresetName = Literal[tuple(PRESETS)]  # what the form in the Prefect UI offers
 
 
 def _partial(cls: Any) -> type[BaseModel]:
@@ -35,24 +37,3 @@ class Overrides(_partial(Preset)):  # type: ignore[misc]
     def resolve(self, preset: str) -> Preset:
         """The preset with these fields replaced. Raises ValueError naming the field."""
         return resolve(preset, self.model_dump(mode="json", exclude_unset=True))
-
-
-def parse_assignments(assignments: list[str]) -> dict[str, Any]:
-    """``a.b=value`` pairs -> nested fields; values are JSON where they parse as JSON, else strings."""
-    tree: dict[str, Any] = {}
-    for assignment in assignments:
-        path, equals, text = assignment.partition("=")
-        if not equals or not path:
-            raise ValueError(f"--set {assignment!r} is not of the form field.name=value")
-        try:
-            value = json.loads(text)
-        except json.JSONDecodeError:
-            value = text
-        node = tree
-        *parents, last = path.split(".")
-        for parent in parents:
-            node = node.setdefault(parent, {})
-            if not isinstance(node, dict):
-                raise ValueError(f"--set {assignment!r}: {parent} was given a value already")
-        node[last] = value
-    return tree

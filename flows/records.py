@@ -25,23 +25,23 @@ TILE_PX = 64
 SHOWN = 24  # captions on the page
 
 
-def export_records(plan: Preset, run: Path, data: Path, images: Path, tracker: Tracker) -> dict[str, Any]:
+def export_records(preset: Preset, run: Path, data: Path, images: Path, tracker: Tracker) -> dict[str, Any]:
     """Numbers, curves and facts from MLflow; pictures from its artifacts and the image folder."""
     parent = tracker.client.get_run(tracker.ids[""]).data
     results = json.loads((Path(_download(tracker, "evaluation", "results.json"))).read_text())
     manifest = read_manifest(data / "train")
     return {
         "format": 1,
-        "title": f"Matryoshka Diffusion Models: {plan.name}",
+        "title": f"Matryoshka Diffusion Models: {preset.name}",
         "run": run.name,
-        "preset": plan.name,
+        "preset": preset.name,
         "created": datetime.now().astimezone().isoformat(timespec="seconds"),
-        "verdict": verdict(plan, results["metrics"]),
-        "facts": _facts(plan, run, images, parent.tags, manifest, results),
-        "stages": _stages(plan, parent.metrics, tracker),
-        "curves": _curves(plan, tracker),
+        "verdict": verdict(preset, results["metrics"]),
+        "facts": _facts(preset, run, images, parent.tags, manifest, results),
+        "stages": _stages(preset, parent.metrics, tracker),
+        "curves": _curves(preset, tracker),
         "metrics": results["metrics"],
-        "grids": [*_sample_grid(plan, images, data, results), *_progress_grids(plan, tracker)],
+        "grids": [*_sample_grid(preset, images, data, results), *_progress_grids(preset, tracker)],
         "credits": [
             manifest["credit"],
             "The samples, this page and the trained weights are made from those drawings and carry the same credit and "
@@ -50,7 +50,7 @@ def export_records(plan: Preset, run: Path, data: Path, images: Path, tracker: T
     }
 
 
-def verdict(plan: Preset, metrics: list[dict[str, Any]]) -> str:
+def verdict(preset: Preset, metrics: list[dict[str, Any]]) -> str:
     """What the numbers say, in words that follow from them."""
     by_name = {metric["name"]: metric for metric in metrics}
     frechet, kernel = (_against(by_name[metric.name]["values"]) for metric in (FRECHET, KID))
@@ -63,8 +63,8 @@ def verdict(plan: Preset, metrics: list[dict[str, Any]]) -> str:
         fits = f" Captions score {higher} on their own samples than shuffled ones do."
     return " ".join(
         [
-            f"A run of preset {plan.name} on {plan.data.name} ({plan.data.resolution} px): a small stand-in for the "
-            "paper's experiments, not one of them; none of its numbers is a FID or CLIP score.",
+            f"A run of preset {preset.name} on {preset.data.name} ({preset.data.resolution} px): a small stand-in for "
+            "the paper's experiments, not one of them; none of its numbers is a FID or CLIP score.",
             f"Of the lesser of an untrained model's and noise's distance to real images the samples have {kernel:.0%} "
             f"(kernel distance, whose intervals {'do not overlap' if apart else 'OVERLAP'}) and {frechet:.0%} (Fréchet "
             f"distance); half was aimed at.{fits}",
@@ -78,11 +78,11 @@ def _against(values: dict[str, float]) -> float:
 
 
 def _facts(
-    plan: Preset, run: Path, images: Path, tags: dict[str, str], manifest: dict[str, Any], results: dict[str, Any]
+    preset: Preset, run: Path, images: Path, tags: dict[str, str], manifest: dict[str, Any], results: dict[str, Any]
 ) -> list[list[str]]:
-    widths = {name: "/".join(map(str, stage.model.resolutions)) for name, stage in plan.stages.items()}
-    sampling = plan.sampling
-    last, stage = list(plan.stages.items())[-1]
+    widths = {name: "/".join(map(str, stage.model.resolutions)) for name, stage in preset.stages.items()}
+    sampling = preset.sampling
+    last, stage = list(preset.stages.items())[-1]
     weights = trained_weights(run / last).relative_to(run)
     drawn_from = json.loads((images / "inputs.json").read_text())["inputs"]["weights"]  # their sha256
     return [
@@ -91,10 +91,10 @@ def _facts(
             f"{manifest['name']}: {results['real_images']} real images compared; {manifest['samples']} trained on",
         ],
         ["Data source", ", ".join(f"{name}: {value}" for name, value in manifest["source"].items())],
-        ["Text encoder", f"{plan.text} (frozen)"],
+        ["Text encoder", f"{preset.text} (frozen)"],
         ["Image features", f"EfficientNet-Lite0 at {results['feature_px']} px, a stand-in for Inception-V3"],
         ["Text-image score", "linear heads learned on the training pairs, a stand-in for CLIP"],
-        ["Stages", "; ".join(f"{n}: {w} px, {plan.stages[n].training.nimg:,} images" for n, w in widths.items())],
+        ["Stages", "; ".join(f"{n}: {w} px, {preset.stages[n].training.nimg:,} images" for n, w in widths.items())],
         [
             "Objective",
             f"the network predicts {stage.model.prediction}; {loss_name(stage.training.loss)} per level",
@@ -105,7 +105,7 @@ def _facts(
             f"first), threshold {sampling.threshold}",
         ],
         ["Weights", f"EMA, {weights}: sha256 {drawn_from}"],
-        ["Seed", str(plan.seed)],
+        ["Seed", str(preset.seed)],
         *[[label, tags[f"mdm.{key}"]] for key, label in FACT_TAGS.items() if f"mdm.{key}" in tags],
     ]
 
@@ -117,7 +117,7 @@ def loss_name(space: LossSpace) -> str:
 FACT_TAGS = {"machine": "Machine", "versions": "Versions", "commit": "Commit", "config": "Configuration digest"}
 
 
-def _stages(plan: Preset, metrics: dict[str, float], tracker: Tracker) -> list[dict[str, Any]]:
+def _stages(preset: Preset, metrics: dict[str, float], tracker: Tracker) -> list[dict[str, Any]]:
     rows = []
     for name, seconds in sorted(metrics.items()):
         if not name.startswith("time/"):
@@ -126,24 +126,26 @@ def _stages(plan: Preset, metrics: dict[str, float], tracker: Tracker) -> list[d
         cost = detail = ""
         if title.startswith("train "):
             stage = title.removeprefix("train ")
-            cost = f"{plan.stages[stage].training.nimg:,} images, {plan.hardware.processes} × {plan.hardware.device}"
-            losses = history(tracker, stage, [f"val/loss_{px}" for px in plan.stages[stage].model.resolutions])
+            cost = (
+                f"{preset.stages[stage].training.nimg:,} images, {preset.hardware.processes} × {preset.hardware.device}"
+            )
+            losses = history(tracker, stage, [f"val/loss_{px}" for px in preset.stages[stage].model.resolutions])
             ends = [f"{name.rpartition('_')[2]} px {v[0][1]:.3f} → {v[-1][1]:.3f}" for name, v in losses.items()]
             detail = f"held-out loss of the EMA: {', '.join(ends)}"
         rows.append({"name": title, "state": "done", "seconds": seconds, "cost": cost, "detail": detail})
     return rows
 
 
-def _curves(plan: Preset, tracker: Tracker) -> list[dict[str, Any]]:
+def _curves(preset: Preset, tracker: Tracker) -> list[dict[str, Any]]:
     """Per resolution: training loss and the EMA's held-out loss, over all images seen since fresh weights."""
-    top = max(px for stage in plan.stages.values() for px in stage.model.resolutions)
-    last = list(plan.stages.values())[-1]
+    top = max(px for stage in preset.stages.values() for px in stage.model.resolutions)
+    last = list(preset.stages.values())[-1]
     resolutions = [px for px in last.model.resolutions if px <= top]
     curves = []
     for px in resolutions:
         series = []
-        for name in plan.stages:
-            before = seen_before(plan, name)
+        for name in preset.stages:
+            before = seen_before(preset, name)
             found = history(tracker, name, [f"train/loss_{px}", f"val/loss_{px}"])
             for metric, points in found.items():
                 kind = "training" if metric.startswith("train/") else "held out (EMA)"
@@ -161,15 +163,15 @@ def _curves(plan: Preset, tracker: Tracker) -> list[dict[str, Any]]:
     return curves
 
 
-def seen_before(plan: Preset, name: str) -> int:
+def seen_before(preset: Preset, name: str) -> int:
     """Images that a stage's weights had seen in all stages that they come from."""
-    start = plan.stages[name].start
-    return 0 if start is None else seen_before(plan, start.stage) + started_at(plan, name)
+    start = preset.stages[name].start
+    return 0 if start is None else seen_before(preset, start.stage) + started_at(preset, name)
 
 
-def _sample_grid(plan: Preset, images: Path, data: Path, results: dict[str, Any]) -> list[dict[str, Any]]:
+def _sample_grid(preset: Preset, images: Path, data: Path, results: dict[str, Any]) -> list[dict[str, Any]]:
     """One strip per caption: every level, the real image, the nearest training image."""
-    resolutions = list(plan.stages.values())[-1].model.resolutions
+    resolutions = list(preset.stages.values())[-1].model.resolutions
     folder = images / "samples"
     levels = {px: load_folder(folder / "levels" / str(px)) for px in resolutions}
     real, train = Shards(data / "val"), Shards(data / "train")
@@ -195,10 +197,10 @@ def _sample_grid(plan: Preset, images: Path, data: Path, results: dict[str, Any]
     ]
 
 
-def _progress_grids(plan: Preset, tracker: Tracker) -> list[dict[str, Any]]:
+def _progress_grids(preset: Preset, tracker: Tracker) -> list[dict[str, Any]]:
     """The pictures that each stage drew of the same captions while it trained, as MLflow keeps them."""
     items = []
-    for name in plan.stages:
+    for name in preset.stages:
         for artifact in tracker.client.list_artifacts(tracker.child(name), "samples"):
             with Image.open(_download(tracker, name, artifact.path)) as picture:
                 pixels = np.asarray(picture.convert("RGB"))

@@ -40,23 +40,27 @@ def stage_names(preset: Preset) -> list[str]:
 def reproduction(preset: PresetName = "cc12m-1024", overrides: Overrides = Overrides()) -> str:  # noqa: B008
     """Reproduce MDM with a preset; the same call resumes what a failure or kill interrupted. Returns the run's name."""
     quiet_services()
-    plan = overrides.resolve(preset)
-    check_machine(plan)
-    name = run_name(plan)
+    chosen = overrides.resolve(preset)
+    check_machine(chosen)
+    name = run_name(chosen)
     run = run_folder(name)
-    with hold(run / "flow.lock", f"run {name}"), board(stage_names(plan), _log()) as shown:
-        write_json(run / "config.json", to_dict(plan))
+    with hold(run / "flow.lock", f"run {name}"), board(stage_names(chosen), _log()) as shown:
+        write_json(run / "config.json", to_dict(chosen))
         tracker = Tracker(run, name)
-        tracker.params("", {"preset": plan.name, "seed": plan.seed, "text_encoder": plan.text, "data": plan.data.name})
-        tracker.tags("", run_facts(plan))
-        source = prepare_data(plan)
-        data, data_digest = write_shard_set(plan, source)
-        text, text_digest = embed_text(plan, data)
-        last = train_stages(plan, run, data, text, [data_digest, text_digest], tracker)
-        images = sample_images(plan, run / "samples", trained_weights(last), data, text, text_digest)
-        evaluate_samples(plan, run / "evaluation", images, data, text, tracker)
-        tracker.times({row.name: row.seconds for row in shown.rows.values() if row.state == "done"}, stage_names(plan))
-        write_report(plan, run, data, images, tracker)
+        tracker.params(
+            "", {"preset": chosen.name, "seed": chosen.seed, "text_encoder": chosen.text, "data": chosen.data.name}
+        )
+        tracker.tags("", run_facts(chosen))
+        source = prepare_data(chosen)
+        data, data_digest = write_shard_set(chosen, source)
+        text, text_digest = embed_text(chosen, data)
+        last = train_stages(chosen, run, data, text, [data_digest, text_digest], tracker)
+        images = sample_images(chosen, run / "samples", trained_weights(last), data, text, text_digest)
+        evaluate_samples(chosen, run / "evaluation", images, data, text, tracker)
+        tracker.times(
+            {row.name: row.seconds for row in shown.rows.values() if row.state == "done"}, stage_names(chosen)
+        )
+        write_report(chosen, run, data, images, tracker)
     return name
 
 

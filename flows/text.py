@@ -12,33 +12,33 @@ from mdm.files import write_json
 from mdm.presets import Preset
 from mdm.structure import digest
 from preprocessing.cost import Cost, choose, measure_cost
-from preprocessing.embed import Precision, embed_captions, finished_set, set_folder
+from preprocessing.embed import StatesFormat, embed_captions, finished_set, set_folder
 from preprocessing.manifest import read_json, read_manifest
 
 Progress = Callable[[int], Callable[[int, int], None]]
 SPLITS = ("train", "val")
-PRECISIONS: dict[Way, Precision] = {"cached": "half", "cached-8bit": "8bit"}
+STATES_FORMATS: dict[Way, StatesFormat] = {"cached": "half", "cached-8bit": "8bit"}
 
 
 class Captions:
     """A preset's captions and their encoder, which is found at once and loaded where something is left to encode."""
 
-    def __init__(self, plan: Preset, folder: Path) -> None:
-        if plan.text is None:
-            raise ValueError(f"preset {plan.name} is conditioned on labels: it has no captions to embed")
-        self.plan, self.folder, self.name, self.spec = plan, folder, plan.text, ENCODERS[plan.text]
+    def __init__(self, preset: Preset, folder: Path) -> None:
+        if preset.text is None:
+            raise ValueError(f"preset {preset.name} is conditioned on labels: it has no captions to embed")
+        self.preset, self.folder, self.name, self.spec = preset, folder, preset.text, ENCODERS[preset.text]
         self.encoder_folder = find_encoder(self.name, weights())
         self.digest = encoder_digest(self.name, self.encoder_folder)
         self.loaded: TextEncoder | None = None
 
     def encode(self, captions: list[str]) -> tuple[list[Any], int]:
         if self.loaded is None:
-            self.loaded = load_encoder(self.name, weights(), self.plan.hardware.device)
+            self.loaded = load_encoder(self.name, weights(), self.preset.hardware.device)
         return self.loaded.encode(captions)
 
     def cost(self) -> Cost:
         """What each way costs here, measured."""
-        seen = sum(stage.training.nimg for stage in self.plan.stages.values())
+        seen = sum(stage.training.nimg for stage in self.preset.stages.values())
         return measure_cost([self.folder / split for split in SPLITS], self.encode, seen)
 
     def source(self, say: Callable[[str], None]) -> TextSource:
@@ -47,7 +47,7 @@ class Captions:
         The choice is kept beside the shards, known by data, encoder and images to be seen, so that a rerun does the
         same. A finished set decides before any measurement.
         """
-        way = self.plan.embeddings
+        way = self.preset.embeddings
         chosen: Way = self._chosen(say) if way == "auto" else way
         return TextSource(
             encoder=self.name,
@@ -58,7 +58,7 @@ class Captions:
 
     def _chosen(self, say: Callable[[str], None]) -> Way:
         data = [read_manifest(self.folder / split)["digest"] for split in SPLITS]
-        nimg = [stage.training.nimg for stage in self.plan.stages.values()]
+        nimg = [stage.training.nimg for stage in self.preset.stages.values()]
         inputs = digest([data, self.digest, nimg])
         path = self.folder / f"text-{self.name}-auto-{inputs[:12]}.json"
         kept = read_json(path)
@@ -66,25 +66,25 @@ class Captions:
             say(f"embeddings {kept['reason']}")
             return kept["way"]
         way: Way
-        made: list[Way] = [way for way in PRECISIONS if self._finished(way)]
+        made: list[Way] = [way for way in STATES_FORMATS if self._finished(way)]
         way, reason = (made[0], f"{made[0]}: they are there already") if made else choose(self.cost())
         write_json(path, {"inputs": inputs, "way": way, "reason": reason})
         say(f"embeddings {reason}")
         return way
 
     def _finished(self, way: Way) -> bool:
-        name, limit, precision = self.name, self.spec.max_tokens, PRECISIONS[way]
+        name, limit, precision = self.name, self.spec.max_tokens, STATES_FORMATS[way]
         return all(finished_set(self.folder / split, name, self.digest, limit, precision) for split in SPLITS)
 
     def manifests(self, way: Way) -> list[dict[str, Any] | None]:
         """Of every split's embeddings, as they lie there now, whatever they were made of."""
-        name, precision = self.name, PRECISIONS[way]
+        name, precision = self.name, STATES_FORMATS[way]
         return [read_json(set_folder(self.folder / split, name, precision) / "manifest.json") for split in SPLITS]
 
     def embed(self, way: Way, progress: Progress) -> list[dict[str, Any]]:
         """Embeddings of every split -> their manifests. ``progress(start)``: the callback of a part beginning there."""
         manifests: list[dict[str, Any]] = []
-        name, limit, precision, start = self.name, self.spec.max_tokens, PRECISIONS[way], 0
+        name, limit, precision, start = self.name, self.spec.max_tokens, STATES_FORMATS[way], 0
         for split in SPLITS:
             part, show = self.folder / split, progress(start)
             manifests.append(embed_captions(part, name, self.digest, self.encode, limit, show, precision))

@@ -29,49 +29,49 @@ def trained_weights(folder: Path) -> Path:
     return checkpoint / "ema"
 
 
-def stage_inputs(plan: Preset, name: str, data: list[str]) -> dict[str, Any]:
+def stage_inputs(preset: Preset, name: str, data: list[str]) -> dict[str, Any]:
     """What determines a stage's weights, so that its digest is its name: the parent's is in it, hence all ancestors'.
 
     How it is computed, reported, stored and where it lies is not. ``data``: digests of the samples and their states.
     """
-    stage = plan.stages[name]
+    stage = preset.stages[name]
     return {
         "model": to_dict(stage.model),
         "training": to_dict(stage.training),
-        "start": None if stage.start is None else start_inputs(plan, name, data),
+        "start": None if stage.start is None else start_inputs(preset, name, data),
         "data": data,
-        "seed": plan.seed,
+        "seed": preset.seed,
     }
 
 
-def start_inputs(plan: Preset, name: str, data: list[str]) -> dict[str, Any]:
+def start_inputs(preset: Preset, name: str, data: list[str]) -> dict[str, Any]:
     """What determines the weights that a stage starts from. The names of stages and milestones do not."""
-    stage = plan.stages[name]
+    stage = preset.stages[name]
     assert stage.start is not None
     return {
-        "parent": digest(stage_inputs(plan, stage.start.stage, data)),
-        "nimg": started_at(plan, name),
+        "parent": digest(stage_inputs(preset, stage.start.stage, data)),
+        "nimg": started_at(preset, name),
         "weights": stage.start.weights,
         "optimizer": stage.start.optimizer,
         "model": to_dict(stage.model),
-        "seed": plan.seed,
+        "seed": preset.seed,
     }
 
 
-def started_at(plan: Preset, name: str) -> int:
+def started_at(preset: Preset, name: str) -> int:
     """Images that the parent has seen when a stage starts from it."""
-    start = plan.stages[name].start
+    start = preset.stages[name].start
     if start is None:
         return 0
-    parent = plan.stages[start.stage]
+    parent = preset.stages[start.stage]
     return parent.cadence.milestones[start.milestone] if start.milestone else parent.training.nimg
 
 
-def parent_checkpoint(plan: Preset, name: str, run: Path) -> Path:
+def parent_checkpoint(preset: Preset, name: str, run: Path) -> Path:
     """The checkpoint that a stage starts from. Raises Trouble where it is damaged or not of that count of images."""
-    start = plan.stages[name].start
+    start = preset.stages[name].start
     assert start is not None
-    folder, wanted = run / start.stage, started_at(plan, name)
+    folder, wanted = run / start.stage, started_at(preset, name)
     if start.milestone:
         try:
             checkpoint = milestone_checkpoint(folder / "checkpoints", start.milestone)
@@ -80,7 +80,9 @@ def parent_checkpoint(plan: Preset, name: str, run: Path) -> Path:
     else:
         checkpoint = trained_weights(folder).parent
     nimg = json.loads((checkpoint / "manifest.json").read_text())["nimg"]
-    if not wanted <= nimg < wanted + plan.stages[start.stage].training.batch_size:  # saved by the step that reaches it
+    if (
+        not wanted <= nimg < wanted + preset.stages[start.stage].training.batch_size
+    ):  # saved by the step that reaches it
         raise Trouble(
             f"stage {name} starts from {start.stage} at {wanted:,} images, but {checkpoint} is of {nimg:,}: move "
             f"{folder} away and run the same command again"
@@ -89,29 +91,29 @@ def parent_checkpoint(plan: Preset, name: str, run: Path) -> Path:
 
 
 def train_stages(
-    plan: Preset, run: Path, data: Path, text: TextSource | None, data_digest: list[str], tracker: Tracker
+    preset: Preset, run: Path, data: Path, text: TextSource | None, data_digest: list[str], tracker: Tracker
 ) -> Path:
     """Every stage once, in the preset's order, each from where it says that it starts -> the last one's folder."""
     folder = run
-    for name, stage in plan.stages.items():
-        init = None if stage.start is None else grow_stage(name, plan, run, data_digest)
-        folder = train_stage(name, plan, run / name, data, text, data_digest, init, tracker)
+    for name, stage in preset.stages.items():
+        init = None if stage.start is None else grow_stage(name, preset, run, data_digest)
+        folder = train_stage(name, preset, run / name, data, text, data_digest, init, tracker)
     return folder
 
 
 @task(task_run_name="grow {stage_name}")
-def grow_stage(stage_name: str, plan: Preset, run: Path, data_digest: list[str]) -> Path:
+def grow_stage(stage_name: str, preset: Preset, run: Path, data_digest: list[str]) -> Path:
     """What a stage starts from: another one's checkpoint, larger by any number of levels, none included (Sec. 3.3)."""
-    name, folder, stage = f"grow {stage_name}", run / f"grow-{stage_name}", plan.stages[stage_name]
+    name, folder, stage = f"grow {stage_name}", run / f"grow-{stage_name}", preset.stages[stage_name]
     board().start(name)
 
     def work() -> dict[str, Any]:
         assert stage.start is not None
-        checkpoint = parent_checkpoint(plan, stage_name, run)
-        start_folder(checkpoint, stage.start, stage.model, folder, plan.seed)
+        checkpoint = parent_checkpoint(preset, stage_name, run)
+        start_folder(checkpoint, stage.start, stage.model, folder, preset.seed)
         return {"from": f"{stage.start.stage}/{checkpoint.name}"}
 
-    done = once(folder, start_inputs(plan, stage_name, data_digest), work, board().say)
+    done = once(folder, start_inputs(preset, stage_name, data_digest), work, board().say)
     board().finish(name, "reused" if done["reused"] else "done", done["seconds"])
     return folder
 

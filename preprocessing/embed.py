@@ -31,7 +31,7 @@ from preprocessing.manifest import (
 )
 
 Encode = Callable[[list[str]], tuple[list[Any], int]]  # captions -> (states [L_i, D] each, how many were cut)
-Precision = Literal["half", "8bit"]
+StatesFormat = Literal["half", "8bit"]
 BATCH = 32
 
 
@@ -42,7 +42,7 @@ def embed_captions(
     encode: Encode,
     max_tokens: int,
     progress: Callable[[int, int], None] = lambda done, total: None,
-    precision: Precision = "half",
+    precision: StatesFormat = "half",
 ) -> dict[str, Any]:
     """Fill ``set_folder`` -> its manifest. Shards that are done for this data, encoder and precision are kept.
 
@@ -84,13 +84,13 @@ def embed_captions(
     return manifest
 
 
-def set_folder(folder: Path, encoder_name: str, precision: Precision) -> Path:
+def set_folder(folder: Path, encoder_name: str, precision: StatesFormat) -> Path:
     """Where a dataset folder's embeddings by an encoder lie."""
     return folder / (f"text-{encoder_name}" + ("-8bit" if precision == "8bit" else ""))
 
 
 def finished_set(
-    folder: Path, encoder_name: str, encoder_digest: str, max_tokens: int, precision: Precision
+    folder: Path, encoder_name: str, encoder_digest: str, max_tokens: int, precision: StatesFormat
 ) -> dict[str, Any] | None:
     """The manifest of a dataset folder's embeddings, if they are whole and of these images and this encoder."""
     target = set_folder(folder, encoder_name, precision)
@@ -100,12 +100,12 @@ def finished_set(
     return present if whole else None
 
 
-def _inputs(data: dict[str, Any], encoder_digest: str, max_tokens: int, precision: Precision) -> str:
+def _inputs(data: dict[str, Any], encoder_digest: str, max_tokens: int, precision: StatesFormat) -> str:
     return digest([data["digest"], encoder_digest, max_tokens, precision])
 
 
 def _embed_shard(
-    folder: Path, target: Path, shard: dict[str, Any], inputs: str, encode: Encode, precision: Precision
+    folder: Path, target: Path, shard: dict[str, Any], inputs: str, encode: Encode, precision: StatesFormat
 ) -> dict[str, Any]:
     path = target / Path(shard["file"]).with_suffix(".safetensors").name
     if (entry := finished(path, inputs)) is not None:
@@ -138,7 +138,7 @@ def read_captions(tar: Path) -> list[str]:
         raise ValueError(f"{tar} or its index cannot be read ({error}): make the shards again") from error
 
 
-def stored_states(states: list[Any], precision: Precision) -> dict[str, np.ndarray]:
+def stored_states(states: list[Any], precision: StatesFormat) -> dict[str, np.ndarray]:
     """Token states [L_i, D], end to end, as they are stored. Raises ValueError for numbers that half precision lacks.
 
     8 bits: a token's largest entry becomes 127, so that no entry is off by more than that largest one / 254.

@@ -24,7 +24,7 @@ from mdm.data.tars import META, TEXT, DamagedShard, Tars, load_manifest
 from mdm.network.conditioning import stack_conditions
 from mdm.stage import Storage
 
-Condition = Tensor | str | int  # a caption's states [L, D], a caption still to be encoded, a label
+SampleCondition = Tensor | str | int  # a caption's states [L, D], a caption still to be encoded, a label
 TRIES = 1000  # samples that may take the place of one, before all count as lost
 
 
@@ -35,7 +35,7 @@ class Sample:
     key: str
     caption: str
     image: Tensor
-    condition: Condition | None
+    condition: SampleCondition | None
 
 
 class Shards:
@@ -146,7 +146,7 @@ class Shards:
         )
 
 
-def null_condition(model: Model, shards: Shards) -> Condition | None:
+def null_condition(model: Model, shards: Shards) -> SampleCondition | None:
     """What stands for no caption or label: the empty caption (or its states), the class after the last, or None."""
     if model.text is not None:
         return "" if shards.online else shards.null_tokens()
@@ -173,7 +173,7 @@ class Batch:
         return replace(self, images=self.images.pin_memory(), condition=condition)
 
 
-Item = tuple[int, Tensor, Condition, str]
+Item = tuple[int, Tensor, SampleCondition, str]
 
 
 class TrainingSet(Dataset[Item]):
@@ -188,7 +188,7 @@ class TrainingSet(Dataset[Item]):
         self,
         shards: Shards,
         seed: int,
-        null: Condition | None = None,
+        null: SampleCondition | None = None,
         dropout: float = 0.0,
         flip: bool = False,
         window_shards: int = 0,

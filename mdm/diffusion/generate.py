@@ -12,7 +12,7 @@ from mdm.network.conditioning import stack_conditions
 from mdm.network.nested import NestedUNet
 
 
-def draw(
+def generate(
     network: NestedUNet,
     conditions: Sequence[Tensor | int],
     null: Tensor | int | None,

@@ -26,7 +26,7 @@ PREFIX = "nimg-"
 
 
 @dataclass(frozen=True)
-class Snapshot:
+class Contents:
     """Everything that a checkpoint holds, in memory that the training does not write to any more."""
 
     nimg: int
@@ -40,16 +40,16 @@ class Snapshot:
 
 
 class Writer:
-    """Writes snapshots one after another in a thread of its own, so that training waits for the copy alone."""
+    """Writes checkpoints one after another in a thread of its own, so that training waits for the copy alone."""
 
     def __init__(self, checkpoints: Path, cadence: Cadence, may_write: Callable[[], None]) -> None:
         self.checkpoints, self.cadence, self.may_write = checkpoints, cadence, may_write
         self._pool = ThreadPoolExecutor(1)
         self._last: Future[Path] | None = None
 
-    def submit(self, snapshot: Snapshot) -> None:
+    def submit(self, contents: Contents) -> None:
         """Begin to write; ``finish`` first."""
-        self._last = self._pool.submit(save_checkpoint, self.checkpoints, snapshot, self.cadence, self.may_write)
+        self._last = self._pool.submit(save_checkpoint, self.checkpoints, contents, self.cadence, self.may_write)
 
     def finish(self) -> OSError | None:
         """Wait for the last one -> why it could not be written, if so. Any other error is raised."""
@@ -63,49 +63,49 @@ class Writer:
 
 
 def save_checkpoint(
-    checkpoints: Path, snapshot: Snapshot, cadence: Cadence, may_write: Callable[[], None] = lambda: None
+    checkpoints: Path, contents: Contents, cadence: Cadence, may_write: Callable[[], None] = lambda: None
 ) -> Path:
     """Write ``checkpoints/nimg-…``, then drop what the cadence does not keep.
 
     ``may_write`` is asked once more before the new folder gets its name, and raises where another attempt owns the run.
     Raises OSError where there is no room; nothing that was there is lost then.
     """
-    final = checkpoints / f"{PREFIX}{snapshot.nimg:012d}"
-    temporary = final.with_name(f"{final.name}.{snapshot.attempt}.tmp")
+    final = checkpoints / f"{PREFIX}{contents.nimg:012d}"
+    temporary = final.with_name(f"{final.name}.{contents.attempt}.tmp")
     may_write()
     for leftover in checkpoints.glob("*.tmp"):
         shutil.rmtree(leftover, ignore_errors=True)
     try:
-        _write_files(temporary, snapshot)
+        _write_files(temporary, contents)
     except (OSError, SafetensorError) as error:
         shutil.rmtree(temporary, ignore_errors=True)  # room for the next try
         raise error if isinstance(error, OSError) else OSError(str(error)) from error
     may_write()
     if final.exists():  # of a damaged one, or of a stretch that was given up: the one before it is whole
-        final.rename(temporary.with_name(f"{final.name}.{snapshot.attempt}.old.tmp"))
+        final.rename(temporary.with_name(f"{final.name}.{contents.attempt}.old.tmp"))
     temporary.rename(final)
     sync(checkpoints)
     prune(checkpoints, cadence)
     return final
 
 
-def _write_files(folder: Path, snapshot: Snapshot) -> None:
+def _write_files(folder: Path, contents: Contents) -> None:
     """All files, each on the disk before the manifest that vouches for them."""
-    save_weights(folder / "raw", snapshot.model, snapshot.raw)
-    save_weights(folder / "ema", snapshot.model, snapshot.ema)
+    save_weights(folder / "raw", contents.model, contents.raw)
+    save_weights(folder / "ema", contents.model, contents.ema)
     (folder / "state").mkdir()
-    for name, tensors in snapshot.state.items():
+    for name, tensors in contents.state.items():
         save_file(
             {key: tensor.contiguous() for key, tensor in tensors.items()}, folder / "state" / f"{name}.safetensors"
         )
-    (folder / "state" / "state.json").write_text(json.dumps(dict(snapshot.counters), indent=1))
+    (folder / "state" / "state.json").write_text(json.dumps(dict(contents.counters), indent=1))
     files = {}
     for path in sorted(p for p in folder.rglob("*") if p.is_file()):
         files[str(path.relative_to(folder))] = {"bytes": path.stat().st_size, "sha256": sha256(path)}
         sync(path)
     for inner in (folder / "raw", folder / "ema", folder / "state"):
         sync(inner)
-    facts = {"nimg": snapshot.nimg, "attempt": snapshot.attempt, "milestone": snapshot.milestone}
+    facts = {"nimg": contents.nimg, "attempt": contents.attempt, "milestone": contents.milestone}
     write_json(folder / "manifest.json", {**facts, "files": files})
     sync(folder)
 

@@ -11,7 +11,7 @@ from mdm.data.order import hash64
 from mdm.data.pixels import from_uint8, tile
 from mdm.data.shards import Shards
 from mdm.data.text import TextEncoder, known_conditions
-from mdm.diffusion.generate import draw
+from mdm.diffusion.generate import generate
 from mdm.diffusion.process import Denoiser, Process
 from mdm.network.conditioning import stack_conditions
 from mdm.network.nested import NestedUNet
@@ -71,7 +71,7 @@ class HeldOut:
 
     def grid(self, network: NestedUNet, path: Path, on_step: Callable[[], None] = lambda: None) -> None:
         """Samples of fixed prompts and seeds; a row per level, every picture at the size of the highest one."""
-        xs = draw(network, self.prompts, self.null, self.seeds, self.sampling, self.device, lambda *_: on_step())
+        xs = generate(network, self.prompts, self.null, self.seeds, self.sampling, self.device, lambda *_: on_step())
         path.parent.mkdir(exist_ok=True)
         temporary = path.with_suffix(".tmp")
         Image.fromarray(tile(xs)).save(temporary, format="png")

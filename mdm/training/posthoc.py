@@ -144,7 +144,7 @@ def product(a: Profile, b: Profile) -> float:
     return (g + 1) * (h + 1) / (g + h + 1) * (early.nimg / late.nimg) ** h / late.nimg
 
 
-def plan(run: Path, sigma_rel: float, nimg: int | None = None) -> Fit:
+def best_fit(run: Path, sigma_rel: float, nimg: int | None = None) -> Fit:
     """How the average of length ``sigma_rel`` at ``nimg`` images (none: at the newest snapshot) would be made up.
 
     Raises ValueError where the run has no snapshots, or none by then.
@@ -163,7 +163,7 @@ def rebuild(run: Path, sigma_rel: float, nimg: int | None, out: Path) -> Fit:
     """
     if out.exists():
         raise ValueError(f"{out} exists already: choose another folder, or remove it")
-    found = plan(run, sigma_rel, nimg)
+    found = best_fit(run, sigma_rel, nimg)
     found.check()
     total: dict[str, Tensor] = {}
     configs = {(s.path.parent / "config.json").read_text() for s in found.snapshots}

@@ -29,7 +29,7 @@ from mdm.data.text import online_encoder
 from mdm.files import write_json
 from mdm.network.nested import NestedUNet
 from mdm.run.attempts import Attempt, Fenced, attempt
-from mdm.run.checkpoint import Snapshot, Writer, newest_checkpoint
+from mdm.run.checkpoint import Contents, Writer, newest_checkpoint
 from mdm.run.job import Job, load_job
 from mdm.run.watch import Watch
 from mdm.training.compute import join_group, pick_device, pick_dtype, set_determinism
@@ -184,7 +184,7 @@ class Trainer:
         }
         milestone = next((name for name, at in self.job.cadence.milestones.items() if self._passed(at)), None)
         self._note_failure(self.writer.finish())
-        self.writer.submit(Snapshot(self.nimg, self.mine.number, self.job.model, raw, ema, files, counters, milestone))
+        self.writer.submit(Contents(self.nimg, self.mine.number, self.job.model, raw, ema, files, counters, milestone))
 
     def _note_failure(self, error: OSError | None) -> None:
         if error is not None:

@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from evaluation.generate import ImageSet, Plan, run_plan
+from evaluation.generate import ImageJob, ImageSet, generate_images
 from evaluation.measure import load_real
 from mdm.config import ENCODERS, Labels, Text
 from mdm.data.embeddings import TextSource
@@ -45,9 +45,9 @@ def test_online_draws_and_pools_what_stored_embeddings_do(squares: Path, tmp_pat
     drawn = {}
     for source in (cached, online):
         folder = tmp_path / source.way
-        plan = Plan(sets=(images,), data=str(val), text=source, num_samples=5, device="cpu")
+        job = ImageJob(sets=(images,), data=str(val), text=source, num_samples=5, device="cpu")
         for rank in range(2):
-            run_plan(folder, plan, rank, 2)
+            generate_images(folder, job, rank, 2)
         files = sorted((folder / "set").glob("*.png"))
         drawn[source.way] = np.stack([np.asarray(Image.open(file), dtype=np.int16) for file in files])
     assert drawn["online"].shape == (5, 8, 8, 3)
@@ -72,7 +72,7 @@ def test_a_class_conditional_stage_trains_and_draws_through_the_same_code(square
     checkpoint, _ = newest_checkpoint(run / "checkpoints")
     assert checkpoint is not None
     drawn = ImageSet(name="samples", weights=str(checkpoint / "ema"), sampling=replace(job.sampling, steps=2))
-    plan = Plan(sets=(drawn,), data=str(squares / "val"), text=None, num_samples=3, device="cpu")
-    run_plan(tmp_path / "drawn", plan, 0, 1)
+    job = ImageJob(sets=(drawn,), data=str(squares / "val"), text=None, num_samples=3, device="cpu")
+    generate_images(tmp_path / "drawn", job, 0, 1)
     assert len(list((tmp_path / "drawn" / "samples" / "levels" / "8").glob("*.png"))) == 3
     assert len(list((tmp_path / "drawn" / "samples").glob("*.png"))) == 3

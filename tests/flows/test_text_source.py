@@ -19,7 +19,7 @@ def folder(squares: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pa
     return shutil.copytree(squares, tmp_path / "datasets" / "squares")
 
 
-def plan(embeddings: str, nimg: int = 1000) -> Preset:
+def preset(embeddings: str, nimg: int = 1000) -> Preset:
     stages = {name: {"training": {"nimg": nimg}} for name in ("16", "32", "64")}
     return resolve("tiny", {"data": {"name": "squares"}, "embeddings": embeddings, "stages": stages})
 
@@ -34,7 +34,7 @@ def test_the_presets_say_how() -> None:
 @pytest.mark.parametrize("way", ["online", "cached", "cached-8bit"])
 def test_what_is_asked_for_is_done(way: str, folder: Path) -> None:
     said: list[str] = []
-    captions = Captions(plan(way), folder)
+    captions = Captions(preset(way), folder)
     source = captions.source(said.append)
     assert (source.way, source.encoder, source.encoder_digest) == (way, "minilm", captions.digest)
     assert source.folder == (str(captions.encoder_folder) if way == "online" else "")
@@ -45,8 +45,8 @@ def test_auto_is_resolved_by_measured_cost_and_a_rerun_does_the_same(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     said: list[str] = []
-    assert Captions(plan("auto"), folder).source(said.append).way == "cached"  # each caption is seen many times
-    assert Captions(plan("auto", nimg=16), folder).source(said.append).way == "online"  # 48 images of 49 captions
+    assert Captions(preset("auto"), folder).source(said.append).way == "cached"  # each caption is seen many times
+    assert Captions(preset("auto", nimg=16), folder).source(said.append).way == "online"  # 48 images of 49 captions
     assert said[0].startswith("embeddings cached: encoding takes")
     assert said[1].startswith("embeddings online: encoding takes")
 
@@ -54,14 +54,14 @@ def test_auto_is_resolved_by_measured_cost_and_a_rerun_does_the_same(
         raise AssertionError("measured again")
 
     monkeypatch.setattr(flows.text, "measure_cost", measured_again)
-    assert Captions(plan("auto"), folder).source(said.append).way == "cached"
-    assert Captions(plan("auto", nimg=16), folder).source(said.append).way == "online"
+    assert Captions(preset("auto"), folder).source(said.append).way == "cached"
+    assert Captions(preset("auto", nimg=16), folder).source(said.append).way == "online"
     assert said[2:] == said[:2]
     with pytest.raises(AssertionError, match="measured again"):  # another training is another question
-        Captions(plan("auto", nimg=32), folder).source(said.append)
-    eight = Captions(plan("cached-8bit"), folder)
+        Captions(preset("auto", nimg=32), folder).source(said.append)
+    eight = Captions(preset("cached-8bit"), folder)
     eight.embed("cached-8bit", lambda start: lambda done, total: None)
-    assert Captions(plan("auto", nimg=32), folder).source(said.append).way == "cached-8bit"
+    assert Captions(preset("auto", nimg=32), folder).source(said.append).way == "cached-8bit"
     assert said[-1] == "embeddings cached-8bit: they are there already"
 
 

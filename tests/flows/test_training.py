@@ -22,7 +22,7 @@ from mdm.files import write_json
 from mdm.network.nested import NestedUNet
 from mdm.network.weights import load_weights
 from mdm.presets import Data, Evaluation, Hardware, Preset
-from mdm.run.checkpoint import Snapshot, save_checkpoint
+from mdm.run.checkpoint import Contents, save_checkpoint
 from mdm.stage import Cadence, Compute, Stage, Start, Training
 from mdm.structure import digest, from_dict, to_dict
 from small import small_model
@@ -39,7 +39,7 @@ def stage(levels: int, start: Start | None = None, nimg: int = 32, cadence: Cade
     return Stage(model=model(levels), training=Training(nimg=nimg, batch_size=8), start=start, cadence=cadence)
 
 
-def preset(**stages: Stage) -> Preset:
+def whole(**stages: Stage) -> Preset:
     return Preset(
         name="graph",
         summary="a stage graph",
@@ -52,7 +52,7 @@ def preset(**stages: Stage) -> Preset:
     )
 
 
-BRANCHES = preset(
+BRANCHES = whole(
     a=stage(1, cadence=EARLY),
     b=stage(2, Start(stage="a")),  # grown from the end
     c=stage(1, Start(stage="a", weights="raw", optimizer="carried")),  # the same model, trained on
@@ -69,7 +69,7 @@ def stand_in(module: str, folder: Path, processes: int, threads: int, on_poll: C
     for name, at in [*wanted.items(), (None, nimg)]:
         raw, ema = ({k: torch.randn_like(p) for k, p in names.items()} for _ in range(2))
         moments = {f"exp_avg/{k}": torch.rand_like(p) for k, p in names.items()}
-        made = Snapshot(at, 1, network.config, raw, ema, {"optimizer": moments}, {}, name)
+        made = Contents(at, 1, network.config, raw, ema, {"optimizer": moments}, {}, name)
         save_checkpoint(folder / "checkpoints", made, Cadence())
     line = {"nimg": nimg, "time_ms": 1, "attempt": 1, "values": {"train/loss": 0.5}}
     (folder / "metrics.jsonl").write_text(json.dumps(line) + "\n")
@@ -98,10 +98,10 @@ def train(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[Preset],
     run = tmp_path / "run"
     run.mkdir()
 
-    def go(plan: Preset) -> Path:
-        board(stage_names(plan), lambda line: None)
-        write_json(run / "config.json", to_dict(plan))
-        training.train_stages(plan, run, tmp_path / "data", None, DATA, Tracker(run, "run"))
+    def go(preset: Preset) -> Path:
+        board(stage_names(preset), lambda line: None)
+        write_json(run / "config.json", to_dict(preset))
+        training.train_stages(preset, run, tmp_path / "data", None, DATA, Tracker(run, "run"))
         return run
 
     return go
@@ -138,19 +138,19 @@ def test_a_branch_that_changes_leaves_the_others_alone(train: Callable[[Preset],
 
 
 def test_a_parent_that_lacks_what_a_stage_starts_from_is_named(train: Callable[[Preset], Path]) -> None:
-    plan = preset(a=stage(1, cadence=EARLY))
-    run = train(plan)
-    moved = replace(plan.stages["a"], cadence=Cadence(milestones={"early": 24, "late": 32}))
+    preset = whole(a=stage(1, cadence=EARLY))
+    run = train(preset)
+    moved = replace(preset.stages["a"], cadence=Cadence(milestones={"early": 24, "late": 32}))
     for milestone, message in (("early", "at 24 images, but .*nimg-000000000016 is of 16"), ("late", "no milestone")):
         with pytest.raises(Trouble, match=message):
-            train(preset(a=moved, b=stage(2, Start(stage="a", milestone=milestone))))
+            train(whole(a=moved, b=stage(2, Start(stage="a", milestone=milestone))))
     assert not (run / "grow-b" / "done.json").exists()
 
 
 def test_rows_follow_the_graph() -> None:
     rows = stage_names(BRANCHES)[3:-3]
     assert rows == ["train a", "grow b", "train b", "grow c", "train c", "grow d", "train d"]
-    assert stage_names(preset(a=stage(1), b=stage(2)))[3:-3] == ["train a", "train b"]  # both from fresh weights
+    assert stage_names(whole(a=stage(1), b=stage(2)))[3:-3] == ["train a", "train b"]  # both from fresh weights
 
 
 def test_images_seen_are_those_of_the_ancestors() -> None:
@@ -159,15 +159,15 @@ def test_images_seen_are_those_of_the_ancestors() -> None:
 
 def test_stages_need_not_match_the_levels() -> None:
     """The shape of 64 -> 16x64 -> 16x256: the second stage adds no level. Time is not nested."""
-    plan = preset(**{"64": stage(1), "16x64": stage(1, Start(stage="64")), "16x256": stage(2, Start(stage="16x64"))})
-    assert stage_names(plan)[3:-3] == ["train 64", "grow 16x64", "train 16x64", "grow 16x256", "train 16x256"]
+    preset = whole(**{"64": stage(1), "16x64": stage(1, Start(stage="64")), "16x256": stage(2, Start(stage="16x64"))})
+    assert stage_names(preset)[3:-3] == ["train 64", "grow 16x64", "train 16x64", "grow 16x256", "train 16x256"]
 
 
 # -- a stage is known by what determines it ------------------------------------------------------------------------
 
 
-def known_as(plan: Preset, data: list[str] = DATA) -> dict[str, str]:
-    return {name: digest(training.stage_inputs(plan, name, data)) for name in plan.stages}
+def known_as(preset: Preset, data: list[str] = DATA) -> dict[str, str]:
+    return {name: digest(training.stage_inputs(preset, name, data)) for name in preset.stages}
 
 
 def change(name: str, **fields: Any) -> Preset:
@@ -206,7 +206,7 @@ def test_what_determines_a_stages_weights_renames_it_and_what_comes_of_it(other:
 
 def test_names_of_stages_and_milestones_determine_nothing() -> None:
     stages = BRANCHES.stages
-    other = preset(
+    other = whole(
         x=replace(stages["a"], cadence=Cadence(milestones={"first": 16})),
         y=replace(stages["d"], start=Start(stage="x", milestone="first")),
     )

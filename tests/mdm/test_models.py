@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from mdm.config import MODELS, Model, Sampling
-from mdm.diffusion.generate import draw
+from mdm.diffusion.generate import generate
 from mdm.diffusion.process import Process
 from mdm.network.conditioning import stack_conditions
 from mdm.network.nested import NestedUNet
@@ -71,7 +71,7 @@ def test_every_configuration_trains_a_step_and_samples_at_reduced_width(name: st
     optimizer.step()
     with torch.no_grad():
         assert loss() < before
-    pictures = draw(network, conditions(model, 1), None, [0], Sampling(steps=2), torch.device("cpu"))
+    pictures = generate(network, conditions(model, 1), None, [0], Sampling(steps=2), torch.device("cpu"))
     assert [x.shape for x in pictures] == [(1, 3, px, px) for px in model.resolutions]
     assert all(x.isfinite().all() for x in pictures)
 
@@ -109,7 +109,7 @@ def test_guidance_needs_a_null_class() -> None:
     plain, dropout = MODELS["MDM-S64-imagenet-small"], MODELS["MDM-S64-imagenet-dropout-small"]
     guided = Sampling(steps=1, guidance=(1.5,))
     with pytest.raises(ValueError, match=re.escape("no null class")):
-        draw(NestedUNet(plain), [0], None, [0], guided, torch.device("cpu"))
+        generate(NestedUNet(plain), [0], None, [0], guided, torch.device("cpu"))
     null = dropout.labels.num_classes if dropout.labels else 0
-    pictures = draw(NestedUNet(dropout), [0], null, [0], guided, torch.device("cpu"))
+    pictures = generate(NestedUNet(dropout), [0], null, [0], guided, torch.device("cpu"))
     assert pictures[0].shape == (1, 3, 16, 16)

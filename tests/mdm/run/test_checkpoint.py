@@ -16,7 +16,7 @@ from mdm.network.nested import NestedUNet
 from mdm.network.weights import load_weights
 from mdm.run import checkpoint as module
 from mdm.run.checkpoint import (
-    Snapshot,
+    Contents,
     Writer,
     find_damage,
     list_checkpoints,
@@ -29,11 +29,11 @@ from mdm.stage import Cadence
 from small import small_model
 
 
-def snapshot(nimg: int, milestone: str | None = None) -> Snapshot:
+def contents(nimg: int, milestone: str | None = None) -> Contents:
     torch.manual_seed(0)
     weights = {name: p.detach() for name, p in NestedUNet(small_model(1)).named_parameters()}
     state = {"optimizer": {"step/x": torch.full((3,), float(nimg))}}
-    return Snapshot(nimg, 1, small_model(1), weights, weights, state, {"nimg": nimg}, milestone)
+    return Contents(nimg, 1, small_model(1), weights, weights, state, {"nimg": nimg}, milestone)
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +42,7 @@ def three(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("run") / "checkpoints"
     folder.mkdir()
     for nimg in (1, 2, 3):
-        save_checkpoint(folder, snapshot(nimg), Cadence())
+        save_checkpoint(folder, contents(nimg), Cadence())
     return folder
 
 
@@ -87,7 +87,7 @@ def test_what_is_no_checkpoint_is_named(tmp_path: Path) -> None:
 def test_what_the_cadence_names_is_kept(tmp_path: Path) -> None:
     cadence = Cadence(keep_checkpoints=2, keep_every_nimg=10)
     for nimg in range(3, 40, 3):
-        save_checkpoint(tmp_path, snapshot(nimg, "fig-4" if nimg == 15 else None), cadence)
+        save_checkpoint(tmp_path, contents(nimg, "fig-4" if nimg == 15 else None), cadence)
     assert [nimg_of(p) for p in list_checkpoints(tmp_path)] == [12, 15, 21, 30, 36, 39]
     assert nimg_of(milestone_checkpoint(tmp_path, "fig-4")) == 15
     with pytest.raises(ValueError, match="no milestone fig-5"):
@@ -98,7 +98,7 @@ def test_what_the_cadence_names_is_kept(tmp_path: Path) -> None:
 KILLED = """
 import os, shutil, signal, sys
 from pathlib import Path
-from test_checkpoint import Cadence, module, save_checkpoint, snapshot
+from test_checkpoint import Cadence, module, save_checkpoint, contents
 left = int(sys.argv[2])
 def boundary():
     global left
@@ -118,7 +118,7 @@ for owner, names in calls:
         setattr(owner, name, around(getattr(owner, name)))
 for name in ("rename", "replace", "write_text"):
     setattr(Path, name, around(getattr(Path, name)))
-save_checkpoint(Path(sys.argv[1]), snapshot(4), Cadence())
+save_checkpoint(Path(sys.argv[1]), contents(4), Cadence())
 """
 
 
@@ -140,7 +140,7 @@ def test_killed_at_every_boundary_of_a_write_there_is_always_a_whole_one(three: 
         folder, passed_over = newest_checkpoint(copy)
         assert folder is not None and not passed_over
         seen.add(nimg_of(folder))
-        save_checkpoint(copy, snapshot(5), Cadence())
+        save_checkpoint(copy, contents(5), Cadence())
         assert not list(copy.glob("*.tmp"))
         if not os.WIFSIGNALED(status):
             break
@@ -159,12 +159,12 @@ def test_a_full_disk_leaves_the_last_one_and_is_told(
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(module, "save_file", full)
-    writer.submit(snapshot(4))
+    writer.submit(contents(4))
     error = writer.finish()
     assert error is not None and error.errno == errno.ENOSPC
     assert [nimg_of(p) for p in list_checkpoints(copy)] == [2, 3] and not list(copy.glob("*.tmp"))
     monkeypatch.undo()
-    writer.submit(snapshot(4))
+    writer.submit(contents(4))
     assert writer.finish() is None
     assert nimg_of(list_checkpoints(copy)[-1]) == 4
 
@@ -174,7 +174,7 @@ def test_training_does_not_wait_for_the_disk(three: Path, tmp_path: Path, monkey
     real = module.save_file
     monkeypatch.setattr(module, "save_file", lambda *arguments: (go_on.wait(10), real(*arguments)))
     writer = Writer(copy, Cadence(), lambda: None)
-    writer.submit(snapshot(4))  # returns although nothing can be written yet
+    writer.submit(contents(4))  # returns although nothing can be written yet
     assert [nimg_of(p) for p in list_checkpoints(copy)] == [2, 3]
     go_on.set()
     assert writer.finish() is None
@@ -190,5 +190,5 @@ def test_a_newer_attempt_is_asked_for_before_the_name_is_given(three: Path, tmp_
             raise error
 
     with pytest.raises(RuntimeError, match="newer attempt"):
-        save_checkpoint(copy, snapshot(4), Cadence(), may_write)
+        save_checkpoint(copy, contents(4), Cadence(), may_write)
     assert [nimg_of(p) for p in list_checkpoints(copy)] == [2, 3]

@@ -61,10 +61,10 @@ def spoil(start: dict[str, Any], rank: int) -> None:
         setattr(gradients, "noise", poisoned)  # noqa: B010
     write = checkpoint._write_files
 
-    def without_room(folder: Path, snapshot: checkpoint.Snapshot) -> None:
-        if snapshot.nimg in start.get("full", ()):
+    def without_room(folder: Path, contents: checkpoint.Contents) -> None:
+        if contents.nimg in start.get("full", ()):
             raise OSError(errno.ENOSPC, "No space left on device")
-        write(folder, snapshot)
+        write(folder, contents)
 
     checkpoint._write_files = without_room
 

@@ -12,7 +12,17 @@ from torch import Tensor
 from mdm.network.nested import NestedUNet
 from mdm.network.weights import load_weights
 from mdm.training.ema import LENGTHS, PowerAverages
-from mdm.training.posthoc import FOLDER, Profile, Snapshot, fit, list_snapshots, plan, product, rebuild, write_snapshot
+from mdm.training.posthoc import (
+    FOLDER,
+    Profile,
+    Snapshot,
+    best_fit,
+    fit,
+    list_snapshots,
+    product,
+    rebuild,
+    write_snapshot,
+)
 from small import small_model
 
 STEPS, BATCH = 3000, 8
@@ -126,7 +136,7 @@ def test_what_is_half_written_or_damaged_is_left_out(run: tuple[Path, PowerAvera
     snapshots, passed_over = list_snapshots(folder)
     assert {s.profile.nimg for s in snapshots} == {8, 16, 24}
     assert passed_over == ["nimg-000000000032 is damaged (0.050.safetensors is not what was written): left out"]
-    found = plan(folder, 0.05)
+    found = best_fit(folder, 0.05)
     assert (found.wanted.nimg, found.passed_over) == (24, tuple(passed_over))
     with pytest.raises(ValueError, match="more than the 5%"):
         rebuild(folder, 0.05, 32, tmp_path / "out")

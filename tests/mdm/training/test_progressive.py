@@ -11,7 +11,7 @@ from torch import Tensor
 
 from mdm.network.nested import NestedUNet
 from mdm.network.weights import load_weights
-from mdm.run.checkpoint import Snapshot, save_checkpoint
+from mdm.run.checkpoint import Contents, save_checkpoint
 from mdm.stage import Cadence, Start
 from mdm.training.progressive import start_folder
 from small import small_model
@@ -28,7 +28,7 @@ def parent(tmp_path_factory: pytest.TempPathFactory) -> Path:
     moments = {f"{key}/{name}": torch.rand_like(raw[name]) for name in raw for key in ("exp_avg", "exp_avg_sq")}
     moments |= {f"step/{name}": torch.tensor(7.0) for name in raw}
     checkpoints = tmp_path_factory.mktemp("run") / "checkpoints"
-    return save_checkpoint(checkpoints, Snapshot(8, 1, network.config, raw, ema, {"optimizer": moments}, {}), Cadence())
+    return save_checkpoint(checkpoints, Contents(8, 1, network.config, raw, ema, {"optimizer": moments}, {}), Cadence())
 
 
 def equal(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:

@@ -1,0 +1,99 @@
+"""Pictures out of a run, and their measures."""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import get_args
+
+from mdm.config import Sampler, Threshold
+
+
+def sample_options(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument("run", metavar="RUN", help="a run's name or folder")
+    sub.add_argument("prompts", nargs="+", metavar="PROMPT")
+    sub.add_argument("--seed", type=int, default=0)
+    sub.add_argument("--count", type=int, default=4, help="images per prompt (default 4)")
+    sub.add_argument("--sampler", choices=get_args(Sampler), help="default: the run's")
+    sub.add_argument("--steps", type=int, help="sampler steps (default: the run's)")
+    sub.add_argument("--eta", type=float, help="ddim: 0 deterministic … 1 as noisy as ddpm")
+    sub.add_argument(
+        "--guidance", metavar="W[,W…]", help="guidance_scale per level, innermost first; one value serves all above it"
+    )
+    sub.add_argument("--guidance-interval", metavar="LOW,HIGH", help="times in 0..1 between which guidance is on")
+    sub.add_argument("--threshold", choices=get_args(Threshold), help="of the predicted clean image")
+    sub.add_argument("--all-levels", action="store_true", help="show every resolution, not only the highest")
+    sub.add_argument("--strip", action="store_true", help="also a picture of the denoising, step by step")
+    sub.add_argument("-o", "--output", type=Path, help="picture to write (default: in the run's folder)")
+
+
+def sample(arguments: argparse.Namespace) -> int:
+    from evaluation.prompts import sample_prompts
+    from flows.home import run_folder, weights
+
+    names = ("sampler", "steps", "eta", "threshold")
+    sampling = {name: value for name in names if (value := getattr(arguments, name)) is not None}
+    if arguments.sampler == "dpmpp":
+        sampling["spacing"] = "quadratic"  # what its second order needs where little noise is left
+    for name in ("guidance", "guidance_interval"):
+        if (text := getattr(arguments, name)) is not None:
+            sampling[name] = _numbers(text, f"--{name.replace('_', '-')}")
+    pictures = sample_prompts(
+        run_folder(arguments.run),
+        arguments.prompts,
+        weights(),
+        sampling,
+        seed=arguments.seed,
+        count=arguments.count,
+        all_levels=arguments.all_levels,
+        strip=arguments.strip,
+        output=arguments.output,
+    )
+    print(*pictures, sep="\n")
+    return 0
+
+
+def _numbers(text: str, option: str) -> tuple[float, ...]:
+    try:
+        return tuple(float(part) for part in text.split(","))
+    except ValueError:
+        raise ValueError(f"{option} takes numbers separated by commas, not {text!r}") from None
+
+
+def evaluate_options(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument("run", metavar="RUN", help="a run's name or folder")
+    sub.add_argument("--dry-run", action="store_true", help="say what would be measured, start nothing")
+
+
+def evaluate(arguments: argparse.Namespace) -> int:
+    from evaluation.generate import ImageJob
+    from evaluation.measure import measure
+    from flows.home import datasets, run_folder
+    from mdm.presets import Preset
+    from mdm.structure import from_dict
+
+    folder = run_folder(arguments.run)
+    if not (folder / "samples" / "done.json").exists():
+        raise ValueError(f"{folder} has no finished samples (`mdm status` lists runs)")
+    preset = from_dict(Preset, json.loads((folder / "config.json").read_text()))
+    settings, out = preset.evaluation, folder / "evaluation-again"
+    print(f"{settings.num_samples} samples of {folder}, results to {out}")
+    if arguments.dry_run:
+        return 0
+    dataset = datasets() / preset.data.name
+    drawn = from_dict(ImageJob, json.loads((folder / "samples" / "generate.json").read_text()))
+    results = measure(
+        folder / "samples",
+        dataset,
+        drawn.text,
+        out,
+        settings.feature_px,
+        settings.num_real,
+        preset.seed,
+        lambda what, done, total: print(f"\r{what} {done}/{total} ", end="", file=sys.stderr, flush=True),
+    )
+    print(file=sys.stderr)
+    for metric in results["metrics"]:
+        values = ", ".join(f"{what} {value:.4g}" for what, value in metric["values"].items())
+        print(f"{metric['name']} (N={metric['n']}, {metric['better']} is better): {values}")
+    return 0
