@@ -10,7 +10,7 @@ from typing import Literal
 LossSpace = Literal["v", "noise", "x"]
 Prediction = Literal["v", "noise", "x"]
 Downsampling = Literal["average", "bilinear", "bilinear-antialias"]
-Sampler = Literal["ddpm", "ddim", "dpmpp"]
+SamplerName = Literal["ddpm", "ddim", "dpmpp"]  # diffusion/samplers.py
 Spacing = Literal["uniform", "quadratic"]
 Threshold = Literal["none", "clip", "dynamic"]
 Device = Literal["auto", "cpu", "cuda"]
@@ -135,9 +135,9 @@ class Model:
 class Sampling:
     """How images are drawn (App. C: 250 steps, dynamic thresholding)."""
 
-    sampler: Sampler = "ddpm"
+    sampler: SamplerName = "ddpm"
     steps: int = 250
-    spacing: Spacing = "uniform"  # of the steps over time; quadratic: denser where little noise is left
+    spacing: Spacing | None = None  # of the steps (quadratic: denser where little noise is left); none: the sampler's
     eta: float = 0.0  # ddim: 0 deterministic, 1 as noisy as ddpm
     guidance: tuple[float, ...] = (1.0,)  # guidance_scale per level, innermost first; one value serves all levels
     guidance_interval: tuple[float, float] = (0.0, 1.0)  # times t/T at which guidance is on (Kynkäänniemi et al. 2024)

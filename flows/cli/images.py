@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 from typing import get_args
 
-from mdm.config import Sampler, Threshold
+from mdm.config import SamplerName, Threshold
 
 
 def sample_options(sub: argparse.ArgumentParser) -> None:
@@ -14,7 +14,7 @@ def sample_options(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("prompts", nargs="+", metavar="PROMPT")
     sub.add_argument("--seed", type=int, default=0)
     sub.add_argument("--count", type=int, default=4, help="images per prompt (default 4)")
-    sub.add_argument("--sampler", choices=get_args(Sampler), help="default: the run's")
+    sub.add_argument("--sampler", choices=get_args(SamplerName), help="default: the run's")
     sub.add_argument("--steps", type=int, help="sampler steps (default: the run's)")
     sub.add_argument("--eta", type=float, help="ddim: 0 deterministic … 1 as noisy as ddpm")
     sub.add_argument(
@@ -33,8 +33,8 @@ def sample(arguments: argparse.Namespace) -> int:
 
     names = ("sampler", "steps", "eta", "threshold")
     sampling = {name: value for name in names if (value := getattr(arguments, name)) is not None}
-    if arguments.sampler == "dpmpp":
-        sampling["spacing"] = "quadratic"  # what its second order needs where little noise is left
+    if arguments.sampler is not None:
+        sampling["spacing"] = None  # that one's, not the run's
     for name in ("guidance", "guidance_interval"):
         if (text := getattr(arguments, name)) is not None:
             sampling[name] = _numbers(text, f"--{name.replace('_', '-')}")

@@ -1,4 +1,4 @@
-"""Samplers on the multi-resolution state: pure functions of (denoiser, z, process, noise) (paper App. C, Fig. 11).
+"""Drawing from the multi-resolution process: noise, thresholding, guidance, the loop over steps (App. C, Fig. 11).
 
 Lists run from the lowest resolution to the highest; tensors are [B, 3, H, H]. Index k counts noise levels (0 = clean).
 """
@@ -10,11 +10,10 @@ import torch
 from torch import Tensor
 
 from mdm.config import Sampling, Threshold
-from mdm.diffusion.process import Denoiser, Process, noise_from_x, to_x
-from mdm.diffusion.schedules import NUM_STEPS, Schedule, time_grid
-
-Noise = Callable[[], list[Tensor]]
-Condition = dict[str, Tensor]  # text [B, L, D] and text_mask [B, L], or labels [B]
+from mdm.diffusion.process import Denoiser, Process, to_x
+from mdm.diffusion.samplers import SAMPLERS, Noise, Step
+from mdm.diffusion.schedules import NUM_STEPS, time_grid
+from mdm.network.conditioning import Condition
 
 
 class SeededNoise:
@@ -43,42 +42,6 @@ def threshold(x: Tensor, how: Threshold, percentile: float = 0.995, ceiling: flo
     return (flat.clamp(-bound, bound) / bound).view_as(x).to(x.dtype)
 
 
-def ddpm_step(z: Tensor, x: Tensor, schedule: Schedule, k: int, s: int, noise: Tensor | None) -> Tensor:
-    """z_s from z_k and the predicted clean image: the posterior q(z_s | z_k, x) (Ho et al. 2020, Eq. 6-7)."""
-    gamma_k, gamma_s = schedule.gammas[k], schedule.gammas[s]
-    ratio = gamma_k / gamma_s
-    mean = x * (1 - ratio) * gamma_s.sqrt() / (1 - gamma_k) + z * ratio.sqrt() * (1 - gamma_s) / (1 - gamma_k)
-    if noise is None or s == 0:
-        return mean
-    return mean + ((1 - ratio) * (1 - gamma_s) / (1 - gamma_k)).sqrt() * noise
-
-
-def ddim_step(z: Tensor, x: Tensor, schedule: Schedule, k: int, s: int, noise: Tensor | None, eta: float) -> Tensor:
-    """z_s along the implied noise, a share eta of it fresh (Song et al. 2021, Eq. 12, 16)."""
-    gamma_k, gamma_s = schedule.gammas[k], schedule.gammas[s]
-    implied = noise_from_x(z, x, gamma_k.sqrt(), (1 - gamma_k).sqrt())
-    variance = eta**2 * (1 - gamma_k / gamma_s) * (1 - gamma_s) / (1 - gamma_k)
-    z_s = x * gamma_s.sqrt() + implied * (1 - gamma_s - variance).sqrt()
-    return z_s if noise is None or s == 0 or eta == 0 else z_s + variance.sqrt() * noise
-
-
-def dpmpp_step(z: Tensor, x: Tensor, schedule: Schedule, k: int, s: int, before: tuple[Tensor, int] | None) -> Tensor:
-    """z_s by the second-order multistep solver DPM-Solver++(2M) (Lu et al. 2022, Alg. 2); its lambda is logsnr / 2.
-
-    before: the clean image predicted one step earlier, and the index of that step. Without it, and into k = 0 where
-    lambda is infinite, the step is of first order, which is DDIM's.
-    """
-    if s == 0:
-        return x
-    half_logsnrs = schedule.logsnrs / 2
-    h = half_logsnrs[s] - half_logsnrs[k]
-    if before is not None:
-        x_before, j = before
-        r = (half_logsnrs[k] - half_logsnrs[j]) / h
-        x = x + (x - x_before) / (2 * r)
-    return schedule.sigmas[s] / schedule.sigmas[k] * z - schedule.alphas[s] * torch.expm1(-h) * x
-
-
 @torch.no_grad()
 def sample(
     denoiser: Denoiser,
@@ -90,31 +53,24 @@ def sample(
     """Draw images at all levels in parallel from pure noise -> x per level, in [-1, 1].
 
     ``denoiser(zs, t)`` returns what the network predicts, per level (guidance is its business, see ``guided``);
-    ``on_step(i, total, xs)`` sees the predicted clean images of every step, as in Fig. 11, and may raise to stop. Every
-    level takes the step with its own shifted schedule.
+    ``on_step(i, total, xs)`` sees the predicted clean images of every step, as in Fig. 11, and may raise to stop.
     """
-    zs = noise()
-    grid = time_grid(sampling.steps, process.num_steps, sampling.spacing)
-    stochastic = sampling.sampler == "ddpm" or (sampling.sampler == "ddim" and sampling.eta > 0)
-    before: list[Tensor] | None = None  # x of the step before, at index j
-    j = grid[0]
-    for i, (k, s) in enumerate(itertools.pairwise(grid)):
-        t = torch.full((len(zs[0]),), k - 1, device=zs[0].device)
-        outputs = denoiser(zs, t)
-        fresh = noise() if stochastic and s > 0 else [None] * len(zs)
+
+    def predict(zs: list[Tensor], k: int) -> list[Tensor]:
+        outputs = denoiser(zs, torch.full((len(zs[0]),), k - 1, device=zs[0].device))
         xs = []
-        for r, (z, output, schedule) in enumerate(zip(zs, outputs, process.schedules, strict=True)):
+        for z, output, schedule in zip(zs, outputs, process.schedules, strict=True):
             alpha, sigma = schedule.alphas[k].to(z.device), schedule.sigmas[k].to(z.device)
             x = to_x(process.prediction, z, output, alpha, sigma)
-            x = threshold(x, sampling.threshold, sampling.percentile, sampling.ceiling)
-            xs.append(x)
-            if sampling.sampler == "ddpm":
-                zs[r] = ddpm_step(z, x, schedule, k, s, fresh[r])
-            elif sampling.sampler == "ddim":
-                zs[r] = ddim_step(z, x, schedule, k, s, fresh[r], sampling.eta)
-            else:
-                zs[r] = dpmpp_step(z, x, schedule, k, s, None if before is None else (before[r], j))
-        before, j = xs, k
+            xs.append(threshold(x, sampling.threshold, sampling.percentile, sampling.ceiling))
+        return xs
+
+    sampler = SAMPLERS[sampling.sampler]
+    grid = time_grid(sampling.steps, process.num_steps, sampling.spacing or sampler.spacing)
+    zs, before = noise(), None
+    for i, (k, s) in enumerate(itertools.pairwise(grid)):
+        zs, xs = sampler.step(Step(zs, k, s, predict, process.schedules, noise, sampling.eta, before))
+        before = xs, k
         if on_step is not None:
             on_step(i + 1, len(grid) - 1, xs)
     return [z.clamp(-1, 1) for z in zs]

@@ -13,6 +13,8 @@ from torch import Tensor, nn
 from mdm.config import Text
 from mdm.network.blocks import TextLayer, zero_init
 
+Condition = dict[str, Tensor]  # the network's keyword arguments: text [B, L, D] and text_mask [B, L], or labels [B]
+
 
 def sinusoid(values: Tensor, channels: int) -> Tensor:
     """Sine and cosine features [B, channels] of scalars [B] at frequencies 10000^(-i / (channels/2))."""
@@ -82,7 +84,7 @@ class TextConditioner(nn.Module):
         return self.pool(pooled), x, attention_mask
 
 
-def stack_conditions(conditions: Sequence[Tensor | int]) -> dict[str, Tensor]:
+def stack_conditions(conditions: Sequence[Tensor | int]) -> Condition:
     """Captions' states or labels of a batch -> the network's keyword arguments."""
     if isinstance(conditions[0], int):
         return {"labels": torch.tensor(conditions)}

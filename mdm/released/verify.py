@@ -16,7 +16,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from mdm.diffusion.process import noise_from_x, to_z, x_from_v
-from mdm.diffusion.sampling import ddim_step, ddpm_step, threshold
+from mdm.diffusion.samplers import ddim_step, ddpm_step
+from mdm.diffusion.sampling import threshold
 from mdm.diffusion.schedules import Schedule, cosine_gammas, shift_gammas, time_grid
 from mdm.network.nested import NestedUNet
 from mdm.released.keys import convert_keys, model_from_options

@@ -3,13 +3,15 @@
 import itertools
 import math
 from dataclasses import replace
+from typing import get_args
 
 import pytest
 import torch
 from torch import Tensor
 
-from mdm.config import Sampling
+from mdm.config import SamplerName, Sampling
 from mdm.diffusion.process import Process, downsample
+from mdm.diffusion.samplers import SAMPLERS, Sampler, Step, ddim
 from mdm.diffusion.sampling import SeededNoise, guided, sample, threshold
 from mdm.diffusion.schedules import Schedule
 from small import small_model
@@ -70,8 +72,23 @@ def test_samples_of_gaussian_data_have_its_mean_and_covariance_at_and_across_all
     assert (downsample(xs[1], PX)[0] - xs[0]).abs().mean() < 0.01  # the levels show one image
 
 
-@pytest.mark.parametrize(("sampler", "order"), [("ddim", 1), ("dpmpp", 2)])
-def test_ode_samplers_converge_at_their_order(sampler: str, order: int) -> None:
+def heun(step: Step) -> tuple[list[Tensor], list[Tensor]]:
+    """Heun's method on dz̄/dσ̄ = noise, with z̄ = z / alpha and σ̄ = sigma / alpha: two predictions a step."""
+    xs = step.predict(step.zs, step.k)
+    euler, _ = ddim(replace(step, predict=lambda zs, k: xs))
+    if step.s == 0:
+        return euler, xs
+    ends = []
+    for z, x, z_s, x_s, schedule in zip(step.zs, xs, euler, step.predict(euler, step.s), step.schedules, strict=True):
+        (a, b), (c, d) = ((schedule.alphas[i], schedule.sigmas[i]) for i in (step.k, step.s))
+        slope = ((z - a * x) / b + (z_s - c * x_s) / d) / 2
+        ends.append(c * (z / a + (d / c - b / a) * slope))
+    return ends, xs
+
+
+@pytest.mark.parametrize(("sampler", "order"), [("ddim", 1), ("dpmpp", 2), ("heun", 2)])
+def test_ode_samplers_converge_at_their_order(sampler: str, order: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(SAMPLERS, "heun", Sampler(heun, "quadratic"))  # type: ignore[misc]  # a function and a row
     data, start = Gaussian(), double_noise(8)()
 
     def run(name: str, steps: int) -> list[Tensor]:
@@ -86,7 +103,24 @@ def test_ode_samplers_converge_at_their_order(sampler: str, order: int) -> None:
     for coarse, finer in itertools.pairwise(errors):
         for before, after in zip(coarse, finer, strict=True):
             assert math.log2(before / after) > order - 0.1
-    assert all(error < (5e-3 if order == 1 else 1e-4) for error in errors[-1])
+    assert all(error < {"ddim": 5e-3, "dpmpp": 1e-4, "heun": 1e-2}[sampler] for error in errors[-1])
+
+
+def test_a_sampler_brings_its_spacing_unless_another_is_asked_for() -> None:
+    assert set(SAMPLERS) == set(get_args(SamplerName))
+    seen: dict[str, list[int]] = {}
+    for name, spacing in itertools.product(SAMPLERS, (None, "uniform", "quadratic")):
+        times: list[int] = []
+
+        def denoiser(zs: list[Tensor], t: Tensor, times: list[int] = times) -> list[Tensor]:
+            times.append(int(t[0]))
+            return zs
+
+        settings = Sampling(sampler=name, steps=5, spacing=spacing)  # type: ignore[arg-type]
+        sample(denoiser, PROCESS, settings, double_noise(1))
+        seen[f"{name} {spacing}"] = times
+    assert seen["dpmpp None"] == seen["dpmpp quadratic"] == seen["ddpm quadratic"] != seen["dpmpp uniform"]
+    assert seen["ddpm None"] == seen["ddpm uniform"] and seen["ddim None"] == seen["ddim uniform"]
 
 
 def test_an_image_depends_on_its_seed_not_on_its_batch() -> None:
