@@ -5,8 +5,8 @@ token, half the bytes), both as preprocessing/embed.py writes them; ``online`` s
 states while training.
 
 What 8 bits change: a state differs by at most its token's largest entry / 254. Measured with MiniLM on 256 captions:
-1.4 % of the states' norm (worst token 4.0 %; half precision: 0.02 %). That moves v by 0.2 to 0.5 %, of networks with
-random weights and of half-trained ``tiny`` ones alike, a hundredth of what another caption moves it
+1.4 % of the states' norm (worst token 4.0 %; half precision: 0.02 %). That moves the output by 0.2 to 0.5 %, of
+networks with random weights and of half-trained ``tiny`` ones alike, a hundredth of what another caption moves it
 (tests/mdm/data/test_embeddings.py holds it below 1 % and a thirtieth). FLAN-T5 XL is unmeasured: its weights are no
 package.
 """

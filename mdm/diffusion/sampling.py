@@ -83,7 +83,7 @@ def guided(
     guidance_scales: Sequence[float],
     times: tuple[int, int] = (0, NUM_STEPS),
 ) -> Denoiser:
-    """Classifier-free guidance, combined per level: v = v_null + w_r (v_cond - v_null) (Ho & Salimans 2022).
+    """Classifier-free guidance, combined per level: null + w_r (conditional - null) (Ho & Salimans 2022).
 
     condition, null: keyword arguments of the model. The null pass goes no higher than the highest level that is guided
     (w != 1), and is left out where none is, and at times outside the closed interval ``times``.

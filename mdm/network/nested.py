@@ -26,7 +26,9 @@ class Adapter(nn.Module):
 
 
 class NestedUNet(nn.Module):
-    """The joint denoiser: z_t of every level in, v of every level out, in one pass.
+    """The joint denoiser: z_t of every level in, a prediction of every level out, in one pass.
+
+    What is predicted (v in the paper, x in ``tiny``) is ``Model.prediction``; the network does not know.
 
     ``levels`` holds the UNets innermost first, so growing appends and renames nothing. With one level it is a UNet.
     """
@@ -90,9 +92,11 @@ class NestedUNet(nn.Module):
         micros: dict[str, Tensor] | None = None,
         num_outputs: int | None = None,
     ) -> list[Tensor]:
-        """z_t per level [B_r, 3, H_r, H_r], time t [B] in 0..T-1, caption [B, L, D] and mask [B, L] or labels [B] -> v.
+        """z_t per level [B_r, 3, H_r, H_r], time t [B] in 0..T-1, what it is conditioned on -> a prediction per level.
 
-        ``num_outputs``: leave out the decoders above so many levels, where only the lower levels' v is wanted.
+        ``text`` [B, L, D] and ``text_mask`` [B, L], or ``labels`` [B]; predictions are shaped as ``zs``.
+
+        ``num_outputs``: leave out the decoders above so many levels, where only the lower levels' are wanted.
         B_r may fall from level to level (mixed-resolution batches, Sec. 4.1): the first B_r samples carry level r.
         """
         if len(zs) != len(self.levels):
@@ -122,7 +126,7 @@ class NestedUNet(nn.Module):
         outputs: list[Tensor],
         num_outputs: int,
     ) -> Tensor:
-        """The paper's recursion: the last of ``zs`` here, the others inside. Appends v, returns the last features."""
+        """The paper's recursion: the last of ``zs`` here, the others inside -> features; appends to ``outputs``."""
         r, size = len(zs) - 1, len(zs[-1])
         unet = self.unets[r]
         emb = unet.embed(t[:size], {name: value[:size] for name, value in micros.items()})
@@ -139,8 +143,8 @@ class NestedUNet(nn.Module):
             if r >= num_outputs:
                 return x
             x = x + adapter.up(inner[:size])
-        v, x = unet.decode(x, skips, emb, here)
-        outputs.append(v)
+        output, x = unet.decode(x, skips, emb, here)
+        outputs.append(output)
         return x
 
 

@@ -49,7 +49,7 @@ class ResolutionBlock(nn.Module):
 
 
 class UNet(nn.Module):
-    """The denoiser of one level: an image [B, 3, H, H] in, its v [B, 3, H, H] and last features out."""
+    """The denoiser of one level: an image [B, 3, H, H] in, its prediction [B, 3, H, H] and last features out."""
 
     def __init__(self, level: Level, emb_channels: int, text_dim: int | None, innermost: bool) -> None:
         super().__init__()
@@ -122,7 +122,7 @@ class UNet(nn.Module):
         return x if self.mid is None else self.mid(x, emb, context, None)[0]
 
     def decode(self, x: Tensor, skips: list[Tensor], emb: Tensor, context: Context) -> tuple[Tensor, Tensor]:
-        """f_up with the skips -> v [B, 3, H, H] and the features [B, C, H, H] that the enclosing level takes over."""
+        """f_up with the skips -> prediction [B, 3, H, H] and features [B, C, H, H] for the enclosing level."""
         for up in self.up:
             taken = skips[-len(up.blocks) :]  # type: ignore[arg-type]
             del skips[-len(taken) :]  # nothing holds them longer than they are needed
