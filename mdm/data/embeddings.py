@@ -73,7 +73,13 @@ class StoredStates:
         """Raises DamagedShard."""
         file = self._file(self.names[shard])
         start, end = file.get_slice("offsets")[place : place + 2].tolist()
-        return _decode(file, slice(start, end))
+        states = _decode(file, slice(start, end))
+        if not states.isfinite().all():
+            raise DamagedShard(
+                f"{self.folder / self.names[shard]}: the states of sample {place} are not finite: delete the file, "
+                "then run `mdm embed` again"
+            )
+        return states
 
     def check(self) -> list[str]:
         """A line for every file that is missing."""

@@ -1,10 +1,60 @@
-"""Pictures in and out of the range that the diffusion process works in."""
+"""Pixels: bytes of pictures -> RGB, and RGB in and out of the range that the diffusion process works in.
+
+``read_rgb`` is the one reader, for training, held-out loss, neighbours and evaluation; preprocessing is handed it.
+"""
+
+import io
+import warnings
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
+from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 SCALE = 127.5  # half of uint8's range
+DEEP = {"I", "I;16", "I;16B", "I;16L", "I;16N"}  # Pillow's modes of 16-bit grey
+
+
+def read_rgb(data: bytes) -> NDArray[np.uint8]:
+    """A picture file's bytes -> uint8 [H, W, 3] as a viewer shows it: turned by EXIF, on white, the first frame.
+
+    16-bit grey is scaled; CMYK and palettes become RGB; colour profiles are not applied. Raises ValueError saying what
+    is wrong (not which picture) with bytes that are no whole picture, or hold pixels that have no one meaning as RGB.
+    """
+    if not data:
+        raise ValueError("it is empty")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)  # before anything is decoded
+            with Image.open(io.BytesIO(data)) as picture:
+                ImageOps.exif_transpose(picture, in_place=True)
+                return np.asarray(_deep_grey(picture) if picture.mode in DEEP else _on_white(picture))
+    except (Image.DecompressionBombWarning, Image.DecompressionBombError):
+        raise ValueError("it has too many pixels") from None
+    except UnidentifiedImageError:
+        raise ValueError("it is no picture") from None
+    except Exception as error:  # decoders raise whatever they stumble over
+        raise ValueError(f"it cannot be decoded ({type(error).__name__}: {error})") from None
+
+
+def _on_white(picture: Image.Image) -> Image.Image:
+    if picture.mode == "F":
+        raise ValueError("its pixels are floating-point numbers, of unknown range")
+    if "A" in picture.getbands() or "a" in picture.getbands() or "transparency" in picture.info:
+        picture = picture.convert("RGBA")
+        picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)
+    return picture.convert("RGB")
+
+
+def _deep_grey(picture: Image.Image) -> NDArray[np.uint8]:
+    values = np.asarray(picture).astype(np.int64)  # [H, W]
+    if values.min() < 0 or values.max() > 0xFFFF:
+        raise ValueError("its grey has more than 16 bits, of unknown range")
+    grey = np.rint(values / 257).astype(np.uint8)
+    if "transparency" in picture.info:
+        grey[values == picture.info["transparency"]] = 255
+    return np.stack([grey] * 3, axis=2)
 
 
 def from_uint8(images: Tensor) -> Tensor:

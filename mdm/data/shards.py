@@ -4,7 +4,6 @@ The global position counts images seen. order.py says which sample stands there,
 and dropped conditions are drawn from (seed, epoch, sample). Nothing here depends on workers, ranks or restarts.
 """
 
-import io
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -13,13 +12,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from mdm.config import Model
 from mdm.data.embeddings import StoredStates, TextSource
 from mdm.data.order import Order, hash64
+from mdm.data.pixels import read_rgb
 from mdm.data.tars import META, TEXT, DamagedShard, Tars, load_manifest
 from mdm.network.conditioning import stack_conditions
 from mdm.stage import Storage
@@ -67,13 +66,16 @@ class Shards:
         """Raises DamagedShard where the sample cannot be read or decoded, ValueError where it was removed."""
         shard, place = self._locate(index)
         image, text, meta = self.tars.read(shard, place)
+        record = self._record(shard, place, meta)
         try:
-            with Image.open(io.BytesIO(image)) as picture:
-                pixels = torch.from_numpy(np.asarray(picture.convert("RGB")).copy()).permute(2, 0, 1)
-            record, caption = json.loads(meta), text.decode()
-            key = record["key"]
-        except Exception as error:  # decoders of images raise whatever they stumble over
-            raise self._undecodable(shard, place, error) from None
+            pixels = torch.from_numpy(read_rgb(image).copy()).permute(2, 0, 1)
+        except ValueError as error:
+            raise self._wrong(shard, record["key"], f"its picture: {error}") from None
+        px = self.manifest["resolution_px"]
+        if pixels.shape != (3, px, px):
+            found = f"its picture is {pixels.shape[2]} x {pixels.shape[1]} px, the set's are {px} x {px}"
+            raise self._wrong(shard, record["key"], found)
+        key, caption = record["key"], self._caption(shard, record["key"], text)
         condition = caption if self.online else record.get("label") if self.states is None else self.tokens(index)
         return Sample(key, caption, pixels, condition)
 
@@ -109,17 +111,29 @@ class Shards:
     def label(self, index: int) -> int:
         """The class of a sample. Raises ValueError where its metadata has none."""
         shard, place = self._locate(index)
-        try:
-            record = json.loads(self.tars.read(shard, place, [META])[0])
-            key, label = record["key"], record.get("label")
-        except (ValueError, KeyError, TypeError) as error:
-            raise error if isinstance(error, DamagedShard) else self._undecodable(shard, place, error) from None
+        record = self._record(shard, place, self.tars.read(shard, place, [META])[0])
+        label = record.get("label")
         if not isinstance(label, int):
-            raise ValueError(f"{self.folder}: {key} has no label in its metadata")
+            raise ValueError(f"{self.folder}: {record['key']} has no label in its metadata")
         return label
 
     def caption(self, index: int) -> str:
-        return self.tars.read(*self._locate(index), [TEXT])[0].decode()
+        """Raises DamagedShard as well."""
+        shard, place = self._locate(index)
+        text, meta = self.tars.read(shard, place, [TEXT, META])
+        return self._caption(shard, self._record(shard, place, meta)["key"], text)
+
+    def readable(self, indices: Sequence[int]) -> tuple[dict[int, Sample], list[str]]:
+        """The samples that can be read, and a line for each that cannot. Raises where the storage tolerates none."""
+        found, lines = {}, []
+        for index in indices:
+            try:
+                found[index] = self[index]
+            except DamagedShard as error:
+                if not self.storage.tolerate:
+                    raise
+                lines.append(f"left out: {error}")
+        return found, lines
 
     def tokens(self, index: int) -> Tensor:
         """Stored encoder states [L, D] of a caption."""
@@ -140,9 +154,27 @@ class Shards:
         shard = int(np.searchsorted(self.starts, index, side="right")) - 1
         return shard, index - int(self.starts[shard])
 
-    def _undecodable(self, shard: int, place: int, error: Exception) -> DamagedShard:
+    def _record(self, shard: int, place: int, meta: bytes) -> dict[str, Any]:
+        """A sample's metadata, with its key."""
+        try:
+            record = json.loads(meta)
+            record["key"]
+        except (ValueError, KeyError, TypeError) as error:
+            what = f"sample {place} of it has no metadata with a key ({type(error).__name__})"
+            raise DamagedShard(f"{self.tars.path(shard)}: {what}: make it again") from None
+        return record
+
+    def _caption(self, shard: int, key: str, text: bytes) -> str:
+        try:
+            return text.decode()
+        except UnicodeDecodeError as error:
+            raise self._wrong(shard, key, f"its caption is no UTF-8 (at byte {error.start})") from None
+
+    def _wrong(self, shard: int, key: str, what: str) -> DamagedShard:
+        """What stands in a shard, but cannot be trained on."""
         return DamagedShard(
-            f"{self.tars.path(shard)}: sample {place} of it cannot be decoded ({type(error).__name__}): make it again"
+            f"{self.tars.path(shard)}: sample {key!r}: {what}: make the shard again, or remove the sample "
+            "(`mdm data PRESET --remove FILE`)"
         )
 
 

@@ -37,9 +37,11 @@ class HeldOut:
         self.batch_size = batch_size
         self.process, self.loss, self.sampling, self.device = Process.of(model), loss, sampling, device
         self.resolutions = model.resolutions
-        indices = shards.spread(NUM_IMAGES)
+        readable, self.left_out = shards.readable(shards.spread(NUM_IMAGES))
+        indices, samples = list(readable), list(readable.values())
         count = len(indices)
-        samples = [shards[i] for i in indices]
+        if count == 0:
+            raise ValueError(f"{shards.folder}: no held-out sample can be read: {self.left_out[0]}")
         images = from_uint8(torch.stack([s.image for s in samples]))
         self.xs = [x.to(device) for x in self.process.downsample(images)]
         generator = torch.Generator().manual_seed(hash64(seed, "held out"))

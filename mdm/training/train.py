@@ -105,6 +105,8 @@ class Trainer:
         self.held_out = HeldOut(
             val, self.encoder, job.model, self.training.loss, job.sampling, job.seed, self.device, self.split.micro
         )
+        for line in self.held_out.left_out:
+            self.record.say(line)
 
     # -- state ---------------------------------------------------------------------------------------------------
 

@@ -3,17 +3,22 @@
 import json
 import os
 import shutil
+import tarfile
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 import webdataset
+from safetensors.numpy import load_file, save_file
 
 from mdm.data.shards import Shards, TrainingSet, batches, collate
 from mdm.data.tars import DamagedShard
+from mdm.files import sha256
 from mdm.network.conditioning import pad_tokens
 from mdm.stage import Storage
+from preprocessing.images import encode_png
+from preprocessing.shards import pack
 from small import FAKE
 
 
@@ -203,3 +208,52 @@ def test_unreadable_samples_are_replaced_alike_everywhere_and_told(copy: Path, h
         path.unlink()
     with pytest.raises(ValueError, match=r"position 0 .*\.tar is missing"):
         TrainingSet(Shards(copy, FAKE, Storage(tolerate=99)), 0)[0]
+
+
+def spoil(folder: Path, shard: int, place: int, extension: str, data: bytes) -> None:
+    """Give a shard's sample another member, in a tar that is whole and whose manifest fits."""
+    path, samples = folder / f"{shard:05d}.tar", []
+    with tarfile.open(path) as tar:
+        members = [(m.name, tar.extractfile(m).read()) for m in tar]  # type: ignore[union-attr]
+    for i, start in enumerate(range(0, len(members), 3)):
+        key = members[start][0].partition(".")[0]
+        parts = {name.rpartition(".")[2]: content for name, content in members[start : start + 3]}
+        parts |= {extension: data} if i == place else {}
+        samples.append((key, parts["png"], parts["txt"], parts["json"]))
+    content, spans = pack(samples)
+    path.write_bytes(content)
+    np.save(path.with_suffix(".idx.npy"), spans)
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest["shards"][shard] |= {"bytes": len(content), "sha256": sha256(path)}
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+
+
+@pytest.mark.parametrize(
+    ("extension", "data", "named"),
+    [
+        ("png", encode_png(np.zeros((32, 31, 3), np.uint8)), r"its picture is 31 x 32 px, the set's are 32 x 32"),
+        ("png", b"<html>", r"its picture: it is no picture"),
+        ("txt", b"caf\xe9", r"its caption is no UTF-8 \(at byte 3\)"),
+    ],
+    ids=["size", "no picture", "no UTF-8"],
+)
+def test_what_a_sample_holds_is_looked_at_where_it_is_read(copy: Path, extension: str, data: bytes, named: str) -> None:
+    spoil(copy, 1, 2, extension, data)
+    with pytest.raises(DamagedShard, match=rf"00001\.tar: sample 'train010': {named}"):
+        Shards(copy, FAKE)[10]
+    batch = next(iter(batches(TrainingSet(Shards(copy, FAKE, Storage(tolerate=1)), 0), groups(40), 0)))
+    assert len(batch.substituted) == 1 and "train010" in batch.substituted[0]
+    readable, left_out = Shards(copy, FAKE, Storage(tolerate=1)).readable(range(8, 16))
+    assert list(readable) == [8, 9, 11, 12, 13, 14, 15] and "train010" in left_out[0]
+    with pytest.raises(DamagedShard, match="train010"):
+        Shards(copy, FAKE).readable(range(8, 16))
+
+
+def test_states_that_are_not_finite_are_named(copy: Path) -> None:
+    path = copy / "text-fake" / "00001.safetensors"
+    states = load_file(path)
+    states["tokens"][states["offsets"][2], 5] = float("nan")
+    save_file(states, path)
+    with pytest.raises(DamagedShard, match=r"00001\.safetensors: the states of sample 2 are not finite"):
+        Shards(copy, FAKE)[10]
+    assert Shards(copy, FAKE)[9].condition is not None

@@ -1,0 +1,133 @@
+"""One reader of pixels: what a picture looks like to a person is what is trained on, and the rest is refused."""
+
+import io
+import struct
+import zlib
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from PIL import Image
+
+from mdm.data.pixels import read_rgb
+
+RED, BLUE, WHITE, HIDDEN = (220, 30, 30), (30, 60, 220), (255, 255, 255), (0, 255, 0)
+
+
+def halves(width: int = 64, height: int = 64) -> Image.Image:
+    pixels = np.full((height, width, 3), RED, np.uint8)
+    pixels[:, width // 2 :] = BLUE
+    return Image.fromarray(pixels)
+
+
+def encoded(picture: Image.Image, kind: str, **options: Any) -> bytes:
+    buffer = io.BytesIO()
+    picture.save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+def turned(orientation: int, by: Image.Transpose) -> bytes:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    return encoded(halves().transpose(by), "JPEG", exif=exif, quality=95, subsampling=0)
+
+
+def spot(background: Any, ink: Any, mode: str) -> Image.Image:
+    """A square of ink amid a background."""
+    picture = Image.new(mode, (64, 64), background)
+    picture.paste(ink, (16, 16, 48, 48))
+    return picture
+
+
+def on_palette() -> Image.Image:
+    picture = spot(0, 1, "P")
+    picture.putpalette([*HIDDEN, *RED])
+    return picture
+
+
+def chunk(kind: bytes, data: bytes) -> bytes:
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+
+def huge() -> bytes:
+    """The beginning of a PNG of 20,000 x 20,000 px: its pixels must not be asked for."""
+    header = struct.pack(">IIBBBBB", 20_000, 20_000, 1, 0, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
+
+
+@pytest.mark.parametrize(
+    ("data", "tolerance"),
+    [
+        (turned(3, Image.Transpose.ROTATE_180), 12),
+        (turned(6, Image.Transpose.ROTATE_90), 12),
+        (turned(8, Image.Transpose.ROTATE_270), 12),
+        (encoded(halves().convert("CMYK"), "JPEG", quality=95), 60),  # without a profile there is no one red
+        (encoded(halves(), "PNG"), 0),
+        (encoded(halves(), "WEBP", lossless=True), 0),
+        (encoded(halves().convert("P", palette=Image.Palette.ADAPTIVE), "PNG"), 1),
+        (encoded(halves(), "TIFF"), 0),
+    ],
+    ids=["upside down", "on its side", "on its other side", "CMYK", "PNG", "WebP", "palette", "TIFF"],
+)
+def test_left_is_red_and_right_is_blue(data: bytes, tolerance: int) -> None:
+    pixels = read_rgb(data)
+    assert pixels.dtype == np.uint8 and pixels.shape == (64, 64, 3)
+    for found, wanted in ((pixels[32, 0], RED), (pixels[32, -1], BLUE)):
+        assert np.abs(found.astype(int) - wanted).max() <= tolerance
+
+
+@pytest.mark.parametrize(
+    ("data", "ink"),
+    [
+        (encoded(spot((*HIDDEN, 0), (*RED, 255), "RGBA"), "PNG"), RED),
+        (encoded(on_palette(), "PNG", transparency=0), RED),
+        (encoded(spot((0, 0), (0, 255), "LA"), "PNG"), (0, 0, 0)),
+        (encoded(spot(HIDDEN, RED, "RGB"), "PNG", transparency=HIDDEN), RED),
+        (encoded(spot(7, 0, "L"), "PNG", transparency=7), (0, 0, 0)),
+        (encoded(spot(7, 0, "I;16"), "PNG", transparency=7), (0, 0, 0)),
+    ],
+    ids=[
+        "RGBA",
+        "palette",
+        "grey with alpha",
+        "RGB with a transparent colour",
+        "grey with one",
+        "16-bit grey with one",
+    ],
+)
+def test_what_is_transparent_lies_on_white(data: bytes, ink: tuple[int, int, int]) -> None:
+    pixels = read_rgb(data)
+    assert tuple(pixels[0, 0]) == WHITE and tuple(pixels[32, 32]) == ink
+
+
+def test_sixteen_bits_are_scaled() -> None:
+    ramp = np.tile(np.linspace(0, 65535, 256).astype(np.uint16), (4, 1))
+    for data in (encoded(Image.fromarray(ramp), "PNG"), encoded(Image.fromarray(ramp), "TIFF")):
+        grey: NDArray[np.uint8] = read_rgb(data)
+        np.testing.assert_array_equal(grey[0, :, 0], np.arange(256))
+        assert (grey == grey[..., :1]).all()
+
+
+def test_of_an_animation_the_first_frame_counts() -> None:
+    frames = [Image.new("RGB", (8, 8), colour) for colour in (RED, BLUE)]
+    data = encoded(frames[0], "GIF", save_all=True, append_images=frames[1:])
+    assert np.abs(read_rgb(data)[4, 4].astype(int) - RED).max() <= 8
+
+
+@pytest.mark.parametrize(
+    ("data", "reason"),
+    [
+        (b"", "it is empty"),
+        (b"<html>404 Not Found</html>", "it is no picture"),
+        (encoded(halves(), "JPEG")[:400], "it cannot be decoded"),
+        (encoded(halves(), "PNG")[:-40], "it cannot be decoded"),
+        (huge(), "it has too many pixels"),
+        (encoded(Image.new("F", (8, 8), 0.5), "TIFF"), "floating-point"),
+        (encoded(Image.fromarray(np.full((8, 8), 70_000, np.int32)), "TIFF"), "more than 16 bits"),
+    ],
+    ids=["empty", "a page", "half a JPEG", "most of a PNG", "too large", "floats", "32-bit grey"],
+)
+def test_what_cannot_be_read_right_is_refused_with_the_reason(data: bytes, reason: str) -> None:
+    with pytest.raises(ValueError, match=reason):
+        read_rgb(data)
