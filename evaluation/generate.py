@@ -79,7 +79,7 @@ def generate_images(folder: Path, job: ImageJob, rank: int, world: int) -> None:
         raise ValueError(f"{job.data} has {len(captioned)} captions, {job.num_samples} are asked for")
     mine = range(rank, job.num_samples, world)
     # All captions at once: an online encoder has left the device before the first network comes.
-    encoder = online_encoder(job.text, device)
+    encoder = online_encoder(job.text, device, Path(job.data).parent)
     conditions, null = known_conditions(shards, [captioned[i] for i in mine], _model(job), encoder)
     for images in job.sets:
         network = _network(job, images).to(device).to(memory_format=torch.channels_last)

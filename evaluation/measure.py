@@ -69,7 +69,7 @@ def measure(
 
     Writes ``out/results.json`` and the learned heads. ``progress(what, done, total)`` is called all along.
     """
-    encoder = online_encoder(text, pick_device("auto"))
+    encoder = online_encoder(text, pick_device("auto"), data)
     train_images, train_text, train_captions, train_places = load_real(Shards(data / "train", text), encoder, num_real)
     val_images, val_text, _, _ = load_real(Shards(data / "val", text), encoder)
     drawn = {SAMPLES: load_folder(images / "samples"), UNTRAINED: load_folder(images / "untrained")}

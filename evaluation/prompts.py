@@ -13,6 +13,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from evaluation.generate import image_seed
+from mdm.data.embeddings import same_encoder
 from mdm.data.pixels import tile
 from mdm.data.text import load_encoder
 from mdm.diffusion.generate import generate
@@ -82,10 +83,12 @@ def _conditions(
     """What the prompts ask for, and nothing asked for: encoder states, or labels."""
     if encoder_name is not None and job.text is not None:
         encoder = load_encoder(encoder_name, weights)
-        if encoder.digest() != job.text.encoder_digest:
+        if not same_encoder(encoder.digest(), job.text.encoder_digest):
             raise ValueError(
                 f"{encoder.folder} holds another {encoder_name} than this run was trained with: put that one back"
             )
+        if Path(job.train_data).is_dir():  # the run may have outlived its data
+            encoder.check(Path(job.train_data).parent)
         states, _ = encoder.encode([*prompts, ""])
         return states[:-1], states[-1]
     assert job.model.labels is not None

@@ -30,11 +30,20 @@ class Captions:
         self.encoder_folder = find_encoder(self.name, weights())
         self.digest = encoder_digest(self.name, self.encoder_folder)
         self.loaded: TextEncoder | None = None
+        self.checked = False
 
     def encode(self, captions: list[str]) -> tuple[list[Any], int]:
         if self.loaded is None:
             self.loaded = load_encoder(self.name, weights(), self.preset.hardware.device)
         return self.loaded.encode(captions)
+
+    def encode_to_keep(self, captions: list[str]) -> tuple[list[Any], int]:
+        """The same, by an encoder that computes what it did when the first states of this dataset were made."""
+        states = self.encode(captions)
+        if self.loaded is not None and not self.checked:
+            self.loaded.check(self.folder)
+            self.checked = True
+        return states
 
     def cost(self) -> Cost:
         """What each way costs here, measured."""
@@ -87,6 +96,6 @@ class Captions:
         name, limit, precision, start = self.name, self.spec.max_tokens, STATES_FORMATS[way], 0
         for split in SPLITS:
             part, show = self.folder / split, progress(start)
-            manifests.append(embed_captions(part, name, self.digest, self.encode, limit, show, precision))
+            manifests.append(embed_captions(part, name, self.digest, self.encode_to_keep, limit, show, precision))
             start += read_manifest(part)["samples"]
         return manifests

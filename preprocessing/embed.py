@@ -94,9 +94,12 @@ def finished_set(
 ) -> dict[str, Any] | None:
     """The manifest of a dataset folder's embeddings, if they are whole and of these images and this encoder."""
     target = set_folder(folder, encoder_name, precision)
-    present = read_json(target / "manifest.json")
-    wanted = _inputs(read_manifest(folder), encoder_digest, max_tokens, precision)
-    whole = present is not None and present.get("inputs") == wanted and all_there(target, present, ".safetensors")
+    present, data = read_json(target / "manifest.json"), read_manifest(folder)
+    # Sets of before token ids were looked at know their encoder by its files alone.
+    wanted = [
+        _inputs(data, known, max_tokens, precision) for known in (encoder_digest, encoder_digest.partition("-")[0])
+    ]
+    whole = present is not None and present.get("inputs") in wanted and all_there(target, present, ".safetensors")
     return present if whole else None
 
 

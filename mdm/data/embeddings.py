@@ -31,7 +31,7 @@ class TextSource:
     """Which caption states a job works with, as job.json and generate.json carry it."""
 
     encoder: str  # the frozen encoder's name
-    encoder_digest: str  # of its weights and tokenizer (text.encoder_digest); states of any other are refused
+    encoder_digest: str  # text.encoder_digest; states of any other are refused
     way: Way = "cached"
     folder: str = ""  # online: where the encoder's files lie
 
@@ -42,6 +42,15 @@ class TextSource:
     def set_name(self) -> str:
         """The folder of its embeddings, below the dataset's."""
         return f"text-{self.encoder}" + ("-8bit" if self.way == "cached-8bit" else "")
+
+
+def same_encoder(a: str, b: str) -> bool:
+    """Whether two encoder digests (FILES-TOKENS, see ``text.encoder_digest``) are of one encoder.
+
+    Digests of before token ids were looked at are FILES alone, and fit any tokens.
+    """
+    (files_a, _, tokens_a), (files_b, _, tokens_b) = a.partition("-"), b.partition("-")
+    return files_a == files_b and (tokens_a == tokens_b or not tokens_a or not tokens_b)
 
 
 class StoredStates:
@@ -62,7 +71,7 @@ class StoredStates:
             ) from None
         if made.get("data_digest") != manifest["digest"]:
             raise ValueError(f"{self.folder} was made for other images: run `mdm embed` again")
-        if made.get("encoder_digest") != text.encoder_digest:
+        if not same_encoder(str(made.get("encoder_digest")), text.encoder_digest):
             raise ValueError(
                 f"{self.folder} was made by another encoder or tokenizer than the {text.encoder} that is asked for "
                 f"({str(made.get('encoder_digest'))[:12]}, not {text.encoder_digest[:12]}): run `mdm embed` again"

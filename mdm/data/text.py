@@ -1,21 +1,38 @@
 """Frozen caption encoders (paper Sec. 4.1: FLAN-T5 XL), through transformers, from a folder, a package or the hub."""
 
+import contextlib
 import hashlib
 import importlib
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor
+from torch.nn.functional import cosine_similarity
 
 from mdm.config import ENCODERS, EncoderSpec, Model
-from mdm.data.embeddings import TextSource
+from mdm.data.embeddings import TextSource, same_encoder
 from mdm.data.shards import Shards
+from mdm.structure import digest
 
 PATTERNS = ("*.json", "*.model", "*.safetensors")  # of the hub's files: no second copy of the weights
 BATCH = 32  # captions encoded at once, where it is ours to choose
+
+# What encoders are known by: words, capitals, digits, other scripts, an emoji, odd spaces, and one over any limit.
+PROBES = (
+    "",
+    "a red heart",
+    "Two DOGS in the snow, 1987 (oil on canvas)",
+    "naïve café, Ærø — “quotes” & <tags>",
+    "東京の夜 Москва القاهرة 👩🏽‍🚀",
+    "  tabs\tand   spaces ",
+    "on and on " * 200,
+)
+COSINE = 0.999  # of two states at least, where one encoder was rounded differently: half precision, a GPU, 8 bits
 
 
 class TextEncoder:
@@ -32,16 +49,11 @@ class TextEncoder:
 
         self.name, self.spec, self.device, self.folder, self.cut = name, spec, device, folder, 0
         half = torch.bfloat16 if torch.device(device).type == "cuda" else torch.float32
-        try:
+        with _loading(name, folder):
             kind: Any = T5EncoderModel if AutoConfig.from_pretrained(folder).model_type == "t5" else AutoModel
             self.tokenizer = AutoTokenizer.from_pretrained(folder)
             # safetensors alone: what is loaded is what ``encoder_digest`` has seen.
             model = kind.from_pretrained(folder, dtype=half, use_safetensors=True)
-        except (OSError, ValueError) as error:
-            raise ValueError(
-                f"text encoder {name}: {folder} cannot be loaded ({str(error).strip().splitlines()[0]}). It must hold "
-                "config.json, the weights as .safetensors and the tokenizer's files: copy them there again"
-            ) from error
         self.model = model.to(device).eval().requires_grad_(False)
 
     @torch.no_grad()
@@ -67,24 +79,76 @@ class TextEncoder:
         return [state[:n].clone() for state, n in zip(states.cpu(), lengths, strict=True)], self.cut - before
 
     def digest(self) -> str:
-        """sha256 over the weights, tokenizer and configuration: another digest is another set of embeddings."""
+        """See ``encoder_digest``."""
         return encoder_digest(self.name, Path(self.folder))
 
+    def check(self, data: Path) -> None:
+        """Compare the states of ``PROBES`` with those kept in a dataset's folder; the first to come leaves them there.
 
-def online_encoder(text: TextSource | None, device: torch.device) -> TextEncoder | None:
+        Raises ValueError where they differ by more than rounding (``COSINE``): a library has changed what the same
+        files compute.
+        """
+        kept, cut = data / f"text-{self.name}-probes.safetensors", self.cut
+        digest, states = self.digest(), [self.encode([probe])[0][0] for probe in PROBES]
+        self.cut = cut  # captions of the data are counted, these are not
+        before = _kept_states(kept, digest)
+        if before is None:
+            temporary = kept.with_name(f"{kept.name}.{os.getpid()}.tmp")
+            save_file({str(i): state for i, state in enumerate(states)}, temporary, {"encoder_digest": digest})
+            temporary.replace(kept)
+            return
+        least = min(_cosine(now, then) for now, then in zip(states, before, strict=True))
+        if not least >= COSINE:
+            raise ValueError(
+                f"text encoder {self.name}: its states of fixed captions are no longer those in {kept} (cosine "
+                f"{least:.4f}, at least {COSINE} is rounding): go back to the library versions that they were made "
+                "with, or delete that file and the embeddings beside it, and run `mdm embed` again"
+            )
+
+
+@contextlib.contextmanager
+def _loading(name: str, folder: str | Path) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"text encoder {name}: {folder} cannot be loaded ({str(error).strip().splitlines()[0]}). It must hold "
+            "config.json, the weights as .safetensors and the tokenizer's files: copy them there again"
+        ) from error
+
+
+def _kept_states(path: Path, digest: str) -> list[Tensor] | None:
+    """The states of ``PROBES`` in a file, if they are of that encoder."""
+    try:
+        with safe_open(path, "pt") as file:
+            if (file.metadata() or {}).get("encoder_digest") == digest:
+                return [file.get_tensor(str(i)) for i in range(len(PROBES))]
+    except (OSError, SafetensorError):
+        return None  # torn, or not there: made anew
+    return None
+
+
+def _cosine(a: Tensor, b: Tensor) -> float:
+    """Of whole states [L, D]; 0 where they have other shapes."""
+    return float(cosine_similarity(a.flatten(), b.flatten(), dim=0)) if a.shape == b.shape else 0.0
+
+
+def online_encoder(text: TextSource | None, device: torch.device, data: Path) -> TextEncoder | None:
     """The encoder of a job without stored embeddings (None for one that has them, or that takes labels).
 
-    Raises ValueError where the folder holds another encoder than the job was made for.
+    ``data``: the dataset's folder, with its splits in it. Raises ValueError where the encoder's folder holds another
+    one than the job was made for, or it no longer computes what it did for this dataset.
     """
     if text is None or text.way != "online":
         return None
     check_name(text.encoder)
     encoder = TextEncoder(text.encoder, text.folder, ENCODERS[text.encoder], device)
-    if encoder.digest() != text.encoder_digest:
+    if not same_encoder(encoder.digest(), text.encoder_digest):
         raise ValueError(
             f"{text.folder} holds another encoder or tokenizer than this job began with (digest "
             f"{encoder.digest()[:12]}, not {text.encoder_digest[:12]}): put that one back, or begin a new run"
         )
+    encoder.check(data)
     return encoder
 
 
@@ -154,7 +218,22 @@ def load_encoder(name: str, weights: Path, device: torch.device | str = "cpu") -
 
 
 def encoder_digest(name: str, folder: Path) -> str:
-    """sha256 over the encoder's limit and its files: weights, configuration, tokenizer."""
+    """What an encoder computes, as FILES-TOKENS: another digest is another set of embeddings.
+
+    FILES: sha256 over its limit and its files (weights, configuration, tokenizer). TOKENS: of the ids that its
+    tokenizer gives to ``PROBES``, which depend on the library's version too. Raises ValueError naming a folder that
+    cannot be read.
+    """
+    from transformers import AutoTokenizer
+
+    with _loading(name, folder):
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+    ids = tokenizer(list(PROBES), truncation=True, max_length=ENCODERS[name].max_tokens)["input_ids"]
+    return f"{files_digest(name, folder)}-{digest(ids)[:16]}"
+
+
+def files_digest(name: str, folder: Path) -> str:
+    """sha256 over the encoder's limit and its files."""
     whole = hashlib.sha256(f"{name} {ENCODERS[name].max_tokens}".encode())
     for path in sorted(folder.iterdir()):
         if path.suffix in (".json", ".model", ".safetensors", ".txt"):

@@ -101,7 +101,7 @@ class Trainer:
         dropout = self.training.caption_dropout if job.model.text else self.training.label_dropout
         null = null_condition(job.model, train)
         self.data = TrainingSet(train, job.seed, null, dropout, self.training.flip, self.training.window_shards)
-        self.encoder = online_encoder(job.text, self.device)
+        self.encoder = online_encoder(job.text, self.device, Path(job.train_data).parent)
         self.held_out = HeldOut(
             val, self.encoder, job.model, self.training.loss, job.sampling, job.seed, self.device, self.split.micro
         )

@@ -55,7 +55,7 @@ def test_online_draws_and_pools_what_stored_embeddings_do(squares: Path, tmp_pat
     assert np.abs(drawn["online"][0] - drawn["online"][1]).max() > 20
 
     _, stored, captions, _ = load_real(Shards(val, cached), None)
-    _, made, captions_online, _ = load_real(Shards(val, online), online_encoder(online, torch.device("cpu")))
+    _, made, captions_online, _ = load_real(Shards(val, online), online_encoder(online, torch.device("cpu"), tmp_path))
     assert captions == captions_online
     assert stored.shape == (9, 384)
     assert made == pytest.approx(stored, rel=2**-10, abs=1e-4)

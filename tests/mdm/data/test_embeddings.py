@@ -52,7 +52,7 @@ def minilm(squares: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Pat
 def all_states(folder: Path, source: TextSource) -> Tensor:
     """[T, D]: of the empty caption, then of every caption."""
     shards = Shards(folder, source)
-    states, null = caption_states(shards, range(len(shards)), online_encoder(source, CPU))
+    states, null = caption_states(shards, range(len(shards)), online_encoder(source, CPU, folder.parent))
     return torch.cat([null, *states])
 
 
@@ -103,7 +103,7 @@ def test_an_online_batch_carries_captions_and_the_same_ones_are_dropped(
     minilm: tuple[Path, dict[str, TextSource]],
 ) -> None:
     folder, sources = minilm
-    encoder = online_encoder(sources["online"], CPU)
+    encoder = online_encoder(sources["online"], CPU, folder)
     assert encoder is not None
     stored, online = (
         collate([data[i] for i in range(20)])
@@ -127,7 +127,7 @@ def test_held_out_captions_are_encoded_once(
     model = replace(job.model, text=Text(dim=384, proj_dim=16, num_layers=1))
     watched = {}
     for way in ("cached", "online"):
-        encoder = online_encoder(sources[way], CPU)
+        encoder = online_encoder(sources[way], CPU, folder)
         watched[way] = HeldOut(Shards(folder / "val", sources[way]), encoder, model, "v", job.sampling, 0, CPU, 64)
         if encoder is not None:
             monkeypatch.setattr(encoder, "padded", None)  # whoever asks again fails
