@@ -43,7 +43,8 @@ def _data(preset: Preset) -> list[str]:
 def _encoder(preset: Preset) -> list[str]:
     if preset.text is None:
         return []
-    spec, local = ENCODERS[preset.text], weights() / preset.text
+    spec = ENCODERS[preset.text]
+    local = weights() / (spec.files or preset.text)
     if spec.package is not None or (local / "config.json").exists():
         return []
     from huggingface_hub import try_to_load_from_cache

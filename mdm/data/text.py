@@ -181,7 +181,7 @@ def check_name(name: str) -> None:
 def find_encoder(name: str, weights: Path) -> Path:
     """The local folder of an encoder. Raises ValueError saying what is missing and where to put it."""
     check_name(name)
-    spec, local = ENCODERS[name], weights / name
+    spec, local = ENCODERS[name], weights / (ENCODERS[name].files or name)
     if (local / "config.json").exists():
         return local
     if spec.package is not None:

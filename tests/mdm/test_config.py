@@ -35,7 +35,7 @@ def test_the_flow_names_every_preset() -> None:
         ("seeed=1", "unknown field seeed; the fields are name, summary"),
         ("sampling.sampler=dpm", "sampling.sampler must be one of ddpm, ddim, dpmpp; got 'dpm'"),
         ("stages.16.training.batch_size=0", "training.batch_size must be at least 1, got 0"),
-        ("text=clip", "text must be one of flan-t5-xl, minilm, or null; got 'clip'"),
+        ("text=clip", "text must be one of flan-t5-xl, flan-t5-xl-512, minilm, or null; got 'clip'"),
         ('stages.32.start={"stage": "64"}', "stages.32.start.stage: no stage '64' before this one; there are 16"),
         ("stages.32.start.milestone=half", "stage 16 has no milestone 'half' in its cadence"),
         ("stages.32.cadence.keep_checkpoints=1", "cadence.keep_checkpoints must be at least 2"),

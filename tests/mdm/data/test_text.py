@@ -129,7 +129,7 @@ def test_an_encoder_that_is_nowhere_offline_says_how_to_get_it(tmp_path: Path, m
     for part in (str(tmp_path / "flan-t5-xl"), "MDM_OFFLINE=1", "hf download google/flan-t5-xl", "--local-dir"):
         assert part in message
     assert "\n" not in message
-    with pytest.raises(ValueError, match="unknown text encoder 'bert'; there are flan-t5-xl, minilm"):
+    with pytest.raises(ValueError, match="unknown text encoder 'bert'; there are flan-t5-xl, flan-t5-xl-512, minilm"):
         find_encoder("bert", tmp_path)
 
 
