@@ -33,11 +33,7 @@ def generate(
     nothing = None
     if null is not None:
         nothing = {name: value[count:].to(device).expand(count, *value.shape[1:]) for name, value in both.items()}
-    denoiser = guided(
-        network,
-        condition,
-        nothing,
-        sampling.guidance_scales(len(process.resolutions)),
-        tuple(round(bound * process.num_steps) for bound in sampling.guidance_interval),  # type: ignore[arg-type]
-    )
+    low, high = (round(bound * process.num_steps) for bound in sampling.guidance_interval)
+    scales = sampling.guidance_scales(len(process.resolutions))
+    denoiser = guided(network, condition, nothing, scales, (low, high))
     return sample(denoiser, process, sampling, SeededNoise(seeds, process.resolutions, device), on_step)

@@ -31,11 +31,20 @@ _RENAMES = [
 ]
 _BLOCK = re.compile(r"levels\.\d+\.(down\.\d|up\.\d|mid)\.(?:blocks\.(\d)|attention\.(\d)\.(\d))\.(.+)")
 _PARTS = {
-    **{"norm1": "norm1", "conv1": "conv1", "norm2": "norm2", "conv2": "conv2"},
-    **{"modulation": "time_emb_proj", "skip": "conv_shortcut"},
-    **{"norm": "attn1.group_norm", "qkv": "attn1.to_qkv"},
-    **{"text_norm": "attn2.norm_cross", "text_kv": "attn2.to_kv"},
-    **{"proj": "proj_out", "ffn_norm": "ff.group_norm", "ffn.0": "ff.linear_gelu.proj", "ffn.2": "ff.linear_out"},
+    "norm1": "norm1",
+    "conv1": "conv1",
+    "norm2": "norm2",
+    "conv2": "conv2",
+    "modulation": "time_emb_proj",
+    "skip": "conv_shortcut",
+    "norm": "attn1.group_norm",
+    "qkv": "attn1.to_qkv",
+    "text_norm": "attn2.norm_cross",
+    "text_kv": "attn2.to_kv",
+    "proj": "proj_out",
+    "ffn_norm": "ff.group_norm",
+    "ffn.0": "ff.linear_gelu.proj",
+    "ffn.2": "ff.linear_out",
 }
 
 

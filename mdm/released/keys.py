@@ -44,10 +44,22 @@ _PARTS = {
 # Options that change no output: initialisation and training switches, and our own way of nesting.
 _IGNORED = {"initialize_inner_with_pretrained", "freeze_inner_unet", "nesting", "interp_conditioning"}
 _LEVEL_OPTIONS = {
-    *("num_resnets_per_resolution", "temporal_dim", "attention_levels", "num_attention_layers"),
-    *("conditioning_feature_dim", "conditioning_feature_proj_dim", "num_lm_head_layers", "masked_cross_attention"),
-    *("resolution_channels", "skip_mid_blocks", "skip_cond_emb", "micro_conditioning", "resnet_config"),
-    *("inner_config", "skip_inner_unet_input", "skip_normalization"),
+    "attention_levels",
+    "conditioning_feature_dim",
+    "conditioning_feature_proj_dim",
+    "inner_config",
+    "masked_cross_attention",
+    "micro_conditioning",
+    "num_attention_layers",
+    "num_lm_head_layers",
+    "num_resnets_per_resolution",
+    "resnet_config",
+    "resolution_channels",
+    "skip_cond_emb",
+    "skip_inner_unet_input",
+    "skip_mid_blocks",
+    "skip_normalization",
+    "temporal_dim",
 }
 _VIDEO = ("temporal_mode", "temporal_spatial_ds", "temporal_positional_encoding", "num_temporal_attention_layers")
 

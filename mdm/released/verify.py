@@ -9,12 +9,14 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
+from mdm.config import Threshold
 from mdm.diffusion.process import noise_from_x, to_z, x_from_v
 from mdm.diffusion.samplers import ddim_step, ddpm_step
 from mdm.diffusion.sampling import threshold
@@ -119,7 +121,8 @@ def _process(file: Path, tensors: dict[str, Tensor]) -> list[tuple[str, Tensor, 
             ours = torch.tensor(time_grid(int(match[1]), num_steps))
         elif match := re.fullmatch(r"step/t(\d+)_s(\d+)_(none|clip|dynamic)_(ddpm|ddim([\d.]+))/(x0|x_s)", name):
             k, s, how, sampler, eta, which = match.groups()
-            ours = _step(tensors, schedule, int(k), int(s), how, None if sampler == "ddpm" else float(eta), which)
+            share = None if sampler == "ddpm" else float(eta)
+            ours = _step(tensors, schedule, int(k), int(s), cast(Threshold, how), share, which)
         elif match := re.fullmatch(r"loss/shift([\d.]+)/(\w+)", name):
             ours = _loss(tensors, Schedule(shift_gammas(schedule.gammas, float(match[1]))))[match[2]]
         elif name not in (
@@ -135,10 +138,10 @@ def _process(file: Path, tensors: dict[str, Tensor]) -> list[tuple[str, Tensor, 
 
 
 def _step(
-    tensors: dict[str, Tensor], schedule: Schedule, k: int, s: int, how: str, eta: float | None, which: str
+    tensors: dict[str, Tensor], schedule: Schedule, k: int, s: int, how: Threshold, eta: float | None, which: str
 ) -> Tensor:
     z, v, noise = tensors["step/x_t"], tensors["step/v"], tensors["step/noise"]
-    x = threshold(x_from_v(z, v, schedule.alphas[k], schedule.sigmas[k]), how)  # type: ignore[arg-type]
+    x = threshold(x_from_v(z, v, schedule.alphas[k], schedule.sigmas[k]), how)
     if which == "x0":
         return x
     return ddpm_step(z, x, schedule, k, s, noise) if eta is None else ddim_step(z, x, schedule, k, s, noise, eta)
