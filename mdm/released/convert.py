@@ -1,6 +1,7 @@
 """The authors' weight files (``vis_model.pth``) as weights folders of ours, with their terms beside them."""
 
 import shutil
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -14,6 +15,8 @@ from mdm.released.keys import convert_keys
 from mdm.released.unpickle import read_torch_file
 
 RELEASED = ("64x64", "256x256", "1024x1024")
+MAX_PARAMETERS = 10_000  # the largest released file has 1,063; each name is compared with many patterns
+MAX_NAME_CHARS = 256  # the longest has 135
 
 TERMS = """\
 These weights are Apple's, converted from a checkpoint released with apple/ml-mdm; they are not this project's work.
@@ -44,6 +47,10 @@ def convert(file: Path, folder: Path, name: str | None = None, dry_run: bool = F
     if not dry_run:
         temporary = folder.with_name(folder.name + ".tmp")
         shutil.rmtree(temporary, ignore_errors=True)
+        users = Counter(tensor.untyped_storage().data_ptr() for tensor in converted.values())
+        for key, tensor in converted.items():  # safetensors refuses two views of the same numbers
+            if users[tensor.untyped_storage().data_ptr()] > 1:
+                converted[key] = tensor.clone()
         save_weights(temporary, MODELS[name], converted)
         (temporary / "TERMS.txt").write_text(TERMS)
         temporary.rename(folder)
@@ -56,9 +63,11 @@ def read_state_dict(file: Path) -> dict[str, Tensor]:
     weights = content.get("state_dict") if isinstance(content, dict) else None
     if not isinstance(weights, dict) or not weights:
         raise ValueError(f"{file}: no released checkpoint: it holds no state_dict")
+    if len(weights) > MAX_PARAMETERS:
+        raise ValueError(f"{file}: its state_dict holds {len(weights)} parameters, more than any released model")
     for key, value in weights.items():
-        if not isinstance(key, str) or not key.isascii() or not key.isprintable():
-            raise ValueError(f"{file}: {key!r:.80} in its state_dict is no parameter's name")
+        if not isinstance(key, str) or len(key) > MAX_NAME_CHARS or not key.isascii() or not key.isprintable():
+            raise ValueError(f"{file}: {str(key)[:80]!r} in its state_dict is no parameter's name")
         if not isinstance(value, Tensor) or not value.is_floating_point():
             raise ValueError(f"{file}: {key} in its state_dict is no tensor of floating-point numbers")
     return weights

@@ -126,7 +126,7 @@ def convert_keys(weights: Mapping[str, Tensor], model: Model, expected: Mapping[
     missing = dict.fromkeys(expected)
     for key, tensor in weights.items():
         depth = key.count("inner_unet.")
-        name = _rename(key.replace("inner_unet.", ""), top - depth, model)
+        name = None if depth > top else _rename(key.replace("inner_unet.", ""), top - depth, model)
         if name is None or name not in expected:
             if not _is_dead(key.replace("inner_unet.", ""), is_outer=depth < top):
                 problems.append(f"unexpected {key}")
@@ -151,7 +151,7 @@ def _rename(key: str, r: int, model: Model) -> str | None:
         way, block, place, part = match.groups()
         level = model.levels[r]
         index = int(block) if way == "down" else len(level.channels) - 1 - int(block)
-        per_block = level.num_attn_layers[index] if index < len(level.channels) else 0
+        per_block = level.num_attn_layers[index] if 0 <= index < len(level.channels) else 0
         if per_block == 0:
             return None
         a, b = divmod(int(place), per_block)
