@@ -6,10 +6,10 @@ READY := .venv/.ready
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
-demo: $(READY)  ## install, then the whole reproduction on a laptop (eight to fifteen minutes); again: it resumes
+demo: $(READY)  ## install, then the whole reproduction on a laptop; again: it resumes
 	@$(BIN)/mdm run tiny
 
-test: $(READY)  ## install, then the tests (about five minutes on two cores)
+test: $(READY)  ## install, then the tests, two at a time
 	@$(BIN)/pytest -q -n 2 --dist loadfile
 
 lint: $(READY)  ## style, formatting, layers, types
@@ -21,10 +21,10 @@ lint: $(READY)  ## style, formatting, layers, types
 browser: $(READY)  ## the tests that need Chromium
 	$(BIN)/pytest -q -m browser
 
-slow: $(READY)  ## the tests that take minutes: kills in every stage of the real flow
+slow: $(READY)  ## the tests that take minutes: kills in every stage of the real flow, a sample of crash points
 	$(BIN)/pytest -q -m slow
 
-gpu-check: $(READY)  ## try everything that a GPU does differently, and its speed; without one the CPU part (ten minutes)
+gpu-check: $(READY)  ## try everything that a GPU does differently, and its speed; without one the CPU part
 	@$(BIN)/python benchmarks/gpu_check.py
 
 ci:  ## everything that must hold before a change lands: lint, layers, types, tests, the page in Chromium, kills in every stage

@@ -17,7 +17,7 @@ from mdm.data.embeddings import TextSource
 from mdm.stage import Cadence, Compute, Storage, Training
 from mdm.structure import from_dict, to_dict
 
-PACKAGES = ("torch", "transformers", "webdataset", "numpy", "safetensors")
+PACKAGES = ("torch", "transformers", "numpy", "safetensors")
 
 
 @dataclass(frozen=True, kw_only=True)
