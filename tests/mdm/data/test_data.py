@@ -10,8 +10,9 @@ import pytest
 import torch
 import webdataset
 
-from mdm.data.shards import Shards, TrainingSet, batches, collate
+from mdm.data.shards import Shards, TrainingSet, collate
 from mdm.data.tars import DamagedShard
+from mdm.data.workers import batches
 from mdm.network.conditioning import pad_tokens
 from mdm.stage import Storage
 from small import FAKE
