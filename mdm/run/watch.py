@@ -35,8 +35,7 @@ class Watch:
         os.set_blocking(writer, False)
         signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
         self._stops = [number for number in STOPS if signal.getsignal(number) != signal.SIG_IGN]
-        for number in self._stops:
-            signal.signal(number, self._on_signal)
+        self._before = [signal.signal(number, self._on_signal) for number in self._stops]
         for work in (self._listen, self._look):
             threading.Thread(target=self._guarded, args=(work,), daemon=True).start()
 
@@ -56,6 +55,12 @@ class Watch:
         finally:
             self._paused -= 1
             self.beat()
+
+    def close(self) -> None:
+        """Nothing is watched any more, and signals do what they did before."""
+        self._paused += 1
+        for number, handler in zip(self._stops, self._before, strict=True):
+            signal.signal(number, handler)
 
     def _on_signal(self, _number: int, _frame: FrameType | None) -> None:
         self.asked = True

@@ -55,10 +55,9 @@ class NotFinite(Exception):
 class Trainer:
     """One process of a job. ``mine``: this attempt on rank 0, which alone writes; None on the others."""
 
-    def __init__(self, run: Path, job: Job, mine: Attempt | None) -> None:
+    def __init__(self, run: Path, job: Job, mine: Attempt | None, watch: Watch, counters: Counters) -> None:
         rank, world = place_of_process()
-        self.job, self.record, self.counters = job, Record(run, mine), Counters()
-        self.watch = Watch(run, rank, job.compute.hang_s, self._on_hang)
+        self.job, self.record, self.watch, self.counters = job, Record(run, mine), watch, counters
         self.device = pick_device(job.device)
         dtype = pick_dtype(job.compute.precision, self.device)
         set_determinism(job.compute.deterministic)
@@ -300,18 +299,18 @@ class Trainer:
         with self.watch.paused():
             self.ranks.barrier()
 
-    def _on_hang(self, reason: str) -> None:
-        if self.record.mine is not None:
-            counters = self.counters
-            self.record.mine.end("failed", nimg=counters.nimg, seconds=counters.trained_s, reason=reason)
-
 
 def _work(run: Path, job: Job, mine: Attempt | None) -> str:
     """Train to an end, write the last word -> the outcome."""
-    trainer, outcome, reason = None, "done", ""
+    counters, outcome, reason = Counters(), "done", ""
+
+    def end(outcome: str, reason: str) -> None:
+        if mine is not None:
+            mine.end(outcome, nimg=counters.nimg, seconds=counters.trained_s, reason=reason)
+
+    watch = Watch(run, place_of_process()[0], job.compute.hang_s, lambda reason: end("failed", reason))
     try:
-        trainer = Trainer(run, job, mine)
-        trainer.train()
+        Trainer(run, job, mine, watch, counters).train()
     except Stop as stop:
         outcome, reason = "stopped", str(stop)
     except Fenced as fenced:
@@ -320,9 +319,9 @@ def _work(run: Path, job: Job, mine: Attempt | None) -> str:
     except Exception as error:
         outcome, reason = "failed", f"{type(error).__name__}: {error}"
         say(traceback.format_exc(), sys.stderr)
-    if mine is not None:
-        counters = trainer.counters if trainer else Counters()
-        mine.end(outcome, nimg=counters.nimg, seconds=counters.trained_s, reason=reason)
+    finally:
+        watch.close()
+    end(outcome, reason)
     return outcome
 
 
