@@ -32,7 +32,8 @@ import webdataset
 from PIL import Image
 
 from mdm.data.order import Order
-from mdm.data.shards import Shards, TrainingSet, batches
+from mdm.data.shards import Shards, TrainingSet
+from mdm.data.workers import batches
 from mdm.stage import Storage
 
 OPEN_S, READ_S, READ_AHEAD_BYTES = 0.010, 0.002, 128 * 1024

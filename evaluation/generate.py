@@ -8,6 +8,7 @@ its caption and seed alone, so ranks share the work by index, and a killed run g
 
 import json
 import os
+import signal
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -127,11 +128,17 @@ def main(argv: list[str] | None = None) -> int:
         print("usage: python -m evaluation.generate FOLDER  (under torchrun for several processes)", file=sys.stderr)
         return 2
     folder = Path(arguments[0])
+    for number in (signal.SIGTERM, signal.SIGHUP):  # every picture is whole or not there: nothing has to be saved
+        if signal.getsignal(number) != signal.SIG_IGN:
+            signal.signal(number, signal.default_int_handler)
     try:
         job = from_dict(ImageJob, json.loads((folder / "generate.json").read_text()))
         generate_images(folder, job, int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1")))
     except (ValueError, FileNotFoundError) as error:
         print(f"generate: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("generate: stopped; the same command draws what is missing", file=sys.stderr)
         return 1
     return 0
 

@@ -2,6 +2,8 @@
 
 import json
 import re
+import shlex
+import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -19,7 +21,8 @@ from mdm.data.text import load_encoder
 from mdm.diffusion.generate import generate
 from mdm.network.nested import NestedUNet
 from mdm.presets import Preset
-from mdm.run.checkpoint import newest_checkpoint
+from mdm.run.checkpoint import Damaged, last_checkpoint, newest_checkpoint
+from mdm.run.folder import find_damage, list_folders
 from mdm.run.job import Job, load_job
 from mdm.structure import from_dict
 
@@ -36,8 +39,11 @@ def sample_prompts(
     all_levels: bool = False,
     strip: bool = False,
     output: Path | None = None,
+    checkpoint: Path | None = None,
 ) -> list[Path]:
-    """Draw ``count`` images of each prompt with the EMA of the run's furthest stage -> the pictures' paths.
+    """Draw ``count`` images of each prompt with the EMA of a checkpoint -> the pictures' paths.
+
+    ``checkpoint``: none takes the furthest stage's last one.
 
     A column per image, a row per prompt; with ``all_levels`` a row per resolution, lowest first (Fig. 1). ``sampling``:
     fields to replace in the run's. ``strip``: a second picture of how the first image of each prompt comes out of the
@@ -49,8 +55,8 @@ def sample_prompts(
     if count < 1:
         raise ValueError(f"--count must be at least 1, got {count}")
     preset = from_dict(Preset, json.loads((run / "config.json").read_text()))
-    stage, checkpoint = furthest_checkpoint(run, preset)
-    network = NestedUNet.from_pretrained(checkpoint)
+    stage, chosen = this_checkpoint(run, checkpoint) if checkpoint else furthest_checkpoint(run, preset)
+    network = NestedUNet.from_pretrained(chosen)
     settings = replace(preset.sampling, **sampling)
     network.config.check_sampling(settings)
     conditions, null = _conditions(load_job(stage), preset.text, prompts, weights)
@@ -67,8 +73,8 @@ def sample_prompts(
             xs = generate(network, [condition] * count, null, seeds, settings, torch.device("cpu"), step)
             rows.append(torch.from_numpy(tile(xs if all_levels else xs[-1:])))
             shown = min(STRIP_PICTURES, len(steps))
-            chosen = [steps[round((i + 1) * len(steps) / shown) - 1] for i in range(shown)]
-            strips.append(torch.from_numpy(tile([torch.cat(level) for level in zip(*chosen, strict=True)])))
+            few = [steps[round((i + 1) * len(steps) / shown) - 1] for i in range(shown)]
+            strips.append(torch.from_numpy(tile([torch.cat(level) for level in zip(*few, strict=True)])))
     path = output or run / "prompts" / f"{slug(prompts[0])}-{seed}.png"
     pictures = {path: rows} | ({path.with_name(f"{path.stem}-strip.png"): strips} if strip else {})
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -100,12 +106,35 @@ def _conditions(
 
 
 def furthest_checkpoint(run: Path, preset: Preset) -> tuple[Path, Path]:
-    """The last stage that has a checkpoint, and its newest one."""
+    """The last stage that has a checkpoint, and its last one. An unfinished run is told as such.
+
+    Raises ValueError where that checkpoint is damaged: an earlier one is another model.
+    """
     for stage in reversed(preset.stages):
-        checkpoint, _ = newest_checkpoint(run / stage / "checkpoints")
+        try:
+            checkpoint = last_checkpoint(run / stage / "checkpoints")
+        except Damaged as error:
+            others = [newest_checkpoint(run / name / "checkpoints")[0] for name in reversed(preset.stages)]
+            whole = error.whole or next(filter(None, others), None)
+            take = f"; to draw from another: --checkpoint {shlex.quote(str(whole))}" if whole else ""
+            raise ValueError(f"{error}{take}") from error
         if checkpoint is not None:
+            if not (run / list(preset.stages)[-1] / "done.json").exists():
+                print(f"the run is not finished: drawing from {stage}, {checkpoint.name}", file=sys.stderr)
             return run / stage, checkpoint
     raise ValueError(f"{run} has no checkpoint yet")
+
+
+def this_checkpoint(run: Path, checkpoint: Path) -> tuple[Path, Path]:
+    """A checkpoint that was asked for, and its stage. Raises ValueError where it is none of the run's, or damaged."""
+    folder = checkpoint.resolve()
+    stage = folder.parent.parent
+    if stage.parent != run.resolve() or folder not in list_folders(stage / "checkpoints"):
+        raise ValueError(f"{checkpoint} is no checkpoint of {run}: give a folder {run}/STAGE/checkpoints/nimg-…")
+    problem = find_damage(folder)
+    if problem is not None:
+        raise Damaged(folder, problem, None)
+    return stage, folder
 
 
 def slug(text: str) -> str:

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 from prefect import task
@@ -15,17 +16,26 @@ from flows.tracking import Follower, Tracker
 from mdm.data.embeddings import TextSource
 from mdm.files import write_json
 from mdm.presets import Preset
-from mdm.run.checkpoint import milestone_checkpoint, newest_checkpoint
+from mdm.run.checkpoint import Damaged, last_checkpoint, milestone_checkpoint
+from mdm.run.folder import nimg_of
 from mdm.run.job import Job
 from mdm.structure import digest, to_dict
 from mdm.training.progressive import start_folder
 
 
 def trained_weights(folder: Path) -> Path:
-    """The EMA of a finished training run."""
-    checkpoint, _ = newest_checkpoint(folder / "checkpoints")
+    """The EMA that a finished training ended with. Raises Trouble where it is damaged or gone: no other is taken."""
+    again = f"rm {quote(str(folder / 'done.json'))}, and the same command trains that stretch again"
+    try:
+        checkpoint = last_checkpoint(folder / "checkpoints")
+    except Damaged as error:
+        others = f", from {error.whole.name} on" if error.whole else ", once the damaged ones are moved away"
+        raise Trouble(f"{error}. {again}{others}") from error
     if checkpoint is None:
-        raise Trouble(f"{folder} holds no whole checkpoint: train it first")
+        raise Trouble(f"{folder} holds no checkpoint: train it first")
+    wanted = read_outcome(folder)["nimg"]
+    if nimg_of(checkpoint) != wanted:
+        raise Trouble(f"{folder} was trained to {wanted:,} images, its last checkpoint is {checkpoint.name}. {again}")
     return checkpoint / "ema"
 
 
@@ -72,21 +82,16 @@ def parent_checkpoint(preset: Preset, name: str, run: Path) -> Path:
     start = preset.stages[name].start
     assert start is not None
     folder, wanted = run / start.stage, started_at(preset, name)
-    if start.milestone:
-        try:
-            checkpoint = milestone_checkpoint(folder / "checkpoints", start.milestone)
-        except ValueError as error:
-            raise Trouble(f"stage {name} cannot start: {error}") from error
-    else:
+    batch = preset.stages[start.stage].training.batch_size
+    try:
+        if start.milestone:
+            return milestone_checkpoint(folder / "checkpoints", start.milestone, wanted, batch)
         checkpoint = trained_weights(folder).parent
-    nimg = json.loads((checkpoint / "manifest.json").read_text())["nimg"]
-    if (
-        not wanted <= nimg < wanted + preset.stages[start.stage].training.batch_size
-    ):  # saved by the step that reaches it
-        raise Trouble(
-            f"stage {name} starts from {start.stage} at {wanted:,} images, but {checkpoint} is of {nimg:,}: move "
-            f"{folder} away and run the same command again"
-        )
+        if not wanted <= nimg_of(checkpoint) < wanted + batch:  # saved by the step that reaches it
+            raise ValueError(f"{start.stage} ended at {nimg_of(checkpoint):,} images, not at {wanted:,}")
+    except ValueError as error:
+        away = f"mv {quote(str(folder))} {quote(f'{folder}.old')}"
+        raise Trouble(f"stage {name} cannot start: {error}. To train {start.stage} anew: {away}") from error
     return checkpoint
 
 

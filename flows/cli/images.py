@@ -24,6 +24,7 @@ def sample_options(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--threshold", choices=get_args(Threshold), help="of the predicted clean image")
     sub.add_argument("--all-levels", action="store_true", help="show every resolution, not only the highest")
     sub.add_argument("--strip", action="store_true", help="also a picture of the denoising, step by step")
+    sub.add_argument("--checkpoint", type=Path, metavar="FOLDER", help="of the run (default: its last)")
     sub.add_argument("-o", "--output", type=Path, help="picture to write (default: in the run's folder)")
 
 
@@ -48,6 +49,7 @@ def sample(arguments: argparse.Namespace) -> int:
         all_levels=arguments.all_levels,
         strip=arguments.strip,
         output=arguments.output,
+        checkpoint=arguments.checkpoint,
     )
     print(*pictures, sep="\n")
     return 0

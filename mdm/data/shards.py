@@ -5,7 +5,7 @@ and dropped conditions are drawn from (seed, epoch, sample). Nothing here depend
 """
 
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from mdm.config import Model
 from mdm.data.embeddings import StoredStates, TextSource
@@ -265,34 +265,3 @@ def collate(items: Sequence[Item]) -> Batch:
     online = isinstance(conditions[0], str)
     condition, captions = ({}, list(conditions)) if online else (stack_conditions(conditions), [])
     return Batch(list(positions), torch.stack(images), condition, captions, [line for line in problems if line])
-
-
-def batches(data: TrainingSet, groups: Iterable[list[int]], workers: int, pin: bool = False) -> Iterator[Batch]:
-    """Batches for given groups of positions, in order, decoded ahead by worker processes (0: in this one).
-
-    ``pin``: in page-locked memory, for copies to a GPU. Raises what ``data`` raises, when its batch is due.
-    """
-    loader: Iterable[Batch | ValueError] = DataLoader(
-        _Quiet(data), batch_sampler=groups, collate_fn=_whole, num_workers=workers, pin_memory=pin
-    )
-    for batch in loader:
-        if isinstance(batch, ValueError):
-            raise batch
-        yield batch
-
-
-class _Quiet(Dataset[Batch | ValueError]):
-    """Errors as values: raised in a worker process they would come out with its whole traceback as their message."""
-
-    def __init__(self, data: TrainingSet) -> None:
-        self.data = data
-
-    def __getitems__(self, positions: list[int]) -> Batch | ValueError:  # DataLoader asks for a batch at once
-        try:
-            return collate([self.data[position] for position in positions])
-        except ValueError as error:
-            return error
-
-
-def _whole(batch: Any) -> Any:
-    return batch

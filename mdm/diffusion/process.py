@@ -13,6 +13,7 @@ from torch import Tensor
 
 from mdm.config import Downsampling, LossSpace, Model, Prediction
 from mdm.diffusion.schedules import Schedule
+from mdm.network.mixed import carried_by
 
 Denoiser = Callable[[list[Tensor], Tensor], list[Tensor]]  # (z_t, network time t [B]) -> what it predicts, per level
 
@@ -103,9 +104,10 @@ class Process:
         return (u * self.num_steps).long().clamp(max=self.num_steps - 1) + 1
 
     def diffuse(self, xs: list[Tensor], noise: list[Tensor], k: Tensor) -> list[Tensor]:
-        """z_t of every level (Eq. 2) at indices k [B]; levels may hold fewer samples than the lowest one."""
+        """z_t of every level (Eq. 2) at indices k [B]; not every sample need carry every level (mixed.py)."""
         return [
-            to_z(x, n, *schedule.at(k[: len(x)], x)) for x, n, schedule in zip(xs, noise, self.schedules, strict=True)
+            to_z(x, n, *schedule.at(carried_by(x, k), x))
+            for x, n, schedule in zip(xs, noise, self.schedules, strict=True)
         ]
 
     def loss(
@@ -121,7 +123,7 @@ class Process:
         outputs = denoiser(zs, k - 1)
         losses = []
         for z, output, x, n, schedule in zip(zs, outputs, xs, noise, self.schedules, strict=True):
-            alpha, sigma = schedule.at(k[: len(x)], x)
+            alpha, sigma = schedule.at(carried_by(x, k), x)
             if space == self.prediction:  # without the detour over x, which loses digits where alpha or sigma is small
                 error = output - {"v": to_v(x, n, alpha, sigma), "noise": n, "x": x}[space]
             else:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from mdm.config import Model
 from mdm.network.blocks import conv3x3, zero_init
 from mdm.network.conditioning import TextConditioner
+from mdm.network.mixed import carried_by, for_whole_batch
 from mdm.network.unet import Context, UNet
 from mdm.network.weights import load_weights, save_weights
 
@@ -97,7 +98,7 @@ class NestedUNet(nn.Module):
         ``text`` [B, L, D] and ``text_mask`` [B, L], or ``labels`` [B]; predictions are shaped as ``zs``.
 
         ``num_outputs``: leave out the decoders above so many levels, where only the lower levels' are wanted.
-        B_r may fall from level to level (mixed-resolution batches, Sec. 4.1): the first B_r samples carry level r.
+        B_r may fall from level to level (mixed-resolution batches, see mixed.py).
         """
         if len(zs) != len(self.levels):
             raise ValueError(f"the model has {len(self.levels)} levels, got {len(zs)} images")
@@ -127,28 +128,22 @@ class NestedUNet(nn.Module):
         num_outputs: int,
     ) -> Tensor:
         """The paper's recursion: the last of ``zs`` here, the others inside -> features; appends to ``outputs``."""
-        r, size = len(zs) - 1, len(zs[-1])
+        r, z = len(zs) - 1, zs[-1]
         unet = self.unets[r]
-        emb = unet.embed(t[:size], {name: value[:size] for name, value in micros.items()})
+        emb = unet.embed(carried_by(z, t), {name: carried_by(z, value) for name, value in micros.items()})
         if condition is not None:
-            emb = emb + condition[:size]
-        here: Context = tuple(None if c is None else c[:size] for c in context)  # type: ignore[assignment]
-        x, skips = unet.encode(zs[-1], features, emb, here)
+            emb = emb + carried_by(z, condition)
+        here: Context = tuple(None if c is None else carried_by(z, c) for c in context)  # type: ignore[assignment]
+        x, skips = unet.encode(z, features, emb, here)
         if r == 0:
             x = unet.middle(x, emb, here)
         else:
             adapter: Adapter = self.adapters[r - 1]  # type: ignore[assignment]
-            inner = None if adapter.down is None else _pad(adapter.down(x), len(zs[-2]))
+            inner = None if adapter.down is None else for_whole_batch(adapter.down(x), len(zs[-2]))
             inner = self._denoise(zs[:-1], inner, t, condition, context, micros, outputs, num_outputs)
             if r >= num_outputs:
                 return x
-            x = x + adapter.up(inner[:size])
+            x = x + adapter.up(carried_by(z, inner))
         output, x = unet.decode(x, skips, emb, here)
         outputs.append(output)
         return x
-
-
-def _pad(features: Tensor, size: int) -> Tensor:
-    """Zero features for the samples of a mixed-resolution batch that do not reach this level."""
-    missing = size - len(features)
-    return features if missing == 0 else torch.cat([features, features.new_zeros(missing, *features.shape[1:])])

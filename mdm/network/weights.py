@@ -4,6 +4,7 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -11,13 +12,19 @@ from mdm.config import Model
 from mdm.structure import from_dict, to_dict
 
 
+def save_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """A .safetensors file. Raises OSError where it cannot be written: safetensors has an error of its own for that."""
+    try:
+        save_file({name: tensor.detach().contiguous().cpu() for name, tensor in tensors.items()}, path)
+    except SafetensorError as error:
+        raise OSError(f"{path}: {error}") from error
+
+
 def save_weights(folder: Path, model: Model, weights: Mapping[str, Tensor]) -> None:
-    """config.json + model.safetensors: all that sampling needs."""
+    """config.json + model.safetensors: all that sampling needs. Raises OSError."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").write_text(json.dumps(to_dict(model), indent=1))
-    save_file(
-        {name: tensor.detach().contiguous().cpu() for name, tensor in weights.items()}, folder / "model.safetensors"
-    )
+    save_tensors(folder / "model.safetensors", weights)
 
 
 def load_weights(folder: Path) -> tuple[Model, dict[str, Tensor]]:

@@ -56,7 +56,7 @@ def newest_attempt(run: Path) -> int:
         names = os.listdir(run / "attempts")
     except FileNotFoundError:
         return 0
-    return max((int(name[:-5]) for name in names if name.endswith(".json") and name[:-5].isdigit()), default=0)
+    return max((int(name[:-5]) for name in names if name.endswith(".json") and name[:-5].isdecimal()), default=0)
 
 
 @contextlib.contextmanager

@@ -1,28 +1,31 @@
-"""Checkpoint folders: written whole or not at all, verified before use.
+"""Checkpoint folders ``checkpoints/nimg-…``: what is in them, which are kept, which one to use.
 
 ``ema/`` and ``raw/`` (config.json + model.safetensors) serve to sample, evaluate and grow; ``state/`` (optimizer,
-counters) to resume; ``manifest.json`` with sizes and sha256 of every file comes last. A folder under its final name is
-complete: it was written under a temporary one, fsynced and renamed.
+counters) to resume; ``manifest.json`` vouches for every file (see folder.py).
 """
 
 import json
-import shutil
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from time import monotonic
 from typing import Any
 
-from safetensors import SafetensorError
-from safetensors.torch import save_file
 from torch import Tensor
 
 from mdm.config import Model
-from mdm.files import sha256, sync, write_json
-from mdm.network.weights import save_weights
+from mdm.network.weights import save_tensors, save_weights
+from mdm.run.folder import find_damage, folder_of, list_folders, nimg_of, read_manifest, remove_folder, write_folder
 from mdm.stage import Cadence
 
-PREFIX = "nimg-"
+
+class Damaged(ValueError):
+    """The checkpoint that was wanted is damaged. ``whole``: the newest one that is not, if any."""
+
+    def __init__(self, folder: Path, problem: str, whole: Path | None) -> None:
+        super().__init__(f"{folder} is damaged ({problem})")
+        self.folder, self.whole = folder, whole
 
 
 @dataclass(frozen=True)
@@ -36,7 +39,7 @@ class Contents:
     ema: Mapping[str, Tensor]
     state: Mapping[str, Mapping[str, Tensor]]  # file name in state/ -> tensors: the optimizer's, other averages
     counters: Mapping[str, Any]
-    milestone: str | None = None
+    milestones: Mapping[str, int] = field(default_factory=dict)  # name -> the images at which it was wanted
 
 
 class Writer:
@@ -44,12 +47,19 @@ class Writer:
 
     def __init__(self, checkpoints: Path, cadence: Cadence, may_write: Callable[[], None]) -> None:
         self.checkpoints, self.cadence, self.may_write = checkpoints, cadence, may_write
+        self.seconds = 0.0  # that the last one took
+        self._whole: set[str] = set()
         self._pool = ThreadPoolExecutor(1)
-        self._last: Future[Path] | None = None
+        self._last: Future[None] | None = None
 
-    def submit(self, contents: Contents) -> None:
-        """Begin to write; ``finish`` first."""
-        self._last = self._pool.submit(save_checkpoint, self.checkpoints, contents, self.cadence, self.may_write)
+    def submit(self, contents: Contents, before: Callable[[], None] = lambda: None) -> None:
+        """Begin to write, ``before`` first, which raises OSError where it cannot. ``finish`` the last one first."""
+        self._last = self._pool.submit(self._write, contents, before)
+
+    @property
+    def idle(self) -> bool:
+        """Whether the last one is through, so that ``finish`` does not wait."""
+        return self._last is None or self._last.done()
 
     def finish(self) -> OSError | None:
         """Wait for the last one -> why it could not be written, if so. Any other error is raised."""
@@ -61,120 +71,118 @@ class Writer:
             return error
         return None
 
+    def _write(self, contents: Contents, before: Callable[[], None]) -> None:
+        begun = monotonic()
+        before()
+        save_checkpoint(self.checkpoints, contents, self.cadence, self.may_write, self._whole)
+        self.seconds = monotonic() - begun
+
 
 def save_checkpoint(
-    checkpoints: Path, contents: Contents, cadence: Cadence, may_write: Callable[[], None] = lambda: None
+    checkpoints: Path,
+    contents: Contents,
+    cadence: Cadence,
+    may_write: Callable[[], None] = lambda: None,
+    whole: set[str] | None = None,
 ) -> Path:
-    """Write ``checkpoints/nimg-…``, then drop what the cadence does not keep.
+    """Write ``checkpoints/nimg-…``, then drop what the cadence does not keep. See ``write_folder`` and ``prune``."""
 
-    ``may_write`` is asked once more before the new folder gets its name, and raises where another attempt owns the run.
-    Raises OSError where there is no room; nothing that was there is lost then.
-    """
-    final = checkpoints / f"{PREFIX}{contents.nimg:012d}"
-    temporary = final.with_name(f"{final.name}.{contents.attempt}.tmp")
-    may_write()
-    for leftover in checkpoints.glob("*.tmp"):
-        shutil.rmtree(leftover, ignore_errors=True)
-    try:
-        _write_files(temporary, contents)
-    except (OSError, SafetensorError) as error:
-        shutil.rmtree(temporary, ignore_errors=True)  # room for the next try
-        raise error if isinstance(error, OSError) else OSError(str(error)) from error
-    may_write()
-    if final.exists():  # of a damaged one, or of a stretch that was given up: the one before it is whole
-        final.rename(temporary.with_name(f"{final.name}.{contents.attempt}.old.tmp"))
-    temporary.rename(final)
-    sync(checkpoints)
-    prune(checkpoints, cadence)
+    def fill(folder: Path) -> None:
+        save_weights(folder / "raw", contents.model, contents.raw)
+        save_weights(folder / "ema", contents.model, contents.ema)
+        (folder / "state").mkdir()
+        for name, tensors in contents.state.items():
+            save_tensors(folder / "state" / f"{name}.safetensors", tensors)
+        (folder / "state" / "state.json").write_text(json.dumps(dict(contents.counters), indent=1))
+
+    final = folder_of(checkpoints, contents.nimg)
+    facts = {"nimg": contents.nimg, "attempt": contents.attempt, "milestones": dict(contents.milestones)}
+    write_folder(final, contents.attempt, facts, fill, may_write)
+    known = set() if whole is None else whole
+    known.add(final.name)
+    prune(checkpoints, cadence, known)
     return final
 
 
-def _write_files(folder: Path, contents: Contents) -> None:
-    """All files, each on the disk before the manifest that vouches for them."""
-    save_weights(folder / "raw", contents.model, contents.raw)
-    save_weights(folder / "ema", contents.model, contents.ema)
-    (folder / "state").mkdir()
-    for name, tensors in contents.state.items():
-        save_file(
-            {key: tensor.contiguous() for key, tensor in tensors.items()}, folder / "state" / f"{name}.safetensors"
-        )
-    (folder / "state" / "state.json").write_text(json.dumps(dict(contents.counters), indent=1))
-    files = {}
-    for path in sorted(p for p in folder.rglob("*") if p.is_file()):
-        files[str(path.relative_to(folder))] = {"bytes": path.stat().st_size, "sha256": sha256(path)}
-        sync(path)
-    for inner in (folder / "raw", folder / "ema", folder / "state"):
-        sync(inner)
-    facts = {"nimg": contents.nimg, "attempt": contents.attempt, "milestone": contents.milestone}
-    write_json(folder / "manifest.json", {**facts, "files": files})
-    sync(folder)
+def prune(checkpoints: Path, cadence: Cadence, whole: set[str]) -> None:
+    """Drop checkpoints but the newest ones, the first after each multiple of ``keep_every_nimg``, and milestones.
 
+    None is dropped in favour of a damaged one. ``whole``: names of those that are known not to be; where it matters the
+    others are read, and added.
+    """
 
-def prune(checkpoints: Path, cadence: Cadence) -> None:
-    """Drop checkpoints but the newest ones, the first after each multiple of ``keep_every_nimg``, and milestones."""
-    folders = list_checkpoints(checkpoints)
-    kept, last = set(folders[-cadence.keep_checkpoints :]), 0
-    for folder in folders:
-        nimg = nimg_of(folder)
-        if cadence.keep_every_nimg and nimg // cadence.keep_every_nimg > last:
-            last = nimg // cadence.keep_every_nimg
-            kept.add(folder)
-        if folder not in kept and _milestone(folder) is not None:
-            kept.add(folder)
+    def is_whole(folder: Path) -> bool:
+        if folder.name not in whole and find_damage(folder) is None:
+            whole.add(folder.name)
+        return folder.name in whole
+
+    folders = list_folders(checkpoints)
+    if len(folders) <= cadence.keep_checkpoints:
+        return
+    kept, newest = {folder for folder in folders if _milestones(folder)}, 0
+    for folder in reversed(folders):
+        if newest == cadence.keep_checkpoints:
+            break
+        kept.add(folder)
+        newest += is_whole(folder)
+    periods: dict[int, list[Path]] = {}
+    for folder in folders if cadence.keep_every_nimg else ():
+        periods.setdefault(nimg_of(folder) // cadence.keep_every_nimg, []).append(folder)
+    for period, inside in periods.items():
+        if period:
+            kept.add(inside[0] if len(inside) == 1 else next(filter(is_whole, inside), inside[0]))
     for folder in folders:
         if folder not in kept:
-            doomed = folder.rename(folder.with_name(f"{folder.name}.old.tmp"))  # no half checkpoint under its name
-            shutil.rmtree(doomed, ignore_errors=True)
+            remove_folder(folder)
 
 
-def _milestone(folder: Path) -> str | None:
-    try:
-        return json.loads((folder / "manifest.json").read_text())["milestone"]
-    except (OSError, ValueError, KeyError):
-        return None
+def _milestones(folder: Path) -> dict[str, int]:
+    """The milestones that a checkpoint is, and the images at which they were wanted."""
+    facts = read_manifest(folder)
+    if facts.get("milestone"):  # as it was written before a checkpoint could be several
+        return {facts["milestone"]: facts["nimg"]}
+    return facts.get("milestones") or {}
 
 
-def milestone_checkpoint(checkpoints: Path, name: str) -> Path:
-    """The checkpoint that was saved as a milestone. Raises ValueError where there is none, or it is damaged."""
-    for folder in list_checkpoints(checkpoints):
-        if _milestone(folder) == name:
+def milestone_checkpoint(checkpoints: Path, name: str, nimg: int, batch_size: int) -> Path:
+    """The checkpoint that was saved as a milestone wanted at ``nimg`` images.
+
+    It may be of more: of the end of the batch that went over them, and of the next good step where that was skipped.
+    Raises ValueError where there is none, Damaged where it is.
+    """
+    found = {folder: _milestones(folder)[name] for folder in list_folders(checkpoints) if name in _milestones(folder)}
+    for folder, at in found.items():
+        old = "milestone" in read_manifest(folder)  # says where it was saved, not where it was wanted
+        if at == nimg or (old and nimg <= at < nimg + batch_size):
             problem = find_damage(folder)
             if problem is not None:
-                raise ValueError(f"{folder}, milestone {name}, is damaged: {problem}")
+                raise Damaged(folder, problem, None)
             return folder
-    raise ValueError(f"{checkpoints} has no milestone {name}")
-
-
-def nimg_of(checkpoint: Path) -> int:
-    """The images seen that a checkpoint's name says."""
-    return int(checkpoint.name.removeprefix(PREFIX))
-
-
-def list_checkpoints(checkpoints: Path) -> list[Path]:
-    """Checkpoint folders, oldest first."""
-    return sorted(p for p in checkpoints.glob(PREFIX + "*") if p.suffix != ".tmp")
+    others = "".join(f", but one at {at:,}" for at in found.values())
+    raise ValueError(f"{checkpoints} has no milestone {name} at {nimg:,} images{others}")
 
 
 def newest_checkpoint(checkpoints: Path, wanted: Callable[[Path], bool] | None = None) -> tuple[Path | None, list[str]]:
     """The newest checkpoint whose every file is as its manifest says, and a line for each damaged one passed over."""
     passed_over: list[str] = []
-    for folder in reversed(list_checkpoints(checkpoints)):
+    for folder in reversed(list_folders(checkpoints)):
         problem = find_damage(folder)
         if problem is not None:
-            passed_over.append(f"{folder.name} is damaged ({problem}): using the one before")
+            passed_over.append(f"{folder.name} is damaged ({problem})")
         elif wanted is None or wanted(folder):
             return folder, passed_over
     return None, passed_over
 
 
-def find_damage(folder: Path) -> str | None:
-    """What is wrong with a checkpoint folder, or None."""
-    try:
-        files = json.loads((folder / "manifest.json").read_text())["files"]
-        for name, expected in files.items():
-            path = folder / name
-            if path.stat().st_size != expected["bytes"] or sha256(path) != expected["sha256"]:
-                return f"{name} is not what was written"
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        return f"{type(error).__name__}: {error}"
-    return None
+def last_checkpoint(checkpoints: Path) -> Path | None:
+    """The checkpoint of the most images, if there is any: for those who want that one and no other.
+
+    Raises Damaged where it is.
+    """
+    folders = list_folders(checkpoints)
+    if not folders:
+        return None
+    problem = find_damage(folders[-1])
+    if problem is not None:
+        raise Damaged(folders[-1], problem, newest_checkpoint(checkpoints)[0])
+    return folders[-1]

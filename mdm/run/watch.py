@@ -11,32 +11,40 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import FrameType
 
-SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
+from mdm.run.grace import Pace
+
+STOPS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1)  # all of them ask for a clean end
 
 
 class Watch:
     """``beat`` from time to time; after ``hang_s`` seconds without, all stacks are written down and the process ends.
 
     A signal that asks to stop leaves a STOP file in the run folder, at once and on whichever rank it reaches: Python's
-    own handlers would wait while the main thread sits in a collective.
+    own handlers would wait while the main thread sits in a collective. One that was ignored at the start stays so, as a
+    hang-up under nohup.
     """
 
     def __init__(self, run: Path, rank: int, hang_s: float, on_hang: Callable[[str], None]) -> None:
         self.run, self.rank, self.hang_s, self.on_hang = run, rank, hang_s, on_hang
         self.asked = False
         self._paused = 0
+        self._trouble: Exception | None = None
+        self.pace = Pace()
         self.beat()
         self._reader, writer = os.pipe()
         os.set_blocking(writer, False)
         signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
-        for number in SIGNALS:
-            signal.signal(number, self._on_signal)
-        threading.Thread(target=self._listen, daemon=True).start()
-        threading.Thread(target=self._look, daemon=True).start()
+        self._stops = [number for number in STOPS if signal.getsignal(number) != signal.SIG_IGN]
+        self._before = [signal.signal(number, self._on_signal) for number in self._stops]
+        for work in (self._listen, self._look):
+            threading.Thread(target=self._guarded, args=(work,), daemon=True).start()
 
     def beat(self) -> None:
-        """A sign of life."""
+        """A sign of life, where a stop is looked for. Raises what ended one of the threads here."""
+        if self._trouble is not None:
+            raise self._trouble
         self._last = time.monotonic()
+        self.pace.looked(self._last)
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
@@ -48,12 +56,24 @@ class Watch:
             self._paused -= 1
             self.beat()
 
+    def close(self) -> None:
+        """Nothing is watched any more, and signals do what they did before."""
+        self._paused += 1
+        for number, handler in zip(self._stops, self._before, strict=True):
+            signal.signal(number, handler)
+
     def _on_signal(self, _number: int, _frame: FrameType | None) -> None:
         self.asked = True
 
+    def _guarded(self, work: Callable[[], None]) -> None:
+        try:
+            work()
+        except Exception as error:
+            self._trouble = error
+
     def _listen(self) -> None:
         while True:
-            if any(number in SIGNALS for number in os.read(self._reader, 64)):
+            if any(number in self._stops for number in os.read(self._reader, 64)):
                 self.asked = True
                 with contextlib.suppress(OSError):  # a full disk: the rank's own flag still counts
                     (self.run / "STOP").touch()
@@ -66,11 +86,13 @@ class Watch:
                 self._end(silent)
 
     def _end(self, silent: float) -> None:
-        reason = f"rank {self.rank} hung: no sign of life for {silent:.0f} s"
-        print(f"{reason}; its stacks:", file=sys.stderr, flush=True)
-        faulthandler.dump_traceback(all_threads=True)
-        with contextlib.suppress(OSError), (self.run / f"stacks-rank{self.rank}.txt").open("w") as file:
-            faulthandler.dump_traceback(file=file, all_threads=True)
-        with contextlib.suppress(Exception):
-            self.on_hang(reason)
-        os._exit(1)
+        try:
+            reason = f"rank {self.rank} hung: no sign of life for {silent:.0f} s"
+            with contextlib.suppress(OSError), (self.run / f"stacks-rank{self.rank}.txt").open("w") as file:
+                faulthandler.dump_traceback(file=file, all_threads=True)
+            with contextlib.suppress(Exception):
+                self.on_hang(reason)
+            print(f"{reason}; its stacks:", file=sys.stderr, flush=True)
+            faulthandler.dump_traceback(all_threads=True)
+        finally:  # whatever could not be written or said
+            os._exit(1)

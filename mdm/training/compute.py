@@ -66,16 +66,48 @@ def set_determinism(deterministic: bool) -> None:
         torch.use_deterministic_algorithms(True)
 
 
-def join_group(device: torch.device, hang_s: int) -> Any:
-    """Enter the process group of torchrun's processes -> a group on the CPU for control flags (None: one process).
+def place_of_process() -> tuple[int, int]:
+    """Rank, and number of processes: as torchrun says, or alone."""
+    return int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
 
-    Flags travel over the CPU, so that reading one never waits for the GPU.
-    """
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
-        return None
-    backend = "nccl" if device.type == "cuda" else "gloo"
-    dist.init_process_group(backend, timeout=timedelta(seconds=2 * hang_s))  # the stacks come first: watch.py
-    return dist.new_group(backend="gloo", timeout=timedelta(days=7))  # an evaluation on rank 0 may take its time
+
+class Ranks:
+    """The processes of a job, and what they tell each other over the CPU, so that no flag ever waits for the GPU."""
+
+    def __init__(self, device: torch.device, hang_s: int) -> None:
+        self.rank, self.world = place_of_process()
+        self._control: Any = None
+        if self.world > 1:
+            backend = "nccl" if device.type == "cuda" else "gloo"
+            dist.init_process_group(backend, timeout=timedelta(seconds=2 * hang_s))  # the stacks come first: watch.py
+            # An evaluation on rank 0 may take its time.
+            self._control = dist.new_group(backend="gloo", timeout=timedelta(days=7))
+
+    def highest(self, flag: int) -> int:
+        """The same on all of them."""
+        if self._control is None:
+            return flag
+        flags = torch.tensor(flag)
+        dist.all_reduce(flags, dist.ReduceOp.MAX, group=self._control)
+        return int(flags)
+
+    def share(self, value: Any) -> Any:
+        """Rank 0's."""
+        values = [value]
+        if self._control is not None:
+            dist.broadcast_object_list(values, src=0, group=self._control)
+        return values[0]
+
+    def gather(self, value: Any) -> list[Any]:
+        """Everybody's, by rank."""
+        values = [value] * self.world
+        if self._control is not None:
+            dist.all_gather_object(values, value, group=self._control)
+        return values
+
+    def barrier(self) -> None:
+        if self._control is not None:
+            dist.barrier(self._control)
 
 
 class Spread:

@@ -8,6 +8,7 @@ from mdm.data.pixels import from_uint8
 from mdm.data.shards import Batch
 from mdm.data.text import TextEncoder
 from mdm.diffusion.process import Process
+from mdm.network.mixed import carried_by, carriers_first
 from mdm.run.job import Job
 from mdm.training.noise import noise, uniforms
 from mdm.training.state import State
@@ -34,7 +35,7 @@ class Split:
         mixed = len(job.model.levels) > 1
         self.top = {p for p in range(training.batch_size) if not mixed or training.carries_top(p)}
         starts = range(rank * per_process, (rank + 1) * per_process, self.micro)
-        self.places = [sorted(range(s, s + self.micro), key=lambda place: place not in self.top) for s in starts]
+        self.places = [carriers_first(range(s, s + self.micro), self.top) for s in starts]
         if not all(self.top.intersection(part) for part in self.places):
             raise ValueError(
                 f"training.low_only {training.low_only:g} leaves a micro-batch of {self.micro} without the top level"
@@ -49,6 +50,11 @@ class Gradients:
     ) -> None:
         self.job, self.split, self.world, self.state, self.encoder = job, split, world, state, encoder
         self.dtype, self.process = dtype, Process.of(job.model)
+
+    @property
+    def captions_cut(self) -> int | None:
+        """By the online encoder since the start, if there is one."""
+        return None if self.encoder is None else self.encoder.cut
 
     def __call__(self, batch: Batch, places: list[int], last: bool) -> Tensor:
         """Add the gradients -> the share of the global batch's loss (Eq. 3) per level [R], detached.
@@ -77,7 +83,7 @@ class Gradients:
                 per_sample = self.process.loss(
                     lambda zs, t: self.state.spread.model(zs, t, **condition),
                     xs,
-                    [n[: len(x)] for n, x in zip(drawn, xs, strict=True)],
+                    [carried_by(x, n) for x, n in zip(xs, drawn, strict=True)],
                     k,
                     training.loss,
                 )

@@ -76,5 +76,9 @@ class HeldOut:
         xs = generate(network, self.prompts, self.null, self.seeds, self.sampling, self.device, lambda *_: on_step())
         path.parent.mkdir(exist_ok=True)
         temporary = path.with_suffix(".tmp")
-        Image.fromarray(tile(xs)).save(temporary, format="png")
-        temporary.replace(path)
+        try:
+            Image.fromarray(tile(xs)).save(temporary, format="png")
+            temporary.replace(path)
+        except OSError:
+            temporary.unlink(missing_ok=True)
+            raise

@@ -104,6 +104,10 @@ class Means:
         self.losses, self.grad_norm, self.substituted = losses, grad_norm, substituted
         self.longest_row, self.skipped = longest_row, skipped
 
+    def skipped_at(self, nimg: int, batch_size: int) -> list[int]:
+        """The images seen when each skipped step began, of a window that ended at ``nimg``."""
+        return [nimg - (len(self.skipped) - i) * batch_size for i, bad in enumerate(self.skipped) if bad]
+
     def line(self, resolutions: tuple[int, ...]) -> dict[str, float]:
         """As values of a metrics line: no means where every step was skipped."""
         line: dict[str, float] = {"train/skipped_steps": float(sum(self.skipped))}

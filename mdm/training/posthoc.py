@@ -6,24 +6,24 @@ the wanted one as well as they can be, and the same combination of the snapshots
 
     RUN/averages/nimg-…/0.050.safetensors, 0.100.safetensors, config.json, manifest.json
 
-A folder under its final name is whole: it was written under a temporary one, fsynced and renamed.
+Each folder is written whole or not at all (``run/folder.py``).
 """
 
 import json
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from mdm.config import Model
-from mdm.files import sha256, sync, write_json
-from mdm.network.weights import save_weights
-from mdm.run.checkpoint import PREFIX, find_damage
+from mdm.files import write_json
+from mdm.network.weights import save_tensors, save_weights
+from mdm.run.folder import find_damage, folder_of, list_folders, write_folder
 from mdm.structure import from_dict, to_dict
 from mdm.training.ema import gamma_of
 
@@ -73,37 +73,35 @@ class Fit:
             )
 
 
-def write_snapshot(run: Path, nimg: int, model: Model, averages: Mapping[float, Mapping[str, Tensor]]) -> Path:
+def write_snapshot(
+    run: Path,
+    nimg: int,
+    model: Model,
+    averages: Mapping[float, Mapping[str, Tensor]],
+    attempt: int = 0,
+    may_write: Callable[[], None] = lambda: None,
+) -> Path:
     """Write the averages (sigma_rel -> parameter -> tensor) at ``nimg`` images as ``RUN/averages/nimg-…``.
 
     In float32: a short length is a difference of snapshots weighted by up to four, which magnifies half precision's
-    rounding. One that is there already is replaced: a resumed run repeats itself.
+    rounding. One that is there already is replaced: a resumed run repeats itself. See ``write_folder``.
     """
-    final = run / FOLDER / f"{PREFIX}{nimg:012d}"
-    temporary = final.with_name(final.name + ".tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
-    for sigma_rel, average in averages.items():
-        tensors = {name: tensor.detach().float().contiguous().cpu() for name, tensor in average.items()}
-        save_file(tensors, temporary / f"{sigma_rel:.3f}.safetensors")
-    write_json(temporary / "config.json", to_dict(model))
-    files = {}
-    for path in sorted(temporary.iterdir()):
-        files[path.name] = {"bytes": path.stat().st_size, "sha256": sha256(path)}
-        sync(path)
+
+    def fill(folder: Path) -> None:
+        for sigma_rel, average in averages.items():
+            save_tensors(folder / f"{sigma_rel:.3f}.safetensors", {name: t.float() for name, t in average.items()})
+        write_json(folder / "config.json", to_dict(model))
+
+    final = folder_of(run / FOLDER, nimg)
     lengths = {f"{sigma_rel:.3f}.safetensors": sigma_rel for sigma_rel in averages}
-    write_json(temporary / "manifest.json", {"nimg": nimg, "lengths": lengths, "files": files})
-    sync(temporary)
-    shutil.rmtree(final, ignore_errors=True)
-    temporary.rename(final)
-    sync(final.parent)
+    write_folder(final, attempt, {"nimg": nimg, "lengths": lengths}, fill, may_write)
     return final
 
 
 def list_snapshots(run: Path) -> tuple[list[Snapshot], list[str]]:
     """Every whole snapshot of a run, oldest first, and a line for each damaged one. Reads and verifies all files."""
     found, passed_over = [], []
-    for folder in sorted(p for p in (run / FOLDER).glob(PREFIX + "*") if p.suffix != ".tmp"):
+    for folder in list_folders(run / FOLDER):
         problem = find_damage(folder)
         if problem is not None:
             passed_over.append(f"{folder.name} is damaged ({problem}): left out")

@@ -7,17 +7,21 @@ import contextlib
 import json
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import TextIO
 
 import torch
+from torch import Tensor
 
 from mdm.files import write_json
 from mdm.network.costs import model_flops_per_image, peak_flops
 from mdm.run.attempts import Attempt
+from mdm.run.grace import Pace
 from mdm.run.job import Job, resolved
 from mdm.training.compute import DTYPE_NAMES
 from mdm.training.metrics import Closed, Means, MetricsFile, SystemMetrics
+from mdm.training.posthoc import write_snapshot
 
 
 class Record:
@@ -36,7 +40,8 @@ class Record:
         name = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
         peak = peak_flops(name, DTYPE_NAMES[dtype])
         self.peak_flops = peak and peak * world
-        write_json(path, {**resolved(job, device, world), "flop_per_image": self.flop_per_image})
+        with self.may_fail("config.json"):
+            write_json(path, {**resolved(job, device, world), "flop_per_image": self.flop_per_image})
         self.metrics, self.system = MetricsFile(self.run / "metrics.jsonl"), SystemMetrics(device)
 
     def log(self, nimg: int, values: dict[str, float], returns: int, time_ms: int = 0) -> None:
@@ -61,6 +66,18 @@ class Record:
             rate, loss = line.get("speed/images_per_s", float("nan")), line.get("train/loss", float("nan"))
             self.say(f"{closed.nimg:,}/{training.nimg:,} images, loss {loss:.4f}, {rate:.1f} images/s")
 
+    def snapshot(self, nimg: int, averages: Mapping[float, Mapping[str, Tensor]]) -> None:
+        """The power-function averages, from which an EMA of another length can be rebuilt (posthoc.py)."""
+        if self.mine is not None:
+            with self.may_fail("snapshot"):
+                write_snapshot(self.run, nimg, self.job.model, averages, self.mine.number, self.mine.check)
+
+    def pace(self, pace: Pace) -> None:
+        """How long a step and a checkpoint take, for those who would stop this training (grace.json)."""
+        if self.mine is not None:
+            with self.may_fail("grace.json"):
+                pace.note(self.run)
+
     def evidence(self, nimg: int, position: int, samples: list[int]) -> None:
         """A line in nonfinite.jsonl for a skipped step: with the checkpoint before it, enough to do it again."""
         if self.mine is not None:
@@ -78,5 +95,10 @@ class Record:
     def say(self, line: str) -> None:
         """A line of the log."""
         if self.mine is not None:
-            with contextlib.suppress(OSError):
-                print(line, flush=True)
+            say(line)
+
+
+def say(line: str, stream: TextIO | None = None) -> None:
+    """A line of the log of any process, or nothing where there is no room for it, or no terminal any more."""
+    with contextlib.suppress(OSError):
+        print(line, file=stream or sys.stdout, flush=True)

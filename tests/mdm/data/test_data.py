@@ -12,8 +12,9 @@ import torch
 import webdataset
 from safetensors.numpy import load_file, save_file
 
-from mdm.data.shards import Shards, TrainingSet, batches, collate
+from mdm.data.shards import Shards, TrainingSet, collate
 from mdm.data.tars import DamagedShard
+from mdm.data.workers import batches
 from mdm.files import sha256
 from mdm.network.conditioning import pad_tokens
 from mdm.stage import Storage

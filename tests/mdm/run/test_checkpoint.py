@@ -12,28 +12,27 @@ from pathlib import Path
 import pytest
 import torch
 
+from mdm.network import weights
 from mdm.network.nested import NestedUNet
 from mdm.network.weights import load_weights
-from mdm.run import checkpoint as module
 from mdm.run.checkpoint import (
     Contents,
     Writer,
     find_damage,
-    list_checkpoints,
     milestone_checkpoint,
     newest_checkpoint,
-    nimg_of,
     save_checkpoint,
 )
+from mdm.run.folder import list_folders, nimg_of
 from mdm.stage import Cadence
 from small import small_model
 
 
-def contents(nimg: int, milestone: str | None = None) -> Contents:
+def contents(nimg: int, milestones: dict[str, int] | None = None) -> Contents:
     torch.manual_seed(0)
     weights = {name: p.detach() for name, p in NestedUNet(small_model(1)).named_parameters()}
     state = {"optimizer": {"step/x": torch.full((3,), float(nimg))}}
-    return Contents(nimg, 1, small_model(1), weights, weights, state, {"nimg": nimg}, milestone)
+    return Contents(nimg, 1, small_model(1), weights, weights, state, {"nimg": nimg}, milestones or {})
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +46,7 @@ def three(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_only_the_newest_are_kept_and_load(three: Path) -> None:
-    assert [p.name[-1] for p in list_checkpoints(three)] == ["2", "3"]
+    assert [p.name[-1] for p in list_folders(three)] == ["2", "3"]
     folder, passed_over = newest_checkpoint(three)
     assert folder is not None
     assert (folder.name[-1], passed_over) == ("3", [])
@@ -56,7 +55,7 @@ def test_only_the_newest_are_kept_and_load(three: Path) -> None:
 
 def test_any_damage_to_the_newest_is_found_and_the_one_before_is_used(three: Path, tmp_path: Path) -> None:
     draw = random.Random(0)
-    files = sorted(p.relative_to(three) for p in list_checkpoints(three)[-1].rglob("*") if p.is_file())
+    files = sorted(p.relative_to(three) for p in list_folders(three)[-1].rglob("*") if p.is_file())
     for i in range(200):
         copy = shutil.copytree(three, tmp_path / str(i))
         victim = copy / files[i % len(files)]
@@ -75,8 +74,8 @@ def test_any_damage_to_the_newest_is_found_and_the_one_before_is_used(three: Pat
 
 def test_a_half_written_one_is_not_seen(three: Path, tmp_path: Path) -> None:
     copy = shutil.copytree(three, tmp_path / "c")
-    shutil.copytree(list_checkpoints(copy)[-1], copy / "nimg-000000000004.tmp")
-    assert [p.name[-1] for p in list_checkpoints(copy)] == ["2", "3"]
+    shutil.copytree(list_folders(copy)[-1], copy / "nimg-000000000004.tmp")
+    assert [p.name[-1] for p in list_folders(copy)] == ["2", "3"]
 
 
 def test_what_is_no_checkpoint_is_named(tmp_path: Path) -> None:
@@ -87,18 +86,22 @@ def test_what_is_no_checkpoint_is_named(tmp_path: Path) -> None:
 def test_what_the_cadence_names_is_kept(tmp_path: Path) -> None:
     cadence = Cadence(keep_checkpoints=2, keep_every_nimg=10)
     for nimg in range(3, 40, 3):
-        save_checkpoint(tmp_path, contents(nimg, "fig-4" if nimg == 15 else None), cadence)
-    assert [nimg_of(p) for p in list_checkpoints(tmp_path)] == [12, 15, 21, 30, 36, 39]
-    assert nimg_of(milestone_checkpoint(tmp_path, "fig-4")) == 15
+        save_checkpoint(tmp_path, contents(nimg, {"fig-4": 14} if nimg == 15 else None), cadence)
+    assert [nimg_of(p) for p in list_folders(tmp_path)] == [12, 15, 21, 30, 36, 39]
+    assert nimg_of(milestone_checkpoint(tmp_path, "fig-4", 14, 3)) == 15
     with pytest.raises(ValueError, match="no milestone fig-5"):
-        milestone_checkpoint(tmp_path, "fig-5")
+        milestone_checkpoint(tmp_path, "fig-5", 14, 3)
+    with pytest.raises(ValueError, match="no milestone fig-4 at 13 images, but one at 14"):
+        milestone_checkpoint(tmp_path, "fig-4", 13, 3)
 
 
 # Kills itself at the Nth boundary of a checkpoint write: before and after every call that changes the disk.
 KILLED = """
 import os, shutil, signal, sys
 from pathlib import Path
-from test_checkpoint import Cadence, module, save_checkpoint, contents
+from mdm.network import weights
+from mdm.run import folder
+from test_checkpoint import Cadence, contents, save_checkpoint
 left = int(sys.argv[2])
 def boundary():
     global left
@@ -112,7 +115,8 @@ def around(function):
         boundary()
         return result
     return call
-calls = ((module, ("save_file", "sync")), (shutil, ("rmtree",)), (os, ("fsync", "replace", "rename", "mkdir")))
+calls = [(weights, ("save_file",)), (folder, ("sync",)), (shutil, ("rmtree",))]
+calls.append((os, ("fsync", "replace", "rename", "mkdir")))
 for owner, names in calls:
     for name in names:
         setattr(owner, name, around(getattr(owner, name)))
@@ -158,27 +162,27 @@ def test_a_full_disk_leaves_the_last_one_and_is_told(
     def full(*_: object, **__: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(module, "save_file", full)
+    monkeypatch.setattr(weights, "save_file", full)
     writer.submit(contents(4))
     error = writer.finish()
     assert error is not None and error.errno == errno.ENOSPC
-    assert [nimg_of(p) for p in list_checkpoints(copy)] == [2, 3] and not list(copy.glob("*.tmp"))
+    assert [nimg_of(p) for p in list_folders(copy)] == [2, 3] and not list(copy.glob("*.tmp"))
     monkeypatch.undo()
     writer.submit(contents(4))
     assert writer.finish() is None
-    assert nimg_of(list_checkpoints(copy)[-1]) == 4
+    assert nimg_of(list_folders(copy)[-1]) == 4
 
 
 def test_training_does_not_wait_for_the_disk(three: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     copy, go_on = shutil.copytree(three, tmp_path / "c"), threading.Event()
-    real = module.save_file
-    monkeypatch.setattr(module, "save_file", lambda *arguments: (go_on.wait(10), real(*arguments)))
+    real = weights.save_file
+    monkeypatch.setattr(weights, "save_file", lambda *arguments: (go_on.wait(10), real(*arguments)))
     writer = Writer(copy, Cadence(), lambda: None)
     writer.submit(contents(4))  # returns although nothing can be written yet
-    assert [nimg_of(p) for p in list_checkpoints(copy)] == [2, 3]
+    assert [nimg_of(p) for p in list_folders(copy)] == [2, 3]
     go_on.set()
     assert writer.finish() is None
-    assert find_damage(list_checkpoints(copy)[-1]) is None
+    assert find_damage(list_folders(copy)[-1]) is None
 
 
 def test_a_newer_attempt_is_asked_for_before_the_name_is_given(three: Path, tmp_path: Path) -> None:
@@ -191,4 +195,4 @@ def test_a_newer_attempt_is_asked_for_before_the_name_is_given(three: Path, tmp_
 
     with pytest.raises(RuntimeError, match="newer attempt"):
         save_checkpoint(copy, contents(4), Cadence(), may_write)
-    assert [nimg_of(p) for p in list_checkpoints(copy)] == [2, 3]
+    assert [nimg_of(p) for p in list_folders(copy)] == [2, 3]

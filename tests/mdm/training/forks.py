@@ -7,6 +7,9 @@ signal for a process that was killed). A start is an object; what it does not na
     options    of the trainer's command line
     poison     [from, to): positions whose noise is NaN, on every rank, or on ``poison_rank`` alone
     full       counts of images at which the disk has no room for a checkpoint
+    room_bytes no file may become longer
+    group      the signal goes to the whole process group: to the ranks and all processes that they started
+    ignore     signals that the processes ignore from the start
     twice      {options}: a second trainer, started when the first has seen ``images``
 When one rank has died, the others get ``patience_s`` (10), then SIGKILL, as torchrun does.
 """
@@ -14,17 +17,19 @@ When one rank has died, the others get ``patience_s`` (10), then SIGKILL, as tor
 import errno
 import json
 import os
+import resource
 import signal
 import socket
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch._dynamo  # by every optimizer, for seconds: once, here
 
+from mdm.config import Model
 from mdm.run import checkpoint
 from mdm.training import gradients, train
 
@@ -32,7 +37,12 @@ from mdm.training import gradients, train
 def fork(run: Path, start: dict[str, Any], rank: int, port: int) -> int:
     pid = os.fork()
     if pid:
+        os.setpgid(pid, start.get("leader", pid))
         return pid
+    for name in ("SIGINT", "SIGHUP"):  # as in a terminal, whatever this process was started by
+        signal.signal(getattr(signal, name), signal.SIG_DFL)
+    for name in start.get("ignore", ()):
+        signal.signal(getattr(signal, name), signal.SIG_IGN)
     log = os.open(run / "log.txt", os.O_CREAT | os.O_APPEND | os.O_WRONLY)
     os.dup2(log, 1)
     os.dup2(log, 2)
@@ -59,14 +69,16 @@ def spoil(start: dict[str, Any], rank: int) -> None:
             return levels
 
         setattr(gradients, "noise", poisoned)  # noqa: B010
-    write = checkpoint._write_files
+    save = checkpoint.save_weights
 
-    def without_room(folder: Path, contents: checkpoint.Contents) -> None:
-        if contents.nimg in start.get("full", ()):
+    def without_room(folder: Path, model: Model, weights: Mapping[str, torch.Tensor]) -> None:
+        if any(f"nimg-{nimg:012d}" in str(folder) for nimg in start.get("full", ())):
             raise OSError(errno.ENOSPC, "No space left on device")
-        write(folder, contents)
+        save(folder, model, weights)
 
-    checkpoint._write_files = without_room
+    setattr(checkpoint, "save_weights", without_room)  # noqa: B010
+    if "room_bytes" in start:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (start["room_bytes"], resource.RLIM_INFINITY))
 
 
 def images_seen(run: Path) -> int:
@@ -100,14 +112,17 @@ def free_port() -> int:
 
 def go(run: Path, start: dict[str, Any]) -> list[int]:
     port, begun = free_port(), time.monotonic()
-    pids = [fork(run, start, rank, port) for rank in range(start.get("world", 1))]
+    pids: list[int] = []
+    for rank in range(start.get("world", 1)):
+        pids.append(fork(run, {**start, "leader": pids[0] if pids else 0}, rank, port))
     if "kill" in start or "twice" in start:
         while time.monotonic() < begun + start.get("after_s", 60) and images_seen(run) < start.get("images", 10**9):
             time.sleep(0.005)
     if "twice" in start:
         pids.append(fork(run, start["twice"], 0, port))
     for rank in start.get("kill", ()):
-        os.kill(pids[rank], getattr(signal, start.get("signal", "SIGKILL")))
+        send = os.killpg if start.get("group") else os.kill
+        send(pids[rank], getattr(signal, start.get("signal", "SIGKILL")))
     return wait(pids, start.get("patience_s", 10))
 
 

@@ -22,7 +22,7 @@ from mdm.network.blocks import GroupNorm, LayerNorm, ResBlock
 from mdm.network.costs import block_flops, empty_condition, hardware_flops_per_image, model_flops_per_image
 from mdm.network.nested import NestedUNet
 from mdm.stage import Compute, Training
-from mdm.training.compute import Spread, join_group, pick_dtype
+from mdm.training.compute import Ranks, Spread, pick_dtype
 from mdm.training.ema import EMA
 from small import TEXT_DIM, small_model
 
@@ -272,7 +272,7 @@ def one_of_two(rank: int, port: int, parallel: str, folder: Path) -> None:
     """What each of two processes runs; an assertion that fails here fails the test."""
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), RANK=str(rank), WORLD_SIZE="2")
     torch.set_num_threads(1)
-    join_group(CPU, 60)
+    Ranks(CPU, 60)
     wanted = torch.load(folder / "alone.pt")
     spread = Spread(network_of(ODD), Compute(parallel=parallel), CPU)  # type: ignore[arg-type]
     assert spread.sharded == (parallel == "fsdp")

@@ -18,7 +18,8 @@ from mdm.data.order import Order
 from mdm.files import sha256, write_json
 from mdm.network.nested import NestedUNet
 from mdm.network.weights import save_weights
-from mdm.run.checkpoint import find_damage, newest_checkpoint, nimg_of
+from mdm.run.checkpoint import newest_checkpoint
+from mdm.run.folder import find_damage, nimg_of
 from mdm.run.job import Job
 from mdm.structure import to_dict
 from mdm.training.metrics import crossed

@@ -1,0 +1,60 @@
+"""Every crash point of a small training's saves, judged by ckpt-chaos: python benchmarks/crash_points.py [OPTION…]
+
+One process killed before every file event and with every file torn; SIGTERM at every event; two processes, each of
+them killed. Writes results/DATE-crash-points.md: the verdicts. Exits with 1 where one is not PASS (lost work neither).
+Options go to ckpt-chaos: ``--max-points 40`` takes so many, evenly spread.
+"""
+
+import datetime
+import os
+import re
+import subprocess
+import sys
+import tempfile
+import time
+from importlib.metadata import version
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+sys.path[:0] = [str(ROOT), str(ROOT / "tests"), str(ROOT / "tests" / "mdm" / "run")]
+
+from chaos_target import command  # noqa: E402
+
+from mdm.run.job import commit, cpu_name  # noqa: E402
+from small import write_dataset  # noqa: E402
+
+MODES = {
+    "one process, killed or a file torn": ["--modes", "before,torn"],
+    "one process, SIGTERM": ["--modes", "term", "--grace", "60"],
+    "two processes, rank 0 killed or a file torn": ["--modes", "before,torn", "--ranks", "2"],
+    "two processes, rank 0 SIGTERM": ["--modes", "term", "--grace", "60", "--ranks", "2"],
+}
+
+
+def main(options: list[str]) -> int:
+    lines, failed = ["| how | points | verdicts | minutes |", "|---|---|---|---|"], False
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}"}
+    with tempfile.TemporaryDirectory() as folder:
+        data = Path(folder) / "data"
+        for split, count in (("train", 40), ("val", 9)):
+            write_dataset(data, split, count, 32)
+        for number, (how, mode) in enumerate(MODES.items()):
+            work, begun = Path(folder) / str(number), time.monotonic()
+            summary = Path(folder) / f"{number}.md"
+            every = ["--max-points", "1000", "--summary", str(summary)]
+            done = subprocess.run(command(work, data, *every, *mode, *options), env=environment)
+            failed |= done.returncode != 0
+            verdicts = re.findall(r"^\| \*\*(\w+)\*\* \| (\d+) \|", summary.read_text(), re.MULTILINE)
+            runs, told = sum(int(n) for _, n in verdicts), ", ".join(f"{n} {verdict}" for verdict, n in verdicts)
+            lines.append(f"| {how} | {runs} | {told} | {(time.monotonic() - begun) / 60:.0f} |")
+    today = datetime.date.today().isoformat()
+    head = [f"# Crash points, {today}", "", f"`{' '.join(['python benchmarks/crash_points.py', *options])}`"]
+    head += [f"ckpt-chaos {version('ckpt-chaos')}, commit {commit(ROOT)}, {cpu_name()}, {os.cpu_count()} cores.", ""]
+    out = ROOT / "benchmarks" / "results" / f"{today}-crash-points.md"
+    out.write_text("\n".join([*head, *lines]) + "\n")
+    print(out.read_text())
+    return int(failed)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
