@@ -1,0 +1,128 @@
+"""docs/extending.md is executed: its diffs on a copy of the packages, its script on a few pictures."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from mdm.data.shards import Shards
+from preprocessing.manifest import FIELDS, SHARD_FIELDS, read_manifest
+
+ROOT = Path(__file__).parents[2]
+PAGE = (ROOT / "docs" / "extending.md").read_text()
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)
+
+
+def apply(diff: str, root: Path) -> None:
+    """Hunks without line numbers: each must have one place that it fits."""
+    for file, hunks in re.findall(r"^--- .*\n\+\+\+ b/(.*)\n((?:(?!--- ).*\n)*)", diff, re.MULTILINE):
+        path = root / file
+        text = path.read_text() if path.exists() else ""
+        for hunk in hunks.split("@@\n")[1:]:
+            lines = [(line[:1] or " ", line[1:] + "\n") for line in hunk.splitlines()]
+            old, new = ("".join(line for mark, line in lines if mark in marks) for marks in (" -", " +"))
+            fits = text.count(old) if text else 1
+            assert fits == 1, f"docs/extending.md: {file} has {fits} places for\n{hunk}"
+            text = text.replace(old, new) if old else new
+        path.write_text(text)
+
+
+# In a process of its own, because the packages are other ones there.
+CHECK = """
+import math
+from typing import get_args
+
+import numpy as np
+import torch
+
+import mdm
+from evaluation import measure
+from evaluation.precision import precision
+from evaluation.protocols import METRICS
+from flows.cli import main
+from mdm.config import SamplerName, Sampling
+from mdm.diffusion.process import Process
+from mdm.diffusion.samplers import SAMPLERS
+from mdm.diffusion.sampling import sample
+from mdm.diffusion.schedules import Schedule
+from mdm.presets import PRESETS
+
+assert mdm.__file__.startswith(ROOT), mdm.__file__
+
+random = np.random.default_rng(0)
+real = random.normal(size=(60, 4))
+assert measure.precision is precision and measure.PRECISION in METRICS
+assert precision(real, real) == 1 and precision(real + 100, real) == 0
+assert 0.5 < precision(random.normal(size=(60, 4)), real) < 1
+
+schedule = Schedule(Schedule.cosine().gammas.double())
+process = Process((2,), (schedule,))
+start, calls = torch.randn(1, 3, 2, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0)), []
+
+
+def exact(zs, t):
+    "v of images N(0, 0.25): then the ODE's end is known."
+    alpha, sigma = schedule.alphas[t[0] + 1], schedule.sigmas[t[0] + 1]
+    calls.append(int(t[0]))
+    x = zs[0] * alpha * 0.25 / (alpha**2 * 0.25 + sigma**2)
+    return [(alpha * zs[0] - x) / sigma]
+
+
+def error(steps):
+    calls.clear()
+    sampling = Sampling(sampler="heun", steps=steps, threshold="none")
+    return float((sample(exact, process, sampling, lambda: [start])[0] - 0.5 * start).abs().mean())
+
+
+assert set(SAMPLERS) == set(get_args(SamplerName))
+assert math.log2(error(50) / error(100)) > 1.8 and len(calls) == 199  # the last step has one prediction
+
+again = PRESETS["tiny"].stages["64-again"]
+assert list(PRESETS["tiny"].stages)[-1] == "64-again" and again.start.stage == "64"
+assert main(["config", "tiny", "--set", "sampling.sampler=heun"]) == 0
+"""
+
+
+def test_the_diffs_do_what_they_say(tmp_path: Path) -> None:
+    for package in ("mdm", "evaluation", "preprocessing", "flows"):
+        shutil.copytree(ROOT / package, tmp_path / package, ignore=shutil.ignore_patterns("__pycache__"))
+    assert len(blocks("diff")) == 3
+    for diff in blocks("diff"):
+        apply(diff, tmp_path)
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    program = [sys.executable, "-c", f"ROOT = {str(tmp_path)!r}\n{CHECK}"]
+    ended = subprocess.run(program, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    assert ended.returncode == 0, ended.stderr
+    assert '"sampler": "heun"' in ended.stdout
+
+
+def test_the_script_makes_a_data_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (script,) = blocks("python")
+    pictures, target = tmp_path / "my-pictures", tmp_path / "my-set"
+    pictures.mkdir()
+    for i in range(21):
+        Image.fromarray(np.full((20, 30, 3), i, np.uint8)).save(pictures / f"grey{i:02d}.png")
+        (pictures / f"grey{i:02d}.txt").write_text(f"grey number {i}")
+    monkeypatch.setattr(sys, "argv", ["pack_folder.py", str(pictures), str(target), "16"])
+    exec(compile(script, "pack_folder.py", "exec"), {"__name__": "__main__"})
+    train, val = Shards(target / "train"), Shards(target / "val")
+    assert [val[i].key for i in range(len(val))] == ["grey00", "grey20"] and len(train) == 19
+    assert train[4].caption == "grey number 5" and train[4].image.shape == (3, 16, 16)
+    assert set(train[4].image.unique().tolist()) == {5}
+    assert train.check() == []
+    assert set(read_manifest(target / "train")) == set(FIELDS)
+
+
+def test_the_format_names_every_field() -> None:
+    section = PAGE.partition("### The folder")[2].partition("\n## ")[0]
+    named = set(re.findall(r"`(\w+)`", section))
+    assert {*FIELDS, *SHARD_FIELDS} <= named
