@@ -23,6 +23,7 @@ import torch
 import torch.distributed as dist
 from tqdm import tqdm
 
+from mdm.data.leases import Lease, removal_asked
 from mdm.data.shards import Shards, TrainingSet, batches, null_condition
 from mdm.data.tars import DamagedShard
 from mdm.data.text import online_encoder
@@ -87,7 +88,8 @@ class Trainer:
 
     def _open_data(self) -> None:
         job = self.job
-        train, val = (Shards(Path(folder), job.text, job.storage) for folder in (job.train_data, job.val_data))
+        train = Shards(Path(job.train_data), job.text, job.storage, job.train_digest)
+        val = Shards(Path(job.val_data), job.text, job.storage, job.val_digest)
         if self.rank == 0:
             for line in [*train.check(), *val.check()]:
                 self.record.say(line)
@@ -360,7 +362,8 @@ class Trainer:
     def _asked(self) -> int:
         if self.mine is not None and self.mine.is_fenced():
             return LEAVE
-        return STOP if self.watch.asked or (self.rank == 0 and (self.run / "STOP").exists()) else GO_ON
+        asked = self.watch.asked or removal_asked() or (self.rank == 0 and (self.run / "STOP").exists())
+        return STOP if asked else GO_ON
 
     def _heed(self) -> None:
         """Between steps: do what any rank was asked to; all ranks find the same at the same step."""
@@ -373,7 +376,7 @@ class Trainer:
             raise Fenced("a newer attempt owns the run folder: leaving without writing")
         if asked == STOP:
             self.save(wait=True)
-            raise Stop(f"asked to stop at {self.nimg} images")
+            raise Stop(f"asked to stop at {self.nimg} images" + (f": {why}" if (why := removal_asked()) else ""))
 
     def _barrier(self) -> None:
         if self.control is not None:
@@ -397,6 +400,7 @@ def _work(run: Path, job: Job, mine: Attempt | None) -> str:
         trainer.train()
     except Stop as stop:
         outcome, reason = "stopped", str(stop)
+        print(f"{reason}; the same command goes on from there", file=sys.stderr, flush=True)
     except Fenced as fenced:
         print(fenced, file=sys.stderr, flush=True)
         return "fenced"
@@ -420,7 +424,10 @@ def main(argv: list[str] | None = None) -> int:
         if arguments.tolerate is not None:
             job = replace(job, storage=replace(job.storage, tolerate=arguments.tolerate))
         if int(os.environ.get("RANK", "0")) == 0:
-            with attempt(arguments.run, arguments.attempt) as mine:
+            folders = {Path(folder).parent for folder in (job.train_data, job.val_data)}
+            with attempt(arguments.run, arguments.attempt) as mine, contextlib.ExitStack() as leases:
+                for folder in sorted(folders):
+                    leases.enter_context(Lease(folder, f"training {arguments.run}"))
                 outcome = _work(arguments.run, job, mine)
         else:
             outcome = _work(arguments.run, job, None)
