@@ -14,9 +14,9 @@ from mdm.structure import digest
 from preprocessing.cost import Cost, choose, measure_cost
 from preprocessing.embed import StatesFormat, embed_captions, finished_set, set_folder
 from preprocessing.manifest import read_json, read_manifest
+from preprocessing.sets import SPLITS
 
 Progress = Callable[[int], Callable[[int, int], None]]
-SPLITS = ("train", "val")
 STATES_FORMATS: dict[Way, StatesFormat] = {"cached": "half", "cached-8bit": "8bit"}
 
 

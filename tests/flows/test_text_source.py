@@ -68,7 +68,7 @@ def test_auto_is_resolved_by_measured_cost_and_a_rerun_does_the_same(
 def test_embed_prints_what_each_way_costs_and_makes_what_is_asked_for(
     folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    options = ["tiny", "--set", "data.name=squares", "--set"]
+    options = ["tiny", "--set", "data.source=prepared", "--set", "data.name=squares", "--set"]
     assert main(["embed", *options, "embeddings=auto", "--dry-run"]) == 0
     out = capsys.readouterr().out
     seen = sum(stage.training.nimg for stage in PRESETS["tiny"].stages.values())
