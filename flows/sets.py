@@ -97,6 +97,5 @@ def _remove(folder: Path, say: Callable[[str], None]) -> None:
                 raise Trouble(f"{names(users)} began to use it")
             folder.rename(gone)  # so that a kill leaves no half set under its name
             shutil.rmtree(gone)
-            lock.unlink(missing_ok=True)
     except Trouble as busy:
         say(f"{folder.name} stays: {busy}")

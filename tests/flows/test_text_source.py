@@ -1,5 +1,6 @@
 """Which way of caption states a preset's jobs are given: chosen once, then kept."""
 
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,10 @@ import pytest
 import flows.text
 from flows.cli import main
 from flows.text import Captions
+from mdm.data.leases import Lease
 from mdm.presets import PRESETS, Preset, resolve
+from preprocessing.embed import embed_captions
+from small import fake_encode
 
 
 @pytest.fixture
@@ -63,6 +67,18 @@ def test_auto_is_resolved_by_measured_cost_and_a_rerun_does_the_same(
     eight.embed("cached-8bit", lambda start: lambda done, total: None)
     assert Captions(preset("auto", nimg=32), folder).source(said.append).way == "cached-8bit"
     assert said[-1] == "embeddings cached-8bit: they are there already"
+
+
+def test_states_that_another_process_reads_are_not_replaced_by_another_encoders(folder: Path) -> None:
+    captions = Captions(preset("cached"), folder)
+    embed_captions(folder / "val", "minilm", "of another tokenizer", fake_encode, 8)
+    before = (folder / "val" / "text-minilm" / "00000.safetensors").read_bytes()
+    with Lease(folder, "training a") as lease:
+        lease.owner["pid"] = os.getppid()  # another process that lives
+        lease._beat()
+        with pytest.raises(ValueError, match=r"are another minilm's, and training a \(process .* may be reading them"):
+            captions.embed("cached", lambda start: lambda done, total: None)
+    assert (folder / "val" / "text-minilm" / "00000.safetensors").read_bytes() == before
 
 
 def test_embed_prints_what_each_way_costs_and_makes_what_is_asked_for(
