@@ -6,6 +6,7 @@
 its caption and seed alone, so ranks share the work by index, and a killed run goes on with the files that are missing.
 """
 
+import contextlib
 import json
 import os
 import signal
@@ -20,6 +21,7 @@ from tqdm import tqdm
 
 from mdm.config import Device, Model, Sampling
 from mdm.data.embeddings import TextSource
+from mdm.data.leases import Lease, removal_asked
 from mdm.data.order import hash64
 from mdm.data.pixels import to_uint8
 from mdm.data.shards import Shards
@@ -47,6 +49,7 @@ class ImageJob:
 
     sets: tuple[ImageSet, ...]
     data: str  # dataset folder whose captions are drawn
+    data_digest: str = ""  # of its manifest: another set in that folder is refused; "" in jobs of before
     text: TextSource | None  # their states; none for a class-conditional model
     num_samples: int
     seed: int = 0
@@ -74,7 +77,7 @@ def generate_images(folder: Path, job: ImageJob, rank: int, world: int) -> None:
     device = pick_device(job.device)
     if job.threads:
         torch.set_num_threads(job.threads)
-    shards = Shards(Path(job.data), job.text)
+    shards = Shards(Path(job.data), job.text, pinned=job.data_digest)
     captioned = shards.present()  # image i is of the i-th caption that is there
     if job.num_samples > len(captioned):
         raise ValueError(f"{job.data} has {len(captioned)} captions, {job.num_samples} are asked for")
@@ -89,6 +92,8 @@ def generate_images(folder: Path, job: ImageJob, rank: int, world: int) -> None:
         missing = [i for i in mine if not (target / f"{i:05d}.png").exists()]
         bar = tqdm(total=len(mine), initial=len(mine) - len(missing), desc=images.name, disable=rank != 0)
         for start in range(0, len(missing), images.sampling.batch_size):
+            if removal_asked():
+                raise ValueError(f"{removal_asked()}: the same command goes on with the images that are missing")
             indices = missing[start : start + images.sampling.batch_size]
             seeds = [image_seed(job.seed, i) for i in indices]
             xs = generate(network, [conditions[mine.index(i)] for i in indices], null, seeds, images.sampling, device)
@@ -133,7 +138,9 @@ def main(argv: list[str] | None = None) -> int:
             signal.signal(number, signal.default_int_handler)
     try:
         job = from_dict(ImageJob, json.loads((folder / "generate.json").read_text()))
-        generate_images(folder, job, int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1")))
+        rank, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+        with Lease(Path(job.data).parent, f"samples {folder}") if rank == 0 else contextlib.nullcontext():
+            generate_images(folder, job, rank, world)
     except (ValueError, FileNotFoundError) as error:
         print(f"generate: {error}", file=sys.stderr)
         return 1

@@ -4,21 +4,31 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from prefect import task
 
 from flows.artifacts import StageProgress
-from flows.home import datasets, hold
+from flows.home import datasets
 from flows.progress import board
-from flows.text import SPLITS, Captions, Progress
+from flows.removal import clear_set, hold_in_turn
+from flows.text import Captions, Progress
 from mdm.data.embeddings import TextSource
 from mdm.presets import Preset
 from mdm.structure import digest
-from preprocessing.manifest import read_json, read_manifest
-from preprocessing.remove import find, finish, refuse_unknown, removed_keys, take_out
+from preprocessing.manifest import read_json, read_manifest, write_json
+from preprocessing.sets import (
+    RECIPE,
+    SPLITS,
+    finished_sets,
+    made_set,
+    mark_cleared,
+    newest_set,
+    recipe,
+    recipe_folder,
+    removals,
+)
 from preprocessing.shards import write_openmoji
 from preprocessing.sources import OpenMoji
 
@@ -31,7 +41,7 @@ def prepare_data(preset: Preset) -> OpenMoji | None:
     begun = time.time()
     board().start("data")
     if preset.data.source == "prepared":
-        board().finish("data", "reused", 0, f"prepared: {datasets() / preset.data.name}")
+        board().finish("data", "reused", 0, f"prepared: {preset.data.name}")
         return None
     source = openmoji(preset)
     held_out = len(source.split("val"))
@@ -48,58 +58,71 @@ def openmoji(preset: Preset) -> OpenMoji:
 
 
 @task(task_run_name="shards")
-def write_shard_set(preset: Preset, source: OpenMoji | None) -> tuple[Path, str]:
+def write_shard_set(preset: Preset, source: OpenMoji | None, run: Path) -> tuple[Path, str]:
     """Shards of both splits -> the dataset's folder and a digest of its training split."""
-    folder = datasets() / preset.data.name
     if source is None:
         board().start("shards")
+        folder = pinned_set(run, preset.data.name, board().say) or newest_set(datasets(), preset.data.name)
+        clear_set(folder, removals(datasets(), preset.data.name), board().say)
         digests = [read_manifest(folder / split)["digest"] for split in SPLITS]
-        board().finish("shards", "reused", 0)
+        board().finish("shards", "reused", 0, folder.name)
         return folder, digests[0]
-    with hold(folder / "lock", f"dataset {preset.data.name}"), _stage("shards", len(source.drawings), "img") as update:
-        before = [read_json(folder / split / "manifest.json") for split in SPLITS]
-        manifests = write_splits(preset, source, update.after)
-        update.reused = before == manifests
-        update.note = f"{sum(s['bytes'] for m in manifests for s in m['shards']) / 1e6:.1f} MB"
+    with _stage("shards", len(source.drawings), "img") as update:
+        before = made_set(datasets(), preset.data.name, source, preset.data.resolution, PER_SHARD)
+        folder, manifests = make_set(preset, source, update.after, board().say)
+        update.reused = folder == before
+        update.note = f"{folder.name}, {sum(s['bytes'] for m in manifests for s in m['shards']) / 1e6:.1f} MB"
     return folder, manifests[0]["digest"]
 
 
-def write_splits(preset: Preset, source: OpenMoji, progress: Progress) -> list[dict[str, Any]]:
-    """Shards of every split -> their manifests. ``progress(start)`` gives the callback of a part beginning there."""
-    manifests: list[dict[str, Any]] = []
-    for split in SPLITS:
-        start = sum(m["samples"] for m in manifests)
-        folder = datasets() / preset.data.name / split
-        workers = min(2, os.cpu_count() or 1)
-        manifests.append(
-            write_openmoji(
-                source, split, preset.data.name, preset.data.resolution, folder, PER_SHARD, workers, progress(start)
-            )
-        )
-    return manifests
+def wanted_set(preset: Preset) -> Path:
+    """The finished set that a preset means. Raises ValueError where there is none."""
+    data = preset.data
+    if data.source == "prepared":
+        return newest_set(datasets(), data.name)
+    folder = made_set(datasets(), data.name, openmoji(preset), data.resolution, PER_SHARD)
+    if folder is None:
+        raise ValueError(f"the shards of preset {preset.name} are not made yet: `mdm data {preset.name}` makes them")
+    return folder
 
 
-def remove_samples(folder: Path, keys: set[str], dry_run: bool) -> list[str]:
-    """Take samples out of every split of a dataset -> a line for each. Again: it finishes what was cut off.
+def pinned_set(run: Path, name: str, say: Callable[[str], None]) -> Path | None:
+    """The set of a name that a run's trainings began with, though a newer one may be there by now."""
+    for job in sorted(run.glob("*/job.json")):
+        folder = Path((read_json(job) or {}).get("train_data", "")).parent
+        if folder in (found := finished_sets(datasets(), name)):
+            if folder != found[-1]:
+                say(f"{run.name} goes on with {folder.name}, which it began with; {found[-1].name} is newer")
+            return folder
+    return None
 
-    Raises ValueError naming keys that no split has; then nothing is removed.
+
+def make_set(
+    preset: Preset, source: OpenMoji, progress: Progress, say: Callable[[str], None]
+) -> tuple[Path, list[dict[str, Any]]]:
+    """The set of a preset's recipe, made unless it is there -> its folder and the splits' manifests.
+
+    It is made under another name and named last. Of several processes that want it one makes it, the others wait. What
+    is missing from a finished one is made again. ``progress(start)`` gives the callback of a part beginning there.
     """
-    if not dry_run:
+    name, px = preset.data.name, preset.data.resolution
+    wanted = recipe(source, px, PER_SHARD)
+    folder = recipe_folder(datasets(), name, wanted)
+    with hold_in_turn(folder, say):
+        made = made_set(datasets(), name, source, px, PER_SHARD)
+        target, removed = made or folder.with_name(folder.name + ".part"), removals(datasets(), name)
+        manifests: list[dict[str, Any]] = []
         for split in SPLITS:
-            finish(folder / split)
-    known = {split: removed_keys(folder / split) & keys for split in SPLITS}
-    found = {split: find(folder / split, keys - known[split]) for split in SPLITS}
-    refuse_unknown(folder, keys.difference(*found.values(), *known.values()))
-    lines = []
-    for split in SPLITS:
-        places = list(chain(*found[split].values()))
-        what = f"{split}: {len(places)} samples in {len({file for file, _ in places})} shards"
-        if dry_run:
-            lines.append(f"{what} would be removed, {len(known[split])} are already")
-        else:
-            revision = take_out(folder / split, found[split]).get("revision", 0)
-            lines.append(f"{what} removed, {len(known[split])} were already; revision {revision}")
-    return lines
+            update, workers = progress(sum(m["samples"] for m in manifests)), min(2, os.cpu_count() or 1)
+            part = target / split
+            manifests.append(write_openmoji(source, split, name, px, part, PER_SHARD, workers, update, removed))
+        if made is None:
+            mark_cleared(target, removed)
+            write_json(target / RECIPE, {**wanted, "finished_s": time.time()})
+            target.rename(folder)
+            made = folder
+    clear_set(made, removals(datasets(), name), say)  # also of what was removed while it was made
+    return made, [read_manifest(made / split) for split in SPLITS]
 
 
 @task(task_run_name="text embeddings")
@@ -110,7 +133,7 @@ def embed_text(preset: Preset, folder: Path) -> tuple[TextSource | None, str]:
         board().finish("text embeddings", "done", 0, "none: conditioned on labels")
         return None, ""
     total = sum(read_manifest(folder / split)["samples"] for split in SPLITS)
-    with hold(folder / "lock", f"dataset {preset.data.name}"), _stage("text embeddings", total, "captions") as update:
+    with hold_in_turn(folder, board().say), _stage("text embeddings", total, "captions") as update:
         captions = Captions(preset, folder)
         source = captions.source(board().say)
         if source.way == "online":

@@ -15,11 +15,14 @@ from flows.launch import died, run_job
 from flows.markers import once
 from flows.progress import board
 from flows.records import export_records
+from flows.removal import between_removals
 from flows.tracking import Tracker
 from mdm.data.embeddings import TextSource
+from mdm.data.leases import give_way
 from mdm.files import sha256, write_json
 from mdm.presets import Preset
 from mdm.structure import to_dict
+from preprocessing.manifest import read_manifest
 
 
 @task(task_run_name="sample", retries=3, retry_delay_seconds=1, retry_condition_fn=died)
@@ -36,6 +39,7 @@ def sample_images(
     job = ImageJob(
         sets=sets,
         data=str(data / "val"),
+        data_digest=read_manifest(data / "val")["digest"],
         text=text,
         num_samples=count,
         seed=preset.seed,
@@ -64,7 +68,7 @@ def sample_images(
         run_job("evaluation.generate", folder, preset.hardware.processes, preset.hardware.threads, on_poll)
         return {"images": total}
 
-    done = once(folder, inputs, work, board().say)
+    done = once(folder, inputs, lambda: between_removals(data, work, board().say), board().say)
     progress.done()
     board().finish("sample", "reused" if done["reused"] else "done", done["seconds"], f"{count} captions, held out")
     return folder
@@ -88,6 +92,7 @@ def evaluate_samples(
         results = measure(images, data, text, folder, settings.feature_px, settings.num_real, preset.seed, show)
         return {"metrics": results["metrics"]}
 
+    give_way(data, board().say)
     done = once(folder, {"images": drawn, "evaluation": to_dict(preset.evaluation)}, work, board().say)
     if not done["reused"]:
         log_results(tracker, folder, done)

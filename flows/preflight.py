@@ -8,6 +8,7 @@ from flows.home import Trouble, datasets, home, make_home, weights
 from mdm.config import ENCODERS
 from mdm.data.text import how_to_get
 from mdm.presets import Preset
+from preprocessing.sets import finished_sets
 
 
 def check_machine(preset: Preset) -> None:
@@ -34,10 +35,9 @@ def _data(preset: Preset) -> list[str]:
     if preset.data.source != "prepared":
         return []
     folder = datasets() / preset.data.name
-    absent = [split for split in ("train", "val") if not (folder / split / "manifest.json").exists()]
-    if not absent:
+    if finished_sets(datasets(), preset.data.name):
         return []
-    return [f"data: no finished dataset at {folder} ({', '.join(absent)}); put shards with index and manifest there"]
+    return [f"data: no finished dataset at {folder} (train, val); put shards with index and manifest there"]
 
 
 def _encoder(preset: Preset) -> list[str]:

@@ -1,6 +1,7 @@
 """The whole reproduction as one Prefect flow: data, shards, text, staged training, samples, evaluation, report."""
 
 from collections.abc import Callable
+from contextlib import ExitStack
 from typing import Any
 
 from prefect import flow, get_run_logger
@@ -15,6 +16,7 @@ from flows.preflight import check_machine
 from flows.progress import board
 from flows.tracking import Tracker
 from flows.training import train_stages, trained_weights
+from mdm.data.leases import Lease
 from mdm.files import write_json
 from mdm.presets import PRESETS, Preset
 from mdm.structure import digest, to_dict
@@ -44,7 +46,7 @@ def reproduction(preset: PresetName = "cc12m-1024", overrides: Overrides = Overr
     check_machine(chosen)
     name = run_name(chosen)
     run = run_folder(name)
-    with hold(run / "flow.lock", f"run {name}"), board(stage_names(chosen), _log()) as shown:
+    with hold(run / "flow.lock", f"run {name}"), board(stage_names(chosen), _log()) as shown, ExitStack() as leases:
         write_json(run / "config.json", to_dict(chosen))
         tracker = Tracker(run, name)
         tracker.params(
@@ -52,7 +54,8 @@ def reproduction(preset: PresetName = "cc12m-1024", overrides: Overrides = Overr
         )
         tracker.tags("", run_facts(chosen))
         source = prepare_data(chosen)
-        data, data_digest = write_shard_set(chosen, source)
+        data, data_digest = write_shard_set(chosen, source, run)
+        leases.enter_context(Lease(data, f"run {name}"))
         text, text_digest = embed_text(chosen, data)
         last = train_stages(chosen, run, data, text, [data_digest, text_digest], tracker)
         images = sample_images(chosen, run / "samples", trained_weights(last), data, text, text_digest)

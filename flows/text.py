@@ -1,5 +1,6 @@
 """Which caption states a preset's jobs work with: its frozen encoder, and the way that was asked for or is cheapest."""
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, get_args
@@ -7,6 +8,7 @@ from typing import Any, get_args
 from flows.home import weights
 from mdm.config import ENCODERS, Way
 from mdm.data.embeddings import TextSource
+from mdm.data.leases import live, names
 from mdm.data.text import TextEncoder, encoder_digest, find_encoder, load_encoder
 from mdm.files import write_json
 from mdm.presets import Preset
@@ -14,9 +16,9 @@ from mdm.structure import digest
 from preprocessing.cost import Cost, choose, measure_cost
 from preprocessing.embed import StatesFormat, embed_captions, finished_set, set_folder
 from preprocessing.manifest import read_json, read_manifest
+from preprocessing.sets import SPLITS
 
 Progress = Callable[[int], Callable[[int, int], None]]
-SPLITS = ("train", "val")
 STATES_FORMATS: dict[Way, StatesFormat] = {"cached": "half", "cached-8bit": "8bit"}
 
 
@@ -90,8 +92,21 @@ class Captions:
         name, precision = self.name, STATES_FORMATS[way]
         return [read_json(set_folder(self.folder / split, name, precision) / "manifest.json") for split in SPLITS]
 
+    def _refuse_to_replace(self, way: Way) -> None:
+        others = [owner for owner in live(self.folder, "use") if owner["pid"] != os.getpid()]
+        made = {manifest["encoder_digest"] for manifest in self.manifests(way) if manifest is not None}
+        if others and made - {self.digest}:
+            raise ValueError(
+                f"the caption states of {self.folder} are another {self.name}'s, and {names(others)} may be reading "
+                "them: embed again when that has ended"
+            )
+
     def embed(self, way: Way, progress: Progress) -> list[dict[str, Any]]:
-        """Embeddings of every split -> their manifests. ``progress(start)``: the callback of a part beginning there."""
+        """Embeddings of every split -> their manifests. ``progress(start)``: the callback of a part beginning there.
+
+        Raises ValueError where they would take the place of another encoder's that somebody else reads.
+        """
+        self._refuse_to_replace(way)
         manifests: list[dict[str, Any]] = []
         name, limit, precision, start = self.name, self.spec.max_tokens, STATES_FORMATS[way], 0
         for split in SPLITS:

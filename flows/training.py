@@ -12,6 +12,7 @@ from flows.home import Trouble
 from flows.launch import JobDied, died, run_job, tail
 from flows.markers import once, read_done
 from flows.progress import board
+from flows.removal import between_removals
 from flows.tracking import Follower, Tracker
 from mdm.data.embeddings import TextSource
 from mdm.files import write_json
@@ -21,6 +22,7 @@ from mdm.run.folder import nimg_of
 from mdm.run.job import Job
 from mdm.structure import digest, to_dict
 from mdm.training.progressive import start_folder
+from preprocessing.manifest import read_manifest
 
 
 def trained_weights(folder: Path) -> Path:
@@ -146,6 +148,8 @@ def train_stage(
         sampling=preset.sampling,
         train_data=str(data / "train"),
         val_data=str(data / "val"),
+        train_digest=read_manifest(data / "train")["digest"],
+        val_digest=read_manifest(data / "val")["digest"],
         text=text,
         init=None if init is None else str(init),
         seed=preset.seed,
@@ -184,7 +188,7 @@ def train_stage(
 
     if read_done(folder, digest(inputs)) is None:
         board().say(f"samples of {name} appear in {folder / 'samples'}")
-    done = once(folder, inputs, work, board().say)
+    done = once(folder, inputs, lambda: between_removals(data, work, board().say), board().say)
     if not done["reused"]:
         tracker.finish(stage_name)
     progress.done()

@@ -5,12 +5,12 @@ import hashlib
 import io
 import json
 import os
-import tarfile
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from preprocessing.members import index_tar
 
 FIELDS: dict[str, type] = {
     "format": int,
@@ -168,19 +168,6 @@ def verify_dataset(folder: Path) -> None:
             raise ValueError(f"{index} is missing: make the shards again")
         if index.read_bytes() != index_bytes(index_tar(path, shard.get("removed", ()))):
             raise ValueError(f"{index} does not fit {path.name}: delete it and make the shards again")
-
-
-def index_tar(path: Path, removed: Sequence[int] = ()) -> np.ndarray:
-    """Where each sample's members lie in a shard: int64 [N, 3, 2], offset and length of image, txt, json, in bytes.
-
-    Samples that were removed are counted too, at their places: their rows are zeros.
-    """
-    with tarfile.open(path) as tar:
-        spans = [(member.offset_data, member.size) for member in tar]
-    there = np.array(spans, dtype=np.int64).reshape(-1, 3, 2)
-    whole = np.zeros((len(there) + len(removed), 3, 2), dtype=np.int64)
-    whole[np.setdiff1d(np.arange(len(whole)), removed)] = there
-    return whole
 
 
 def index_bytes(spans: np.ndarray) -> bytes:

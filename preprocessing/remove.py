@@ -11,16 +11,18 @@ unfinished, readers refuse the folder, and the same command, or making the shard
 samples that are drawn or fetched again are taken out again: {"revision", "keys": every key ever removed, "digest": of
 the set that the places are of, "shards": {file: {"sha256": as made, "places": [...]}}}.
 
-Stop trainings first: one that runs finds the shards changed, and ends with an error that names the shard.
+Whoever reads the folder must have left it (mdm/data/leases.py): a reader finds the shards changed, and ends with an
+error that names the shard.
 """
 
+import hashlib
 import json
 import os
 import tarfile
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from concurrent.futures import ThreadPoolExecutor
-from itertools import chain, pairwise
+from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +35,6 @@ from preprocessing.manifest import (
     as_made,
     file_sha256,
     index_bytes,
-    index_tar,
     read_json,
     read_manifest,
     unfinished_removal,
@@ -41,6 +42,7 @@ from preprocessing.manifest import (
     write_file,
     write_json,
 )
+from preprocessing.members import index_tar, samples_in
 
 LIST = "removed.json"
 READERS = 32  # threads that look for keys: on networked storage each read is a wait
@@ -96,19 +98,56 @@ def take_out(folder: Path, found: Places) -> dict[str, Any]:
     if not found:
         return manifest
     known = read_json(folder / LIST) or {"keys": [], "shards": {}}
-    shards, new = dict(known["shards"]), defaultdict(set)
-    for file, place in chain(*found.values()):
-        new[file].add(place)
+    shards = dict(known["shards"])
+    new: dict[str, dict[int, str]] = defaultdict(dict)  # file -> place -> key
+    for key, there in found.items():
+        for file, place in there:
+            new[file][place] = key
     for entry in manifest["shards"]:
-        if entry["file"] not in new:
+        keys = new.get(entry["file"])
+        if keys is None:
             continue
         if file_sha256(folder / entry["file"]) != entry["sha256"]:
             raise ValueError(f"{folder / entry['file']} is altered: delete it and make the shards again")
-        places = sorted(new[entry["file"]] | set(entry.get("removed", ())))
+        _check_names(folder / entry["file"], entry, keys)
+        places = sorted([*keys, *entry.get("removed", ())])
         shards[entry["file"]] = {"sha256": as_made(entry)["sha256"], "places": places}
     record = {"revision": manifest.get("revision", 0) + 1, "keys": sorted({*known["keys"], *found})}
     write_json(folder / LIST, {**record, "digest": manifest["digest"], "shards": shards})
     return finish(folder)
+
+
+def _check_names(tar: Path, entry: dict[str, Any], keys: dict[int, str]) -> None:
+    """Raises ValueError unless the tar's own names say that the samples at these places have these keys."""
+    gone = set(entry.get("removed", ()))
+    present = [place for place in range(entry["samples"]) if place not in gone]
+    for place, sample in zip(present, samples_in(tar), strict=True):
+        if place in keys and sample.key.rpartition("/")[2] != keys[place]:
+            raise ValueError(
+                f"{tar}: its index points at {keys[place]!r} where {sample.key!r} stands: delete the index and make it "
+                "again"
+            )
+
+
+def describe(folder: Path, found: Places) -> dict[str, dict[str, list[str]]]:
+    """What pictures can be known by when their bytes are gone: key -> their sha256, and URLs if they came from any."""
+    known: dict[str, dict[str, list[str]]] = {}
+    for key, places in found.items():
+        known[key] = {"sha256": [], "url": []}
+        for file, place in places:
+            spans = np.load((folder / file).with_suffix(".idx.npy"))[place]
+            with (folder / file).open("rb") as tar:
+                image, _, meta = (os.pread(tar.fileno(), int(length), int(offset)) for offset, length in spans)
+            known[key]["sha256"].append(hashlib.sha256(image).hexdigest())
+            known[key]["url"] += [url] if isinstance(url := json.loads(meta).get("url"), str) else []
+    return known
+
+
+def removed_places(manifest: dict[str, Any]) -> set[int]:
+    """The numbers, in the whole split, of the samples that were removed."""
+    starts = accumulate((shard["samples"] for shard in manifest["shards"]), initial=0)
+    numbered = zip(starts, manifest["shards"], strict=False)
+    return {start + place for start, shard in numbered for place in shard.get("removed", ())}
 
 
 def finish(folder: Path) -> dict[str, Any]:
@@ -116,20 +155,22 @@ def finish(folder: Path) -> dict[str, Any]:
     manifest = read_manifest(folder)
     if unfinished_removal(folder, manifest):
         manifest = reapply(folder, manifest)
-        write_json(folder / "manifest.json", manifest)
+        path = folder / "manifest.json"
+        times = path.stat()
+        write_json(path, manifest)
+        os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))  # a set is as old as when it was made
     return manifest
 
 
-def reapply(folder: Path, manifest: dict[str, Any]) -> dict[str, Any]:
-    """Take out of shards that lie in the folder whatever was ever removed -> their manifest, which is not written.
-
-    In a set that was made differently (of another size, in other shards) the keys are looked for anew.
+def reapply(folder: Path, manifest: dict[str, Any], keys: Collection[str] = ()) -> dict[str, Any]:
+    """Take out of shards that lie in the folder whatever was ever removed, and the samples with these keys -> their
+    manifest, which is not written.
     """
-    record = read_json(folder / LIST)
-    if record is None:
-        return manifest
+    record = read_json(folder / LIST) or {"revision": 1, "keys": [], "digest": ""}
     if record["digest"] != manifest["digest"]:
-        record = {**record, "digest": manifest["digest"], "shards": _find_again(folder, manifest, record)}
+        record = _places(folder, manifest, record, {*record["keys"], *keys})
+        if not record["shards"]:
+            return manifest
         write_json(folder / LIST, record)
     shards = []
     for entry in manifest["shards"]:
@@ -145,16 +186,20 @@ def reapply(folder: Path, manifest: dict[str, Any]) -> dict[str, Any]:
     return {**manifest, "shards": shards, "revision": record["revision"]}
 
 
-def _find_again(folder: Path, manifest: dict[str, Any], record: dict[str, Any]) -> dict[str, Any]:
-    keys, shards = set(record["keys"]), {}
-    for entry in manifest["shards"]:
-        made, known = as_made(entry)["sha256"], record["shards"].get(entry["file"])
+def _places(folder: Path, manifest: dict[str, Any], record: dict[str, Any], keys: set[str]) -> dict[str, Any]:
+    """The record of a removal of those of the keys that a newly made set has."""
+    there: set[str] = set()
+    shards = {}
+    for entry in manifest["shards"] if keys else ():
+        made, known = as_made(entry)["sha256"], record.get("shards", {}).get(entry["file"])
         if known is None or known["sha256"] != made:
-            there = enumerate(read_keys(folder / entry["file"]))
-            known = {"sha256": made, "places": [place for place, key in there if key in keys]}
+            found = {place: key for place, key in enumerate(read_keys(folder / entry["file"])) if key in keys}
+            there.update(found.values())
+            known = {"sha256": made, "places": list(found)}
         if known["places"]:
             shards[entry["file"]] = known
-    return shards
+    listed = sorted({*record["keys"], *there})
+    return {"revision": record["revision"], "keys": listed, "digest": manifest["digest"], "shards": shards}
 
 
 def read_keys(tar: Path) -> list[str | None]:
@@ -191,13 +236,12 @@ def _without(path: Path, numbers: list[int]) -> bytes:
     It ends without padding, so that it is shorter than before in any case: readers with an older index notice by size.
     """
     with tarfile.open(path) as tar:
-        members = list(tar)
-    last = members[-1].offset_data + members[-1].size
-    starts = [member.offset for member in members[::3]] + [-(-last // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE]
-    data = path.read_bytes()
-    gone = set(numbers)
-    kept = [data[a:b] for i, (a, b) in enumerate(pairwise(starts)) if i not in gone]
-    return b"".join(kept) + bytes(2 * tarfile.BLOCKSIZE)
+        last = list(tar)[-1]
+    end = -(-(last.offset_data + last.size) // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
+    starts = [sample.start for sample in samples_in(path)]
+    data, gone = path.read_bytes(), set(numbers)
+    kept = [data[a:b] for i, (a, b) in enumerate(pairwise([*starts, end])) if i not in gone]
+    return data[: starts[0]] + b"".join(kept) + bytes(2 * tarfile.BLOCKSIZE)
 
 
 def _blank_captions(path: Path, places: list[int], samples: int) -> None:

@@ -70,7 +70,9 @@ def evaluate_options(sub: argparse.ArgumentParser) -> None:
 def evaluate(arguments: argparse.Namespace) -> int:
     from evaluation.generate import ImageJob
     from evaluation.measure import measure
-    from flows.home import datasets, run_folder
+    from flows.home import run_folder
+    from flows.sets import set_of_samples
+    from mdm.data.leases import Lease
     from mdm.presets import Preset
     from mdm.structure import from_dict
 
@@ -82,18 +84,19 @@ def evaluate(arguments: argparse.Namespace) -> int:
     print(f"{settings.num_samples} samples of {folder}, results to {out}")
     if arguments.dry_run:
         return 0
-    dataset = datasets() / preset.data.name
     drawn = from_dict(ImageJob, json.loads((folder / "samples" / "generate.json").read_text()))
-    results = measure(
-        folder / "samples",
-        dataset,
-        drawn.text,
-        out,
-        settings.feature_px,
-        settings.num_real,
-        preset.seed,
-        lambda what, done, total: print(f"\r{what} {done}/{total} ", end="", file=sys.stderr, flush=True),
-    )
+    dataset = set_of_samples(drawn.data, drawn.data_digest)
+    with Lease(dataset, f"mdm evaluate {arguments.run}"):
+        results = measure(
+            folder / "samples",
+            dataset,
+            drawn.text,
+            out,
+            settings.feature_px,
+            settings.num_real,
+            preset.seed,
+            lambda what, done, total: print(f"\r{what} {done}/{total} ", end="", file=sys.stderr, flush=True),
+        )
     print(file=sys.stderr)
     for metric in results["metrics"]:
         values = ", ".join(f"{what} {value:.4g}" for what, value in metric["values"].items())

@@ -41,11 +41,14 @@ class Shards:
     """Random access to a dataset folder (manifest.json, tars, indexes) and its stored text embeddings, if any.
 
     Samples are numbered 0 … len - 1 for good: one that was removed keeps its number, and asking for it is an error.
+    Raises ValueError where the folder is not finished or its digest is not the ``pinned`` one.
     """
 
-    def __init__(self, folder: Path, text: TextSource | None = None, storage: Storage | None = None) -> None:
+    def __init__(
+        self, folder: Path, text: TextSource | None = None, storage: Storage | None = None, pinned: str = ""
+    ) -> None:
         self.folder, self.storage = Path(folder), storage or Storage()
-        self.manifest = load_manifest(self.folder)
+        self.manifest = load_manifest(self.folder, pinned)
         self.tars = Tars(self.folder, self.manifest, self.storage)
         self.states: StoredStates | None = None
         self.online = text is not None and text.way == "online"

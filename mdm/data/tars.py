@@ -131,12 +131,20 @@ class Tars:
         return DamagedShard(f"{path} cannot be read: {error.strerror}")
 
 
-def load_manifest(folder: Path) -> dict[str, Any]:
-    """The manifest of a dataset folder. Raises ValueError where it is missing, or being changed by a removal."""
+def load_manifest(folder: Path, pinned: str = "") -> dict[str, Any]:
+    """The manifest of a dataset folder, whose digest must be the ``pinned`` one, if any.
+
+    Raises ValueError where it is not, where there is none, or where a removal is changing it.
+    """
     try:
         manifest = json.loads((folder / "manifest.json").read_text())
     except FileNotFoundError:
         raise ValueError(f"{folder} is no finished dataset: manifest.json is missing") from None
+    if pinned not in ("", manifest["digest"]):
+        raise ValueError(
+            f"{folder} holds other data (digest {manifest['digest'][:12]}) than this job was made for ({pinned[:12]}): "
+            "put that set back (`mdm data` lists what there is), or make the job anew"
+        )
     removed = folder / "removed.json"  # written before the first shard changes, the manifest after the last one
     if removed.exists() and json.loads(removed.read_text())["revision"] != manifest.get("revision", 0):
         raise ValueError(f"{folder}: a removal of samples is unfinished: run `mdm data PRESET --remove FILE` again")

@@ -32,6 +32,8 @@ class Job:
     sampling: Sampling
     train_data: str  # dataset folders
     val_data: str
+    train_digest: str = ""  # the manifests' digests: other data in these folders is refused; "" in jobs of before
+    val_digest: str = ""
     text: TextSource | None  # their captions' states: stored, or made by the encoder; none for labels
     init: str | None = None  # folder to start from: raw/, ema/ and, where it is carried over, optimizer.safetensors
     seed: int = 0

@@ -21,6 +21,7 @@ import torch
 import torch.distributed as dist
 from tqdm import tqdm
 
+from mdm.data.leases import Lease, removal_asked
 from mdm.data.shards import Shards, TrainingSet, null_condition
 from mdm.data.tars import DamagedShard
 from mdm.data.text import online_encoder
@@ -97,7 +98,8 @@ class Trainer:
     def _open_data(self, seen: dict[str, Any] | None) -> tuple[Shards, Shards]:
         """Both splits. ``seen``: the training split's revision at the checkpoint, which another set is refused by."""
         job = self.job
-        train, val = (Shards(Path(folder), job.text, job.storage) for folder in (job.train_data, job.val_data))
+        train = Shards(Path(job.train_data), job.text, job.storage, job.train_digest)
+        val = Shards(Path(job.val_data), job.text, job.storage, job.val_digest)
         if self.ranks.rank == 0:
             for line in [*train.check(), *val.check()]:
                 self.record.say(line)
@@ -285,7 +287,7 @@ class Trainer:
         if self.record.mine is not None and self.record.mine.is_fenced():
             return LEAVE
         stop_file = self.ranks.rank == 0 and (self.record.run / "STOP").exists()
-        return STOP if self.watch.asked or stop_file else GO_ON
+        return STOP if self.watch.asked or removal_asked() or stop_file else GO_ON
 
     def _heed(self) -> None:
         """Between steps: do what any rank was asked to; all ranks find the same at the same step."""
@@ -293,9 +295,12 @@ class Trainer:
         if asked == LEAVE:
             raise Fenced("a newer attempt owns the run folder: leaving without writing")
         if asked == STOP:
-            error = self._save(wait=True)
+            error, why = self._save(wait=True), removal_asked()
             lost = f"; what came after the last checkpoint is lost, this one could not be written: {error}"
-            raise Stop(f"asked to stop at {self.counters.nimg} images{lost if error is not None else ''}")
+            raise Stop(
+                f"asked to stop at {self.counters.nimg} images"
+                f"{f': {why}' if why else ''}{lost if error is not None else ''}"
+            )
 
     def _barrier(self) -> None:
         with self.watch.paused():
@@ -315,6 +320,7 @@ def _work(run: Path, job: Job, mine: Attempt | None) -> str:
         Trainer(run, job, mine, watch, counters).train()
     except Stop as stop:
         outcome, reason = "stopped", str(stop)
+        say(f"{reason}; the same command goes on from there", sys.stderr)
     except Fenced as fenced:
         say(str(fenced), sys.stderr)
         return "fenced"
@@ -338,7 +344,10 @@ def main(argv: list[str] | None = None) -> int:
         if arguments.tolerate is not None:
             job = replace(job, storage=replace(job.storage, tolerate=arguments.tolerate))
         if place_of_process()[0] == 0:
-            with attempt(arguments.run, arguments.attempt) as mine:
+            folders = {Path(folder).parent for folder in (job.train_data, job.val_data)}
+            with attempt(arguments.run, arguments.attempt) as mine, contextlib.ExitStack() as leases:
+                for folder in sorted(folders):
+                    leases.enter_context(Lease(folder, f"training {arguments.run}"))
                 outcome = _work(arguments.run, job, mine)
         else:
             outcome = _work(arguments.run, job, None)

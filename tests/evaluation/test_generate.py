@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,8 +13,10 @@ from PIL import Image
 
 from evaluation.generate import ImageJob, ImageSet, generate_images
 from evaluation.measure import load_real
-from mdm.config import ENCODERS, Labels, Text
+from mdm.config import ENCODERS, Labels, Sampling, Text
+from mdm.data import leases
 from mdm.data.embeddings import TextSource
+from mdm.data.leases import REMOVAL, Lease, removal_asked
 from mdm.data.shards import Shards
 from mdm.data.text import load_encoder, online_encoder
 from mdm.files import write_json
@@ -23,7 +26,7 @@ from mdm.run.checkpoint import newest_checkpoint
 from mdm.structure import to_dict
 from mdm.training.train import main as train
 from preprocessing.embed import embed_captions
-from small import small_job
+from small import FAKE, small_job, small_model
 
 
 def test_online_draws_and_pools_what_stored_embeddings_do(squares: Path, tmp_path: Path) -> None:
@@ -76,3 +79,24 @@ def test_a_class_conditional_stage_trains_and_draws_through_the_same_code(square
     generate_images(tmp_path / "drawn", job, 0, 1)
     assert len(list((tmp_path / "drawn" / "samples" / "levels" / "8").glob("*.png"))) == 3
     assert len(list((tmp_path / "drawn" / "samples").glob("*.png"))) == 3
+
+
+def test_other_data_is_refused_and_a_removal_of_samples_is_given_way_to(
+    squares: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(leases, "BEAT_S", 0.02)
+    data = shutil.copytree(squares, tmp_path / "squares")
+    network = NestedUNet(small_model(1))
+    save_weights(tmp_path / "weights", network.config, network.state_dict())
+    images = ImageSet(name="set", weights=str(tmp_path / "weights"), sampling=Sampling(steps=2))
+    job = ImageJob(sets=(images,), data=str(data / "val"), text=FAKE, num_samples=2, device="cpu")
+    with pytest.raises(ValueError, match=r"val holds other data \(digest .* was made for \(ffffffffffff\)"):
+        generate_images(tmp_path, replace(job, data_digest="f" * 64), 0, 1)
+    with Lease(data, "samples"), Lease(data, "mdm data --remove", "removal"):
+        while not removal_asked():
+            time.sleep(0.01)
+        with pytest.raises(ValueError, match=f"{REMOVAL} from .*goes on with the images that are missing"):
+            generate_images(tmp_path, job, 0, 1)
+    assert not list(tmp_path.rglob("*.png"))
+    generate_images(tmp_path, replace(job, data_digest=Shards(data / "val").manifest["digest"]), 0, 1)
+    assert len(list((tmp_path / "set").glob("*.png"))) == 2

@@ -1,5 +1,6 @@
 """Which way of caption states a preset's jobs are given: chosen once, then kept."""
 
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,10 @@ import pytest
 import flows.text
 from flows.cli import main
 from flows.text import Captions
+from mdm.data.leases import Lease
 from mdm.presets import PRESETS, Preset, resolve
+from preprocessing.embed import embed_captions
+from small import fake_encode
 
 
 @pytest.fixture
@@ -65,10 +69,22 @@ def test_auto_is_resolved_by_measured_cost_and_a_rerun_does_the_same(
     assert said[-1] == "embeddings cached-8bit: they are there already"
 
 
+def test_states_that_another_process_reads_are_not_replaced_by_another_encoders(folder: Path) -> None:
+    captions = Captions(preset("cached"), folder)
+    embed_captions(folder / "val", "minilm", "of another tokenizer", fake_encode, 8)
+    before = (folder / "val" / "text-minilm" / "00000.safetensors").read_bytes()
+    with Lease(folder, "training a") as lease:
+        lease.owner["pid"] = os.getppid()  # another process that lives
+        lease._beat()
+        with pytest.raises(ValueError, match=r"are another minilm's, and training a \(process .* may be reading them"):
+            captions.embed("cached", lambda start: lambda done, total: None)
+    assert (folder / "val" / "text-minilm" / "00000.safetensors").read_bytes() == before
+
+
 def test_embed_prints_what_each_way_costs_and_makes_what_is_asked_for(
     folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    options = ["tiny", "--set", "data.name=squares", "--set"]
+    options = ["tiny", "--set", "data.source=prepared", "--set", "data.name=squares", "--set"]
     assert main(["embed", *options, "embeddings=auto", "--dry-run"]) == 0
     out = capsys.readouterr().out
     seen = sum(stage.training.nimg for stage in PRESETS["tiny"].stages.values())

@@ -82,7 +82,7 @@ def stand_in(module: str, folder: Path, processes: int, threads: int, on_poll: C
 
 
 @pytest.fixture
-def train(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[Preset], Path]:
+def train(squares: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[Preset], Path]:
     """Run a preset's stages in a run folder, without a Prefect server -> the run folder."""
     monkeypatch.setenv("MDM_HOME", str(tmp_path / "home"))
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
@@ -103,7 +103,7 @@ def train(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[Preset],
     def go(preset: Preset) -> Path:
         board(stage_names(preset), lambda line: None)
         write_json(run / "config.json", to_dict(preset))
-        training.train_stages(preset, run, tmp_path / "data", None, DATA, Tracker(run, "run"))
+        training.train_stages(preset, run, squares, None, DATA, Tracker(run, "run"))
         return run
 
     return go

@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -15,16 +16,15 @@ import torch
 import webdataset
 from safetensors.numpy import load_file
 
-from flows.cli import main
 from mdm.data.shards import Shards, TrainingSet
 from mdm.stage import Storage
 from preprocessing import shards
 from preprocessing.embed import embed_captions, finished_set, read_captions
 from preprocessing.manifest import read_manifest, verify_dataset
-from preprocessing.remove import find, finish, read_keys, remove, removed_keys
+from preprocessing.remove import finish, remove, removed_keys
 from preprocessing.shards import write_openmoji
 from preprocessing.sources import OpenMoji
-from small import FAKE, fake_encode, write_dataset
+from small import FAKE, fake_encode
 
 SOURCE = OpenMoji(limit=13, val_fraction=0.08)
 KEYS = {"train003", "train008", "train009", "train030"}  # in shards 0, 1, 1, 3
@@ -171,8 +171,9 @@ def test_made_again_they_stay_removed(tmp_path: Path, monkeypatch: pytest.Monkey
     # Threads here: the processes are test_shards.py's, and take two seconds each time
     monkeypatch.setattr(shards, "ProcessPoolExecutor", lambda workers, **_: ThreadPoolExecutor(workers))
 
-    def make(px: int = 16, source: OpenMoji = SOURCE) -> dict[str, Any]:
-        return write_openmoji(source, "train", "dozen", px, tmp_path / "set", 4, 1, lambda done, total: None)
+    def make(name: str = "set", px: int = 16, source: OpenMoji = SOURCE, keys: Iterable[str] = ()) -> dict[str, Any]:
+        folder = tmp_path / name
+        return write_openmoji(source, "train", "dozen", px, folder, 4, 1, lambda done, total: None, list(keys))
 
     folder, drawings = tmp_path / "set", SOURCE.split("train")
     first, keys = make(), {drawings[1].key, drawings[6].key}
@@ -184,35 +185,28 @@ def test_made_again_they_stay_removed(tmp_path: Path, monkeypatch: pytest.Monkey
     assert make()["digest"] == first["digest"]
     assert contents(folder) == expected
     few = OpenMoji(limit=8, val_fraction=0.08)
-    for px, source in ((24, SOURCE), (16, few), (16, SOURCE)):  # made differently they are found again by key
-        make(px, source)
-        verify_dataset(folder)
-        data, still = Shards(folder), keys & {drawing.key for drawing in source.split("train")}
+    for name, px, source in (("large", 24, SOURCE), ("few", 16, few), ("same", 16, SOURCE)):
+        make(name, px, source, keys)  # other sets are made without them: they are found by key
+        verify_dataset(tmp_path / name)
+        data, still = Shards(tmp_path / name), keys & {drawing.key for drawing in source.split("train")}
         assert len(data.removed) == len(still)
         assert not keys & {data[i].key for i in data.present()}
-        assert removed_keys(folder) == keys
-    assert contents(folder) == expected
+        assert removed_keys(tmp_path / name) == still
+    assert contents(tmp_path / "same") == expected
 
 
-def test_the_verb_looks_in_every_split(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+def test_killed_while_a_shard_is_made_again_its_removed_samples_do_not_come_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("MDM_HOME", str(tmp_path))
-    folder = tmp_path / "datasets" / "squares"
-    for split in ("train", "val"):
-        write_dataset(folder, split, 9, 8, per_shard=4)
-    listed = tmp_path / "keys.txt"
-    listed.write_text("train001\n\nval008\n")
-    verb = ["data", "tiny", "--set", "data.name=squares", "--remove", str(listed)]
-    before = contents(folder)
-    assert main([*verb, "--dry-run"]) == 0
-    assert "val: 1 samples in 1 shards would be removed, 0 are already" in capsys.readouterr().out
-    assert contents(folder) == before
-    assert main(verb) == 0 and main(verb) == 0
-    assert "train: 0 samples in 0 shards removed, 1 were already; revision 1" in capsys.readouterr().out
-    assert find(folder / "val", {"val008"}) == {} and read_keys(folder / "val" / "00002.tar") == [None]
-    listed.write_text("train002\nnobody\n")
-    before = contents(folder)
-    assert main(verb) == 1
-    assert "has no sample 'nobody' (1 unknown): nothing was removed" in capsys.readouterr().err
-    assert contents(folder) == before
+    monkeypatch.setattr(shards, "ProcessPoolExecutor", lambda workers, **_: ThreadPoolExecutor(workers))
+
+    def make() -> None:
+        write_openmoji(SOURCE, "train", "dozen", 16, tmp_path, 4, 1, lambda done, total: None)
+
+    make()
+    whole = (tmp_path / "00000.tar").read_bytes()
+    remove(tmp_path, {SOURCE.split("train")[1].key})
+    expected = contents(tmp_path)
+    (tmp_path / "00000.tar").write_bytes(whole)  # as the kill left it: made again, nothing taken out yet
+    make()
+    assert contents(tmp_path) == expected

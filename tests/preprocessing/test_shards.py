@@ -14,7 +14,7 @@ import pytest
 import webdataset
 
 from preprocessing.manifest import FIELDS, digest, read_manifest, verify_dataset, write_file
-from preprocessing.shards import write_openmoji
+from preprocessing.shards import pack, write_openmoji
 from preprocessing.sources import OpenMoji
 
 TWELVE = OpenMoji(limit=13, val_fraction=0.08)
@@ -104,18 +104,28 @@ def test_only_what_is_missing_is_made(copy: Path, dozen: Path) -> None:
     assert (copy / "00000.tar").stat().st_mtime_ns == untouched
 
 
-def test_a_smaller_set_leaves_nothing_behind(copy: Path) -> None:
-    write(copy, source=OpenMoji(limit=5, val_fraction=0.08))
-    verify_dataset(copy)
-    listed = {shard["file"] for shard in read_manifest(copy)["shards"]}
-    assert {path.name for path in copy.glob("*.tar")} == listed
-    assert len(list(copy.iterdir())) == 3 * len(listed) + 1
+def test_a_finished_set_is_never_made_into_another(copy: Path) -> None:
+    before = contents(copy)
+    for px, source in ((24, TWELVE), (PX, OpenMoji(limit=5, val_fraction=0.08))):
+        with pytest.raises(ValueError, match="holds a finished data set of other settings"):
+            write(copy, px, source)
+    assert contents(copy) == before
 
 
-def test_other_inputs_are_made_anew(copy: Path, dozen: Path) -> None:
-    write(copy, px=24)
-    assert read_manifest(copy)["resolution_px"] == 24
-    assert read_manifest(copy)["digest"] != read_manifest(dozen)["digest"]
+def test_a_lost_shard_is_made_again_only_as_it_was(copy: Path) -> None:
+    manifest = read_manifest(copy)
+    manifest["shards"][1]["sha256"] = "0" * 64  # as if another version had drawn it
+    (copy / "manifest.json").write_text(json.dumps(manifest))
+    (copy / "00001.tar").unlink()
+    with pytest.raises(ValueError, match=r"00001\.tar: this machine draws other bytes than those that are lost"):
+        write(copy)
+    assert not (copy / "00001.tar").exists() and read_manifest(copy) == manifest
+
+
+def test_a_key_that_webdataset_would_cut_is_refused() -> None:
+    for key in ("a.b", "a/b", ""):
+        with pytest.raises(ValueError, match=f"the key {key!r} cannot be stored"):
+            pack([(key, b"png", b"txt", b"{}")])
 
 
 @pytest.mark.parametrize("name", ["00001.tar", "00001.idx.npy"])

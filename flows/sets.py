@@ -1,0 +1,101 @@
+"""The data sets of this MDM_HOME: how large each is, who uses it, and which nobody does."""
+
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from flows.home import Trouble, datasets, hold, home
+from mdm.data.leases import live, names
+from mdm.data.tars import load_manifest
+from preprocessing.manifest import read_json, read_manifest
+from preprocessing.sets import SPLITS, is_finished, newest_set
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One folder below MDM_HOME/datasets."""
+
+    folder: Path
+    samples: str  # train/val
+    revision: int
+    size_bytes: int
+    users: str  # living ones, and the runs that name it
+
+    def line(self) -> str:
+        what = f"{self.folder.name:40} {self.samples:>15} {self.size_bytes / 1e6:10,.1f} MB  revision {self.revision}"
+        return f"{what}  {self.users or 'unused'}"
+
+
+def list_sets() -> list[Entry]:
+    """Every data set, and what is left of unfinished ones."""
+    runs = {run.name: sets_of_run(run) for run in sorted((home() / "runs").glob("*"))}
+    return [_entry(folder, runs) for folder in sorted(datasets().glob("*")) if folder.is_dir()]
+
+
+def _entry(folder: Path, runs: dict[str, set[str]]) -> Entry:
+    size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+    using = [f"run {name}" for name, sets in runs.items() if folder.name in sets]
+    users = ", ".join([*filter(None, [names(live(folder, "use"))]), *using])
+    if not is_finished(folder):
+        return Entry(folder, "unfinished", 0, size, users)
+    splits = [read_manifest(folder / split) for split in SPLITS]
+    samples = " + ".join(f"{manifest['samples']:,}" for manifest in splits)
+    return Entry(folder, samples, max(manifest.get("revision", 0) for manifest in splits), size, users)
+
+
+def sets_of_run(run: Path) -> set[str]:
+    """The names of the folders that a run's trainings and samples read, moved-aside ones included.
+
+    A run that has not come so far means the newest set of its preset's name.
+    """
+    found = set(_named(run))
+    if not found:
+        data = (read_json(run / "config.json") or {}).get("data")
+        with suppress(ValueError, KeyError, TypeError):  # no such set, or another program's file
+            found = {newest_set(datasets(), data["name"]).name}  # type: ignore[index]
+    return found
+
+
+def _named(run: Path) -> Iterator[str]:
+    for pattern, fields in (("job.json", ("train_data", "val_data")), ("generate.json", ("data",))):
+        for path in [*run.glob(pattern), *run.glob(f"*/{pattern}")]:
+            job = read_json(path) or {}
+            yield from (Path(job[field]).parent.name for field in fields if isinstance(job.get(field), str))
+
+
+def set_of_samples(data: str, pinned: str) -> Path:
+    """The set of the split that samples were drawn of, also in an MDM_HOME that was moved.
+
+    Raises ValueError where it is gone, or of another digest than the pinned one.
+    """
+    there = Path(data)
+    folder = there if there.exists() else datasets() / there.parent.name / there.name
+    load_manifest(folder, pinned)
+    return folder.parent
+
+
+def prune(dry_run: bool, say: Callable[[str], None]) -> None:
+    """Remove every set that no living user holds and no run below MDM_HOME/runs names."""
+    unused = [entry for entry in list_sets() if not entry.users]
+    for entry in unused:
+        say(entry.line())
+        if not dry_run:
+            _remove(entry.folder, say)
+    total = sum(entry.size_bytes for entry in unused) / 1e6
+    say(f"{len(unused)} unused, {total:,.1f} MB{' would be freed' if dry_run else ''}")
+
+
+def _remove(folder: Path, say: Callable[[str], None]) -> None:
+    owner = folder.with_name(folder.name.removesuffix(".part"))
+    lock = owner.with_name(owner.name + ".lock")
+    try:
+        with hold(lock, f"dataset {owner.name}"):
+            gone = folder.with_name(folder.name.removesuffix(".deleted") + ".deleted")
+            if users := live(folder, "use"):
+                raise Trouble(f"{names(users)} began to use it")
+            folder.rename(gone)  # so that a kill leaves no half set under its name
+            shutil.rmtree(gone)
+    except Trouble as busy:
+        say(f"{folder.name} stays: {busy}")

@@ -1,0 +1,310 @@
+"""Data sets are made once for each recipe, never changed but by a removal, and known by who uses them."""
+
+import json
+import shutil
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from flows import data, removal
+from flows.cli import main
+from flows.data import make_set, pinned_set, wanted_set
+from flows.home import Trouble
+from flows.removal import between_removals, remove_samples
+from flows.sets import list_sets, set_of_samples
+from mdm.data import leases
+from mdm.data.leases import REMOVAL, Lease, live
+from mdm.files import write_json
+from mdm.presets import Preset, resolve
+from mdm.structure import to_dict
+from mdm.training.train import main as train
+from preprocessing import shards
+from preprocessing.manifest import read_json, read_manifest
+from preprocessing.remove import read_keys, removed_keys
+from preprocessing.sets import is_finished, newest_set, removals
+from preprocessing.sources import OpenMoji
+from small import small_job, write_dataset
+
+DOZEN, FEW = OpenMoji(limit=13, val_fraction=0.2), OpenMoji(limit=9, val_fraction=0.2)
+
+
+def preset(limit: int = 13, name: str = "dozen", source: str = "openmoji") -> Preset:
+    return resolve("tiny", {"data": {"name": name, "source": source, "limit": limit}})
+
+
+def make(source: OpenMoji = DOZEN) -> Path:
+    return make_set(preset(source.limit), source, lambda start: lambda done, total: None, lambda line: None)[0]
+
+
+def contents(folder: Path) -> dict[str, tuple[int, bytes]]:
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    return {str(path.relative_to(folder)): (path.stat().st_mtime_ns, path.read_bytes()) for path in files}
+
+
+@pytest.fixture(autouse=True)
+def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty MDM_HOME's datasets/. Shards are drawn by threads: processes take seconds to start."""
+    vars(FEW)["drawings"] = DOZEN.drawings[:9]  # looking at all drawings takes seconds, too
+    monkeypatch.setenv("MDM_HOME", str(tmp_path))
+    monkeypatch.setattr(shards, "ProcessPoolExecutor", lambda workers, **_: ThreadPoolExecutor(workers))
+    monkeypatch.setattr(leases, "BEAT_S", 0.02)
+    for module in (leases, removal):
+        monkeypatch.setattr(module, "LOOK_S", 0.02)
+    (tmp_path / "datasets").mkdir()
+    return tmp_path / "datasets"
+
+
+@pytest.fixture
+def squares_here(root: Path) -> Path:
+    for split in ("train", "val"):
+        write_dataset(root / "squares", split, 9, 8, per_shard=4)
+    return root / "squares"
+
+
+def test_every_recipe_has_its_folder_and_none_replaces_another(root: Path) -> None:
+    large = make()
+    before = contents(large)
+    small = make(FEW)
+    assert large != small and {large.name[:6], small.name[:6]} == {"dozen-"} and len(large.name) == 6 + 12
+    assert contents(large) == before and make() == large and contents(large) == before
+    assert [read_manifest(f / "train")["samples"] for f in (large, small)] == [
+        len(source.split("train")) for source in (DOZEN, FEW)
+    ]
+    assert newest_set(root, "dozen") == small
+    assert read_json(small / "recipe.json")["limit"] == 9  # type: ignore[index]
+
+
+def test_a_set_that_an_earlier_version_made_is_taken_as_it_lies(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    old = make().rename(root / "dozen")
+    (old / "recipe.json").unlink()
+    before = contents(old)
+    assert make() == old and contents(old) == before
+    monkeypatch.setattr(data, "openmoji", lambda _: DOZEN)
+    assert wanted_set(preset()) == old
+    monkeypatch.setattr(data, "openmoji", lambda _: FEW)
+    with pytest.raises(ValueError, match="not made yet: `mdm data tiny`"):
+        wanted_set(preset())
+    assert make(FEW) != old and contents(old) == before
+
+
+def test_an_unfinished_set_is_none_and_is_gone_on_with(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def dies(source: OpenMoji, split: str, *rest: object) -> object:
+        if split == "val":
+            raise KeyboardInterrupt
+        return shards.write_openmoji(source, split, *rest)  # type: ignore[arg-type]
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(data, "write_openmoji", dies)
+        make()
+    (part,) = root.glob("*.part")
+    with pytest.raises(ValueError, match="no finished data set dozen"):
+        newest_set(root, "dozen")
+    assert [entry.samples for entry in list_sets()] == ["unfinished"]
+    before = contents(part)
+    folder = make()
+    assert not part.exists() and before.items() <= contents(folder).items()
+
+
+def test_of_two_makers_one_makes_and_the_other_takes_it(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn: list[int] = []
+    said: list[str] = []
+    found: list[Path] = []
+    write = shards._write_shard
+    inside = threading.Barrier(2)
+
+    def slow(job: tuple) -> dict:
+        if not drawn:
+            inside.wait(20)
+            while not said:
+                threading.Event().wait(0.01)
+        drawn.append(job[1])
+        return write(job)
+
+    monkeypatch.setattr(shards, "_write_shard", slow)
+    first = threading.Thread(target=lambda: found.append(make()))
+    first.start()
+    inside.wait(20)
+    folder, _ = make_set(preset(), DOZEN, lambda start: lambda done, total: None, said.append)
+    first.join()
+    assert found == [folder] and drawn == [0, 0]  # a shard of each split, once
+    assert said[0].startswith(f"dataset {folder.name} is in use by process")
+
+
+def test_a_name_means_the_newest_finished_set_and_a_run_keeps_to_its_own(
+    squares_here: Path, root: Path, tmp_path: Path
+) -> None:
+    assert newest_set(root, "squares") == squares_here
+    newer = shutil.copytree(squares_here, root / "squares-2027")
+    stranger = shutil.copytree(squares_here, root / "squares-of-others")
+    manifest = read_manifest(stranger / "train")
+    write_json(stranger / "train" / "manifest.json", {**manifest, "name": "squares-of"})
+    (newer / "val" / "manifest.json").touch()
+    assert newest_set(root, "squares") == newer == wanted_set(preset(name="squares", source="prepared"))
+    assert newest_set(root, "squares-of-others") == stranger == newest_set(root, "squares-of")
+    run = tmp_path / "runs" / "r"
+    said: list[str] = []
+    assert pinned_set(run, "squares", said.append) is None
+    write_json_in(run / "16" / "job.json", to_dict(small_job(squares_here)))
+    assert pinned_set(run, "squares", said.append) == squares_here
+    assert said == ["r goes on with squares, which it began with; squares-2027 is newer"]
+
+
+def write_json_in(path: Path, value: object) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_json(path, value)
+    return path
+
+
+def verb(tmp_path: Path, *keys: str) -> list[str]:
+    (tmp_path / "keys.txt").write_text("\n\n".join(keys) + "\n")
+    settings = ["--set", "data.name=squares", "--set", "data.source=prepared"]
+    return ["data", "tiny", *settings, "--remove", str(tmp_path / "keys.txt")]
+
+
+def test_the_verb_looks_in_every_split_of_every_set_of_the_name(
+    squares_here: Path, root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = shutil.copytree(squares_here, root / "squares-other")
+    before = contents(root)
+    remove = verb(tmp_path, "train001", "val008")
+    assert main([*remove, "--dry-run"]) == 0
+    assert "squares/val: 1 samples in 1 shards would be removed, 0 are already" in capsys.readouterr().out
+    assert contents(root) == before
+    assert main(remove) == 0 and main(remove) == 0
+    assert "squares-other/train: 1 of 2 keys removed; revision 1" in capsys.readouterr().out
+    for folder in (squares_here, other):
+        assert removed_keys(folder / "train") == {"train001"} and read_keys(folder / "val" / "00002.tar") == [None]
+    listed = removals(root, "squares")
+    assert set(listed) == {"train001", "val008"} and len(listed["val008"]["sha256"][0]) == 64
+    before = contents(root)
+    assert main(verb(tmp_path, "train002", "nobody")) == 1
+    assert "has no sample 'nobody' (1 unknown): nothing was removed" in capsys.readouterr().err
+    assert contents(root) == before
+
+
+def test_later_sets_of_the_name_are_made_without_what_was_removed(root: Path) -> None:
+    keys = {DOZEN.split("train")[1].key, DOZEN.split("val")[0].key}
+    first = make(FEW)
+    remove_samples("dozen", keys, False, lambda line: None)
+    later = make()
+    for folder in (first, later):
+        assert set().union(*(removed_keys(folder / split) for split in ("train", "val"))) == keys
+    shutil.rmtree(first)  # what was removed is remembered without the set that it was removed from
+    shutil.rmtree(later)
+    assert removed_keys(make() / "train") == keys - {DOZEN.split("val")[0].key}
+    (root / "dozen.removed.json").write_text("{")
+    with pytest.raises(ValueError, match="what was removed would come back"):
+        make(FEW)
+
+
+def test_a_removal_that_was_cut_off_is_finished_before_a_set_is_used(root: Path) -> None:
+    folder, key = make(), DOZEN.split("train")[1].key
+    listed = root / "dozen.removed.json"
+    write_json(listed, {"format": 1, "removed": {key: {}}})  # a kill came after this
+    assert make() == folder and removed_keys(folder / "train") == {key}
+
+
+def test_a_training_stops_for_a_removal_and_goes_on_after_it(squares_here: Path, tmp_path: Path) -> None:
+    run = tmp_path / "runs" / "r"
+    said: list[str] = []
+    left: list[dict[str, Any]] = []
+    job = small_job(squares_here, num_levels=1, nimg=4_000, log_every_nimg=400, eval_every_nimg=4_000)
+    write_json_in(run / "job.json", to_dict(job))
+
+    def remove() -> None:
+        while not list(run.glob("checkpoints/nimg-*")) or not live(squares_here, "use"):
+            threading.Event().wait(0.01)
+        remove_samples("squares", {"train001"}, False, said.append)
+        left.append(json.loads((run / "outcome.json").read_text()))
+
+    remover = threading.Thread(target=remove)
+    remover.start()
+    assert train([str(run)]) == 1
+    remover.join(20)
+    (outcome,) = left
+    assert outcome["outcome"] == "stopped" and REMOVAL in outcome["reason"] and 0 < outcome["nimg"] < 4_000
+    assert said[0].startswith(f"squares: waiting for training {run} (process")
+    write_json(run / "job.json", to_dict(small_job(squares_here, num_levels=1, nimg=outcome["nimg"] + 8)))
+    assert train([str(run)]) == 0
+    assert list((squares_here / "leases").iterdir()) == []
+
+
+def test_a_flow_starts_its_job_again_after_a_removal(squares_here: Path) -> None:
+    begun: list[int] = []
+    said: list[str] = []
+
+    def work() -> str:
+        begun.append(len(begun))
+        if len(begun) == 1:
+            with Lease(squares_here, "mdm data --remove", "removal"):
+                raise Trouble(f"training stopped: {REMOVAL}")
+        return "done"
+
+    assert between_removals(squares_here, work, said.append) == "done" and begun == [0, 1]
+    with pytest.raises(Trouble, match="another reason"):
+        between_removals(squares_here, lambda: (_ for _ in ()).throw(Trouble("another reason")), said.append)
+
+
+def test_other_data_than_the_job_was_made_for_is_refused(squares_here: Path, tmp_path: Path) -> None:
+    digest, other = read_manifest(squares_here / "val")["digest"], "f" * 64
+    told = f"{squares_here / 'val'} holds other data (digest {digest[:12]}) than this job was made for (ffffffffffff)"
+    run = tmp_path / "runs" / "r"
+    write_json_in(run / "job.json", to_dict(small_job(squares_here, val_digest=other)))
+    assert train([str(run)]) == 1
+    assert told in json.loads((run / "outcome.json").read_text())["reason"]
+    with pytest.raises(ValueError, match="holds other data"):
+        set_of_samples(str(squares_here / "val"), other)
+    assert set_of_samples(str(squares_here / "val"), digest) == squares_here
+    moved = set_of_samples("/another/home/datasets/squares/val", digest)
+    assert moved == squares_here
+
+
+def test_sets_are_listed_with_their_users_and_unused_ones_pruned(
+    squares_here: Path, root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    held, of_run = (shutil.copytree(squares_here, root / f"squares-{name}") for name in ("held", "of-run"))
+    shutil.copytree(squares_here, root / "squares-half.part")
+    write_json_in(tmp_path / "runs" / "r" / "16.old-1" / "job.json", to_dict(small_job(of_run)))
+    for foreign in ("[]", "{", '{"data": 3}'):
+        (tmp_path / "runs" / "r" / "config.json").write_text(foreign)
+        with Lease(held, "training x"):
+            assert main(["data"]) == 0
+    lines = {line.split()[0]: line for line in capsys.readouterr().out.splitlines()}
+    assert "9 + 9" in lines["squares"] and lines["squares"].endswith("revision 0  unused")
+    assert "training x (process" in lines[held.name] and lines[of_run.name].endswith("run r")
+    before = contents(root)
+    with Lease(held, "training x"):
+        assert main(["data", "--prune", "--dry-run"]) == 0
+        assert "2 unused, 0.2 MB would be freed" in capsys.readouterr().out and contents(root).keys() > before.keys()
+        assert main(["data", "--prune"]) == 0
+    assert sorted(path.name for path in root.iterdir() if path.is_dir()) == [held.name, of_run.name]
+    assert is_finished(held) and is_finished(of_run)
+    assert main(["data", "tiny", "--prune"]) == 1 and main(["data", "--set", "seed=1"]) == 1
+
+
+def test_what_still_shows_removed_samples_is_listed(
+    squares_here: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "runs" / "r"
+    write_json_in(run / "16" / "job.json", to_dict(small_job(squares_here)))
+    for part in ("samples", "samples.old-1"):
+        (run / part / "samples").mkdir(parents=True)
+        (run / part / "samples" / "captions.jsonl").write_text('{"index": 0, "key": "val000", "caption": "x"}\n')
+    near = {"index": 0, "key": "val003", "nearest_index": 5}
+    write_json_in(run / "evaluation" / "results.json", {"samples": [near]})
+    write_json_in(run / "mlflow.json", {"uri": "sqlite:///x", "runs": {"": "a1", "16": "b2", "evaluation": "c3"}})
+    for path in ("report/index.html", "16/samples/000000000008.png"):
+        (run / path).parent.mkdir(parents=True, exist_ok=True)
+        (run / path).touch()
+    assert main(verb(tmp_path, "train006")) == 0
+    assert "still show" not in capsys.readouterr().out
+    assert main(verb(tmp_path, "train005")) == 0  # nearest to a sample: its picture is on the page
+    out = capsys.readouterr().out
+    assert f"{run}: evaluation, report still show them" in out
+    assert "run a1 (r )" in out and "run c3 (r evaluation)" in out and "b2" not in out
+    assert main(verb(tmp_path, "val000")) == 0
+    out = capsys.readouterr().out
+    assert f"{run}: 16, evaluation, report, samples, samples.old-1 still show them" in out and "run b2 (r 16)" in out
