@@ -3,10 +3,9 @@
 import argparse
 import json
 import sys
-from pathlib import Path
 from typing import get_args
 
-from mdm.config import Sampler, Threshold
+from mdm.config import Device, Sampler, Threshold
 
 
 def sample_options(sub: argparse.ArgumentParser) -> None:
@@ -24,7 +23,8 @@ def sample_options(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--threshold", choices=get_args(Threshold), help="of the predicted clean image")
     sub.add_argument("--all-levels", action="store_true", help="show every resolution, not only the highest")
     sub.add_argument("--strip", action="store_true", help="also a picture of the denoising, step by step")
-    sub.add_argument("-o", "--output", type=Path, help="picture to write (default: in the run's folder)")
+    sub.add_argument("--device", choices=get_args(Device), default="auto", help="what draws (default: a GPU, if any)")
+    sub.add_argument("-o", "--output", metavar="FILE", help="picture, or FOLDER/ (default: in the run's folder)")
 
 
 def sample(arguments: argparse.Namespace) -> int:
@@ -48,6 +48,7 @@ def sample(arguments: argparse.Namespace) -> int:
         all_levels=arguments.all_levels,
         strip=arguments.strip,
         output=arguments.output,
+        device=arguments.device,
     )
     print(*pictures, sep="\n")
     return 0
@@ -66,9 +67,9 @@ def evaluate_options(sub: argparse.ArgumentParser) -> None:
 
 
 def evaluate(arguments: argparse.Namespace) -> int:
-    from evaluation.generate import ImageJob
     from evaluation.measure import measure
     from flows.home import datasets, run_folder
+    from mdm.data.embeddings import TextSource
     from mdm.presets import Preset
     from mdm.structure import from_dict
 
@@ -80,15 +81,14 @@ def evaluate(arguments: argparse.Namespace) -> int:
     print(f"{settings.num_samples} samples of {folder}, results to {out}")
     if arguments.dry_run:
         return 0
-    dataset = datasets() / preset.data.name
-    drawn = from_dict(ImageJob, json.loads((folder / "samples" / "generate.json").read_text()))
+    text = json.loads((folder / "samples" / "generate.json").read_text())["text"]
     results = measure(
         folder / "samples",
-        dataset,
-        drawn.text,
+        datasets() / preset.data.name,
+        None if text is None else from_dict(TextSource, text),
         out,
-        settings.feature_px,
-        settings.num_real,
+        folder / "features",
+        settings,
         preset.seed,
         lambda what, done, total: print(f"\r{what} {done}/{total} ", end="", file=sys.stderr, flush=True),
     )

@@ -106,17 +106,26 @@ class Shards:
             )
         return lines
 
+    def key(self, index: int) -> str:
+        """By which a sample is known, whatever its number."""
+        return self._record(index)["key"]
+
     def label(self, index: int) -> int:
         """The class of a sample. Raises ValueError where its metadata has none."""
+        record = self._record(index)
+        if not isinstance(record.get("label"), int):
+            raise ValueError(f"{self.folder}: {record['key']} has no label in its metadata")
+        return record["label"]
+
+    def _record(self, index: int) -> dict[str, Any]:
+        """A sample's metadata; they have a key."""
         shard, place = self._locate(index)
         try:
             record = json.loads(self.tars.read(shard, place, [META])[0])
-            key, label = record["key"], record.get("label")
+            record["key"]
         except (ValueError, KeyError, TypeError) as error:
             raise error if isinstance(error, DamagedShard) else self._undecodable(shard, place, error) from None
-        if not isinstance(label, int):
-            raise ValueError(f"{self.folder}: {key} has no label in its metadata")
-        return label
+        return record
 
     def caption(self, index: int) -> str:
         return self.tars.read(*self._locate(index), [TEXT])[0].decode()
