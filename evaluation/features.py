@@ -5,7 +5,7 @@ weights can be downloaded. Its distances are not comparable with published FID, 
 name (``metric_name``) and none is called FID.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +20,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from mdm.data.pixels import read_rgb
 
 Images = Tensor | NDArray[np.uint8]
+AGAIN = "Delete it: the run's command (`mdm run`) draws it again"
 
 
 class EfficientNetLite0:
@@ -120,28 +121,25 @@ def check_features(features: NDArray[np.floating], name: str) -> NDArray[np.floa
     return array
 
 
-def load_folder(folder: Path) -> NDArray[np.uint8]:
-    """All ``*.png`` of a folder in the order of their names: uint8 [N, 3, H, W]. Alpha lies on white.
+def load_folder(folder: Path, names: Sequence[str], px: int) -> NDArray[np.uint8]:
+    """The named pictures of a folder, in the order of the names: uint8 [N, 3, px, px]. Alpha lies on white.
 
-    Raises FileNotFoundError without such a folder or any picture in it, ValueError (naming the file) for a picture
-    that cannot be read or has another size than the first.
+    Other files are none of its business. Raises FileNotFoundError naming one that is not there, ValueError one that
+    cannot be read or has another size.
     """
-    folder = Path(folder)
-    if not folder.is_dir():
-        raise FileNotFoundError(f"{folder}: no such folder of images")
-    files = sorted(folder.glob("*.png"))
-    if not files:
-        raise FileNotFoundError(f"{folder}: no *.png in it")
-    images = [_read(file) for file in files]
-    for file, image in zip(files, images, strict=True):
-        if image.shape != images[0].shape:
-            found, wanted = (f"{i.shape[2]}x{i.shape[1]}" for i in (image, images[0]))
-            raise ValueError(f"{file}: {found} px, but {files[0].name} is {wanted}: one folder holds one size")
-    return np.stack(images)
+    images = np.empty((len(names), 3, px, px), np.uint8)
+    for image, name in zip(images, names, strict=True):
+        found = _read(Path(folder) / name)
+        if found.shape != image.shape:
+            raise ValueError(f"{folder}/{name}: {found.shape[2]}x{found.shape[1]} px, not {px}x{px}. {AGAIN}")
+        image[...] = found
+    return images
 
 
 def _read(file: Path) -> NDArray[np.uint8]:
     try:
         return read_rgb(file.read_bytes()).transpose(2, 0, 1)
+    except FileNotFoundError:
+        raise FileNotFoundError(f"{file} is missing. The run's command (`mdm run`) draws it again") from None
     except (OSError, ValueError) as error:
-        raise ValueError(f"{file}: {error}") from error
+        raise ValueError(f"{file}: {error}. {AGAIN}") from error

@@ -2,8 +2,9 @@
 
     torchrun --nproc-per-node 2 -m evaluation.generate FOLDER
 
-``FOLDER/generate.json`` (see ``ImageJob``) names the sets to draw; each becomes ``FOLDER/SET/``. An image depends on
-its caption and seed alone, so ranks share the work by index, and a killed run goes on with the files that are missing.
+``FOLDER/generate.json`` (see ``ImageJob``) names the sets to draw; each is ``FOLDER/SET/``, whose captions.jsonl says
+which image is of which prompt (``prepare`` writes both). An image depends on its prompt and seed alone, so ranks share
+the work by line, and a killed run goes on with the files that are missing.
 """
 
 import contextlib
@@ -19,6 +20,7 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
+from evaluation.captions import Line, Prompt, assign, read_lines, unique
 from mdm.config import Device, Model, Sampling
 from mdm.data.embeddings import TextSource
 from mdm.data.leases import Lease, removal_asked
@@ -27,8 +29,9 @@ from mdm.data.pixels import to_uint8
 from mdm.data.shards import Shards
 from mdm.data.text import known_conditions, online_encoder
 from mdm.diffusion.generate import generate
+from mdm.files import write_json
 from mdm.network.nested import NestedUNet
-from mdm.structure import from_dict
+from mdm.structure import from_dict, to_dict
 from mdm.training.compute import pick_device
 
 UNTRAINED = "untrained"
@@ -45,31 +48,23 @@ class ImageSet:
 
 @dataclass(frozen=True, kw_only=True)
 class ImageJob:
-    """What to draw: the first ``num_samples`` captions of a dataset's split, in its order."""
+    """What to draw, of a dataset's captions."""
 
     sets: tuple[ImageSet, ...]
-    data: str  # dataset folder whose captions are drawn
+    data: str  # the split's folder
     data_digest: str = ""  # of its manifest: another set in that folder is refused; "" in jobs of before
     text: TextSource | None  # their states; none for a class-conditional model
-    num_samples: int
     seed: int = 0
     device: Device = "auto"
     threads: int = 0
 
 
-def save_images(xs: list[Tensor], resolutions: tuple[int, ...], folder: Path, indices: list[int]) -> None:
-    """Write levels of [B, 3, H_r, H_r] as PNG: the lower ones first, so that a top one vouches for its set."""
-    for x, px in zip(xs, resolutions, strict=True):
-        top = px == resolutions[-1]
-        for index, picture in zip(indices, to_uint8(x), strict=True):
-            targets = [folder / "levels" / str(px) / f"{index:05d}.png"] + (
-                [folder / f"{index:05d}.png"] if top else []
-            )
-            for target in targets:
-                target.parent.mkdir(parents=True, exist_ok=True)
-                temporary = target.with_suffix(".tmp")
-                Image.fromarray(picture.permute(1, 2, 0).numpy()).save(temporary, format="png")
-                temporary.replace(target)
+def prepare(folder: Path, job: ImageJob, prompts: list[Prompt]) -> None:
+    """Say in the folder what is to be drawn. What is there of these prompts stays."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for images in job.sets:
+        assign(folder / images.name, prompts, job.seed)
+    write_json(folder / "generate.json", to_dict(job))
 
 
 def generate_images(folder: Path, job: ImageJob, rank: int, world: int) -> None:
@@ -78,40 +73,39 @@ def generate_images(folder: Path, job: ImageJob, rank: int, world: int) -> None:
     if job.threads:
         torch.set_num_threads(job.threads)
     shards = Shards(Path(job.data), job.text, pinned=job.data_digest)
-    captioned = shards.present()  # image i is of the i-th caption that is there
-    if job.num_samples > len(captioned):
-        raise ValueError(f"{job.data} has {len(captioned)} captions, {job.num_samples} are asked for")
-    mine = range(rank, job.num_samples, world)
+    present = shards.present()
+    number = dict(zip(unique([shards.key(i) for i in present], job.data), present, strict=True))  # of each key
+    lines = {images.name: read_lines(folder / images.name)[rank::world] for images in job.sets}
+    keys = sorted({line.key for mine in lines.values() for line in mine if line.key in number}, key=number.__getitem__)
     # All captions at once: an online encoder has left the device before the first network comes.
     encoder = online_encoder(job.text, device, Path(job.data).parent)
-    conditions, null = known_conditions(shards, [captioned[i] for i in mine], _model(job), encoder)
+    states, null = known_conditions(shards, [number[key] for key in keys], _model(job), encoder)
+    conditions = dict(zip(keys, states, strict=True))
     for images in job.sets:
         network = _network(job, images).to(device).to(memory_format=torch.channels_last)
-        target = folder / images.name
-        target.mkdir(parents=True, exist_ok=True)
-        missing = [i for i in mine if not (target / f"{i:05d}.png").exists()]
+        target, mine = folder / images.name, lines[images.name]
+        missing = [line for line in mine if line.key in conditions and not (target / line.file).exists()]
         bar = tqdm(total=len(mine), initial=len(mine) - len(missing), desc=images.name, disable=rank != 0)
         for start in range(0, len(missing), images.sampling.batch_size):
             if removal_asked():
                 raise ValueError(f"{removal_asked()}: the same command goes on with the images that are missing")
-            indices = missing[start : start + images.sampling.batch_size]
-            seeds = [image_seed(job.seed, i) for i in indices]
-            xs = generate(network, [conditions[mine.index(i)] for i in indices], null, seeds, images.sampling, device)
-            save_images(xs, network.config.resolutions, target, indices)
-            bar.update(len(indices))
+            part = missing[start : start + images.sampling.batch_size]
+            wanted, seeds = [conditions[line.key] for line in part], [line.seed for line in part]
+            save_images(generate(network, wanted, null, seeds, images.sampling, device), target, part)
+            bar.update(len(part))
         bar.close()
-        if rank == 0:
-            lines = []
-            for i in range(job.num_samples):
-                sample = shards[captioned[i]]
-                line = {"index": i, "key": sample.key, "caption": sample.caption, "seed": image_seed(job.seed, i)}
-                lines.append(json.dumps(line))
-            (target / "captions.jsonl").write_text("\n".join(lines) + "\n")
 
 
-def image_seed(seed: int, index: int) -> int:
-    """The noise seed of image ``index``: the same for every set, so that sets differ by their weights alone."""
-    return hash64(seed, "image", index)
+def save_images(xs: list[Tensor], folder: Path, lines: list[Line]) -> None:
+    """Write levels of [B, 3, H_r, H_r] as PNG: the lower ones first, so that a top one vouches for its set."""
+    for x in xs:
+        levels = folder / "levels" / str(x.shape[-1])
+        for line, picture in zip(lines, to_uint8(x), strict=True):
+            for target in [levels / line.file] + ([folder / line.file] if x is xs[-1] else []):
+                target.parent.mkdir(parents=True, exist_ok=True)
+                temporary = target.with_suffix(".tmp")
+                Image.fromarray(picture.permute(1, 2, 0).numpy()).save(temporary, format="png")
+                temporary.replace(target)
 
 
 def _model(job: ImageJob) -> Model:

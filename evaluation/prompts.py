@@ -4,6 +4,7 @@ import json
 import re
 import shlex
 import sys
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +15,8 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
-from evaluation.generate import image_seed
+from evaluation.captions import image_seed
+from mdm.config import Device
 from mdm.data.embeddings import same_encoder
 from mdm.data.pixels import tile
 from mdm.data.text import load_encoder
@@ -24,7 +26,8 @@ from mdm.presets import Preset
 from mdm.run.checkpoint import Damaged, last_checkpoint, newest_checkpoint
 from mdm.run.folder import find_damage, list_folders
 from mdm.run.job import Job, load_job
-from mdm.structure import from_dict
+from mdm.structure import digest, from_dict
+from mdm.training.compute import pick_device
 
 STRIP_PICTURES = 10  # of a denoising strip
 
@@ -38,8 +41,9 @@ def sample_prompts(
     count: int = 4,
     all_levels: bool = False,
     strip: bool = False,
-    output: Path | None = None,
+    output: str | None = None,
     checkpoint: Path | None = None,
+    device: Device = "auto",
 ) -> list[Path]:
     """Draw ``count`` images of each prompt with the EMA of a checkpoint -> the pictures' paths.
 
@@ -47,16 +51,18 @@ def sample_prompts(
 
     A column per image, a row per prompt; with ``all_levels`` a row per resolution, lowest first (Fig. 1). ``sampling``:
     fields to replace in the run's. ``strip``: a second picture of how the first image of each prompt comes out of the
-    noise, a row per resolution (Fig. 11). For a class-conditional run the prompts are labels. Raises ValueError naming
-    what is missing.
+    noise, a row per resolution (Fig. 11). For a class-conditional run the prompts are labels. ``output``: a picture, or
+    a folder (with a / at its end, or one that is there). Raises ValueError naming what is missing.
     """
     if not (run / "config.json").exists():
         raise ValueError(f"{run} is no run (`mdm status` lists them)")
     if count < 1:
         raise ValueError(f"--count must be at least 1, got {count}")
+    path = picture_path(run, prompts, seed, output)
     preset = from_dict(Preset, json.loads((run / "config.json").read_text()))
     stage, chosen = this_checkpoint(run, checkpoint) if checkpoint else furthest_checkpoint(run, preset)
-    network = NestedUNet.from_pretrained(chosen)
+    drawn_on = pick_device(device)
+    network = NestedUNet.from_pretrained(chosen).to(drawn_on)
     settings = replace(preset.sampling, **sampling)
     network.config.check_sampling(settings)
     conditions, null = _conditions(load_job(stage), preset.text, prompts, weights)
@@ -66,16 +72,15 @@ def sample_prompts(
             steps: list[list[Tensor]] = []  # x of every level, of the first image
 
             def step(done: int, total: int, xs: list[Tensor], steps: list[list[Tensor]] = steps) -> None:
-                steps.append([x[:1] for x in xs])
+                steps.append([x[:1].cpu() for x in xs])
                 bar.update()
 
             seeds = [image_seed(seed, i) for i in range(count)]
-            xs = generate(network, [condition] * count, null, seeds, settings, torch.device("cpu"), step)
+            xs = generate(network, [condition] * count, null, seeds, settings, drawn_on, step)
             rows.append(torch.from_numpy(tile(xs if all_levels else xs[-1:])))
             shown = min(STRIP_PICTURES, len(steps))
             few = [steps[round((i + 1) * len(steps) / shown) - 1] for i in range(shown)]
             strips.append(torch.from_numpy(tile([torch.cat(level) for level in zip(*few, strict=True)])))
-    path = output or run / "prompts" / f"{slug(prompts[0])}-{seed}.png"
     pictures = {path: rows} | ({path.with_name(f"{path.stem}-strip.png"): strips} if strip else {})
     path.parent.mkdir(parents=True, exist_ok=True)
     for file, parts in pictures.items():
@@ -137,6 +142,16 @@ def this_checkpoint(run: Path, checkpoint: Path) -> tuple[Path, Path]:
     return stage, folder
 
 
+def picture_path(run: Path, prompts: list[str], seed: int, output: str | None) -> Path:
+    """Where the pictures go; other prompts never share a name. Raises ValueError for a file that is no picture."""
+    folder = run / "prompts" if output is None else Path(output)
+    if output is None or output.endswith("/") or folder.is_dir():
+        return folder / f"{slug(prompts[0])}-{digest(prompts)[:6]}-{seed}.png"
+    if Image.registered_extensions().get(folder.suffix.lower()) not in Image.SAVE:
+        raise ValueError(f"-o {output}: no picture is written as {folder.name!r}: give FILE.png, or FOLDER/")
+    return folder
+
+
 def slug(text: str) -> str:
-    """A caption as a file name."""
-    return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")[:60] or "prompt"
+    """A caption as a part of a file name, in any script; two captions may have the same."""
+    return re.sub(r"[\W_]+", "-", unicodedata.normalize("NFC", text).lower()).strip("-")[:40] or "prompt"

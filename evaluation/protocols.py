@@ -53,6 +53,17 @@ RETRIEVAL_R10 = Metric(
 )
 
 METRICS = (FRECHET, KID, TEXT_IMAGE, RETRIEVAL_R1, RETRIEVAL_R10)
+HEADLINE = KID  # the one number of a run, where there is room for one: unbiased, and with an interval
+
+# What is measured, by the name that stands beside its value.
+SAMPLES = "samples"
+UNTRAINED = "untrained model"
+NOISE = "noise"
+REAL = "held-out images"
+SHUFFLED = "shuffled captions"
+
+# Raise it by hand where the code computes other numbers from the same images: they are measured anew.
+METRICS_FORMAT = 1
 
 
 @dataclass(frozen=True)
@@ -90,3 +101,11 @@ class Result:
             "better": self.metric.better,
             "note": self.metric.note,
         }
+
+
+def memory_bytes(num_samples: int, num_real: int, px: int) -> int:
+    """About what an evaluation holds at once: real images and three sets of samples, and the kernel distance's float64
+    matrices of all pairs, of which the largest stands three times while it is made."""
+    images = (num_real + 3 * num_samples) * 3 * px**2
+    pairs = num_samples**2 + num_real**2 + num_samples * num_real
+    return images + 8 * (pairs + 2 * max(num_samples, num_real) ** 2)

@@ -16,7 +16,6 @@ from flows.removal import clear_set, hold_in_turn
 from flows.text import Captions, Progress
 from mdm.data.embeddings import TextSource
 from mdm.presets import Preset
-from mdm.structure import digest
 from preprocessing.manifest import read_json, read_manifest, write_json
 from preprocessing.sets import (
     RECIPE,
@@ -126,25 +125,25 @@ def make_set(
 
 
 @task(task_run_name="text embeddings")
-def embed_text(preset: Preset, folder: Path) -> tuple[TextSource | None, str]:
-    """Where the jobs' caption states come from, made where they are stored, and a digest of the training split's."""
+def embed_text(preset: Preset, folder: Path) -> TextSource | None:
+    """Where the jobs' caption states come from, made where they are stored."""
     if preset.text is None:
         board().start("text embeddings")
         board().finish("text embeddings", "done", 0, "none: conditioned on labels")
-        return None, ""
+        return None
     total = sum(read_manifest(folder / split)["samples"] for split in SPLITS)
     with hold_in_turn(folder, board().say), _stage("text embeddings", total, "captions") as update:
         captions = Captions(preset, folder)
         source = captions.source(board().say)
         if source.way == "online":
             update.note = f"{preset.text}, online: nothing is stored, the trainers encode"
-            return source, digest([source.way, source.encoder_digest])
+            return source
         before = captions.manifests(source.way)
         manifests = captions.embed(source.way, update.after)
         update.reused = before == manifests
         cut = sum(m["truncated"] for m in manifests)
         update.note = f"{preset.text}, {source.way}, {cut} captions cut at {captions.spec.max_tokens} tokens"
-    return source, manifests[0]["digest"]
+    return source
 
 
 class Update:

@@ -7,10 +7,14 @@ from typing import Any
 
 from prefect import task
 
-from evaluation.generate import UNTRAINED, ImageJob, ImageSet
-from evaluation.measure import SAMPLES, measure
+from evaluation.captions import held_out_prompts, is_whole
+from evaluation.generate import UNTRAINED, ImageJob, ImageSet, prepare
+from evaluation.measure import measure
+from evaluation.protocols import HEADLINE, SAMPLES
+from evaluation.reading import measured_lines
 from evaluation.report import render
 from flows.artifacts import StageProgress, show_link, show_metrics
+from flows.inputs import MetricsInputs, first_metrics, first_samples, metrics_inputs, sample_inputs
 from flows.launch import died, run_job
 from flows.markers import once
 from flows.progress import board
@@ -19,18 +23,18 @@ from flows.removal import between_removals
 from flows.tracking import Tracker
 from mdm.data.embeddings import TextSource
 from mdm.data.leases import give_way
+from mdm.data.shards import Shards
 from mdm.files import sha256, write_json
 from mdm.presets import Preset
-from mdm.structure import to_dict
 from preprocessing.manifest import read_manifest
 
 
 @task(task_run_name="sample", retries=3, retry_delay_seconds=1, retry_condition_fn=died)
-def sample_images(
-    preset: Preset, folder: Path, weights: Path, data: Path, text: TextSource | None, text_digest: str
-) -> Path:
-    """Images of held-out captions from the trained weights, and from an untrained network for comparison."""
-    count = preset.evaluation.num_samples
+def sample_images(preset: Preset, folder: Path, weights: Path, data: Path, text: TextSource | None) -> Path:
+    """Images of held-out captions from the trained weights, and from an untrained network for comparison.
+
+    Done where every caption that is there now has its image, whatever else was drawn.
+    """
     sets = (
         ImageSet(name="samples", weights=str(weights), sampling=preset.sampling),
         # An untrained network answers 0 to any caption, so guiding it changes nothing.
@@ -41,45 +45,48 @@ def sample_images(
         data=str(data / "val"),
         data_digest=read_manifest(data / "val")["digest"],
         text=text,
-        num_samples=count,
         seed=preset.seed,
         device=preset.hardware.device,
         threads=preset.hardware.threads,
     )
-    inputs = {
-        "weights": sha256(weights / "model.safetensors"),
-        "sampling": to_dict(preset.sampling),
-        "count": count,
-        "seed": preset.seed,
-        "text": text_digest,
-    }
-    total = count * len(sets)
+    inputs = sample_inputs(preset, sha256(weights / "model.safetensors"), text)
+    prompts = held_out_prompts(Shards(data / "val"), preset.evaluation.num_samples, labelled=text is None)
+    total = len(prompts) * len(sets)
     board().start("sample", total, "img")
     progress = StageProgress("sample", total)
 
     def on_poll() -> None:
-        drawn = sum(len(list((folder / s.name).glob("*.png"))) for s in sets)
+        drawn = min(total, sum(len(list((folder / s.name).glob("*.png"))) for s in sets))
         if drawn:
             board().update("sample", drawn)
             progress.update(drawn)
 
     def work() -> dict[str, Any]:
-        write_json(folder / "generate.json", to_dict(job))
+        prepare(folder, job, prompts)
         run_job("evaluation.generate", folder, preset.hardware.processes, preset.hardware.threads, on_poll)
         return {"images": total}
 
-    done = once(folder, inputs, lambda: between_removals(data, work, board().say), board().say)
+    def whole() -> bool:
+        return all(is_whole(folder / images.name, prompts) for images in sets)
+
+    done = once(folder, inputs, lambda: between_removals(data, work, board().say), board().say, first_samples, whole)
     progress.done()
-    board().finish("sample", "reused" if done["reused"] else "done", done["seconds"], f"{count} captions, held out")
+    note = f"{len(prompts)} captions, held out"
+    board().finish("sample", "reused" if done["reused"] else "done", done["seconds"], note)
     return folder
 
 
 @task(task_run_name="evaluate")
 def evaluate_samples(
-    preset: Preset, folder: Path, images: Path, data: Path, text: TextSource | None, tracker: Tracker
+    preset: Preset, run: Path, weights: Path, data: Path, text: TextSource | None, tracker: Tracker
 ) -> dict[str, Any]:
     """Every metric, into results.json, MLflow and a table in the Prefect UI."""
-    drawn = json.loads((images / "done.json").read_text())["inputs"]
+    folder, images, settings = run / "evaluation", run / "samples", preset.evaluation
+    train, held_out = Shards(data / "train"), Shards(data / "val")
+    lines = measured_lines(images, held_out, settings.num_samples, labelled=text is None)
+    samples = sample_inputs(preset, sha256(weights / "model.safetensors"), text)
+    inputs = metrics_inputs(preset, samples, lines, train.revision, held_out.revision)
+    real_images = min(settings.num_real or len(train), len(train)) + len(held_out)
     board().start("evaluate", 1, "img")
     progress = StageProgress("evaluate", 1.0)
 
@@ -88,18 +95,21 @@ def evaluate_samples(
         progress.update(done / total)
 
     def work() -> dict[str, Any]:
-        settings = preset.evaluation
-        results = measure(images, data, text, folder, settings.feature_px, settings.num_real, preset.seed, show)
+        results = measure(images, data, text, folder, run / "features", settings, preset.seed, show)
         return {"metrics": results["metrics"]}
 
+    def translate(folder: Path, found: dict[str, Any]) -> MetricsInputs | None:
+        return first_metrics(folder, found, images, inputs, real_images)
+
     give_way(data, board().say)
-    done = once(folder, {"images": drawn, "evaluation": to_dict(preset.evaluation)}, work, board().say)
+    done = once(folder, inputs, work, board().say, translate)
     if not done["reused"]:
         log_results(tracker, folder, done)
     progress.done()
-    headline = done["metrics"][1]
+    headline = next(metric for metric in done["metrics"] if metric["name"] == HEADLINE.name)
     values = ", ".join(f"{what} {value:.3f}" for what, value in headline["values"].items())
-    board().finish("evaluate", "reused" if done["reused"] else "done", done["seconds"], f"KID stand-in: {values}")
+    note = f"{headline['label']}: {values}"
+    board().finish("evaluate", "reused" if done["reused"] else "done", done["seconds"], note)
     return done
 
 

@@ -12,11 +12,15 @@ from mdm.structure import digest
 PACKAGES = ("torch", "transformers", "prefect", "mlflow", "numpy")
 
 
+def versions() -> dict[str, str]:
+    return {package: version(package) for package in PACKAGES}
+
+
 def run_facts(preset: Preset) -> dict[str, str]:
     """Tags ``mdm.*``, and the Prefect flow run's id where there is one."""
     facts = {
         "mdm.machine": f"{cpu_name()}, {os.cpu_count()} cores, {platform.system()} {platform.machine()}",
-        "mdm.versions": f"Python {platform.python_version()}, " + ", ".join(f"{p} {version(p)}" for p in PACKAGES),
+        "mdm.versions": f"Python {platform.python_version()}, " + ", ".join(f"{p} {v}" for p, v in versions().items()),
         "mdm.config": digest(preset),
         "mdm.commit": commit(PROJECT),
     }

@@ -4,17 +4,22 @@ import os
 import shutil
 import socket
 
+import psutil
+
+from evaluation.protocols import memory_bytes
 from flows.home import Trouble, datasets, home, make_home, weights
+from flows.text import SPLITS
 from mdm.config import ENCODERS
 from mdm.data.text import how_to_get
 from mdm.presets import Preset
+from preprocessing.manifest import read_json
 from preprocessing.sets import finished_sets
 
 
 def check_machine(preset: Preset) -> None:
     """Raise Trouble with every missing thing and what to do about it."""
     make_home()
-    missing = [*_gpus(preset), *_data(preset), *_encoder(preset), *_disk(preset)]
+    missing = [*_gpus(preset), *_data(preset), *_encoder(preset), *_disk(preset), *_memory(preset)]
     if missing:
         lines = "\n".join(f"  - {line}" for line in missing)
         raise Trouble(f"this machine cannot run preset {preset.name}:\n{lines}\n`mdm run tiny` runs on two CPU cores.")
@@ -72,3 +77,25 @@ def _disk(preset: Preset) -> list[str]:
     if free >= preset.hardware.disk_gb:
         return []
     return [f"disk: {preset.name} needs about {preset.hardware.disk_gb:g} GB at {home()}, {free:.1f} GB are free"]
+
+
+def _memory(preset: Preset) -> list[str]:
+    """Evaluation holds all its images and their kernels at once; what a machine cannot hold is refused, not begun."""
+    settings, found = preset.evaluation, _counts(preset)
+    real = min(settings.num_real or found["train"], found["train"] or settings.num_real) + found["val"]
+    px = preset.data.resolution
+    wanted, there = memory_bytes(settings.num_samples, real, px) / 1e9, psutil.virtual_memory().total / 1e9
+    if wanted <= there:
+        return []
+    of_real = f"{real:,} real images" if settings.num_real or found["train"] else "all real images (not counted)"
+    return [
+        f"memory: evaluation holds {settings.num_samples:,} samples and {of_real} of {px} px at once, about "
+        f"{wanted:,.0f} GB of this machine's {there:,.0f} GB: set evaluation.num_samples and evaluation.num_real "
+        "(2000 each is enough for the kernel distance)"
+    ]
+
+
+def _counts(preset: Preset) -> dict[str, int]:
+    """Samples of each split of a prepared set; 0 of one that is not there, or is made here and small."""
+    manifests = {split: read_json(datasets() / preset.data.name / split / "manifest.json") for split in SPLITS}
+    return {split: 0 if manifest is None else manifest.get("samples", 0) for split, manifest in manifests.items()}

@@ -12,10 +12,10 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from evaluation.features import load_folder
-from evaluation.measure import NOISE, SAMPLES, SHUFFLED, UNTRAINED
-from evaluation.protocols import FRECHET, KID, TEXT_IMAGE
+from evaluation.protocols import FRECHET, KID, NOISE, SAMPLES, SHUFFLED, TEXT_IMAGE, UNTRAINED
+from flows.inputs import started_at
 from flows.tracking import Tracker, history
-from flows.training import started_at, trained_weights
+from flows.training import trained_weights
 from mdm.config import LossSpace
 from mdm.data.shards import Shards
 from mdm.presets import Preset
@@ -172,16 +172,19 @@ def seen_before(preset: Preset, name: str) -> int:
 def _sample_grid(preset: Preset, images: Path, data: Path, results: dict[str, Any]) -> list[dict[str, Any]]:
     """One strip per caption: every level, the real image, the nearest training image."""
     resolutions = list(preset.stages.values())[-1].model.resolutions
-    folder = images / "samples"
-    levels = {px: load_folder(folder / "levels" / str(px)) for px in resolutions}
+    levels = images / "samples" / "levels"
     real, train = Shards(data / "val"), Shards(data / "train")
-    held_out = real.present()
+    held_out = {real.key(i): i for i in real.present()}
     items = []
     every = max(1, len(results["samples"]) // SHOWN)
     for sample in results["samples"][::every][:SHOWN]:
-        tiles = [levels[px][sample["index"]] for px in resolutions]
-        tiles.append(real[held_out[sample["index"]]].image.numpy())
-        tiles.append(train[sample["nearest_index"]].image.numpy())
+        file = f"{sample['index']:05d}.png"
+        tiles = [load_folder(levels / str(px), [file], px)[0] for px in resolutions]
+        tiles.append(real[held_out[sample["key"]]].image.numpy())
+        nearest = train[sample["nearest_index"]]
+        if nearest.key != sample.get("nearest_key", nearest.key):  # the first format has numbers alone
+            raise ValueError(f"{train.folder} is not what was measured: run the same command again")
+        tiles.append(nearest.image.numpy())
         caption = f"{sample['caption']}  (nearest: {sample['nearest_caption']})"
         items.append({"caption": caption, "image": png_uri(strip(tiles))})
     sizes = ", ".join(f"{px} px" for px in resolutions)

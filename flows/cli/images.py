@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 from typing import get_args
 
-from mdm.config import SamplerName, Threshold
+from mdm.config import Device, SamplerName, Threshold
 
 
 def sample_options(sub: argparse.ArgumentParser) -> None:
@@ -25,7 +25,8 @@ def sample_options(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--all-levels", action="store_true", help="show every resolution, not only the highest")
     sub.add_argument("--strip", action="store_true", help="also a picture of the denoising, step by step")
     sub.add_argument("--checkpoint", type=Path, metavar="FOLDER", help="of the run (default: its last)")
-    sub.add_argument("-o", "--output", type=Path, help="picture to write (default: in the run's folder)")
+    sub.add_argument("--device", choices=get_args(Device), default="auto", help="what draws (default: a GPU, if any)")
+    sub.add_argument("-o", "--output", metavar="FILE", help="picture, or FOLDER/ (default: in the run's folder)")
 
 
 def sample(arguments: argparse.Namespace) -> int:
@@ -50,6 +51,7 @@ def sample(arguments: argparse.Namespace) -> int:
         strip=arguments.strip,
         output=arguments.output,
         checkpoint=arguments.checkpoint,
+        device=arguments.device,
     )
     print(*pictures, sep="\n")
     return 0
@@ -68,10 +70,10 @@ def evaluate_options(sub: argparse.ArgumentParser) -> None:
 
 
 def evaluate(arguments: argparse.Namespace) -> int:
-    from evaluation.generate import ImageJob
     from evaluation.measure import measure
     from flows.home import run_folder
     from flows.sets import set_of_samples
+    from mdm.data.embeddings import TextSource
     from mdm.data.leases import Lease
     from mdm.presets import Preset
     from mdm.structure import from_dict
@@ -84,16 +86,16 @@ def evaluate(arguments: argparse.Namespace) -> int:
     print(f"{settings.num_samples} samples of {folder}, results to {out}")
     if arguments.dry_run:
         return 0
-    drawn = from_dict(ImageJob, json.loads((folder / "samples" / "generate.json").read_text()))
-    dataset = set_of_samples(drawn.data, drawn.data_digest)
+    drawn = json.loads((folder / "samples" / "generate.json").read_text())
+    text, dataset = drawn["text"], set_of_samples(drawn["data"], drawn.get("data_digest", ""))
     with Lease(dataset, f"mdm evaluate {arguments.run}"):
         results = measure(
             folder / "samples",
             dataset,
-            drawn.text,
+            None if text is None else from_dict(TextSource, text),
             out,
-            settings.feature_px,
-            settings.num_real,
+            folder / "features",
+            settings,
             preset.seed,
             lambda what, done, total: print(f"\r{what} {done}/{total} ", end="", file=sys.stderr, flush=True),
         )

@@ -111,14 +111,20 @@ class Shards:
             )
         return lines
 
+    def key(self, index: int) -> str:
+        """By which a sample is known, whatever its number."""
+        return self._metadata(index)["key"]
+
     def label(self, index: int) -> int:
         """The class of a sample. Raises ValueError where its metadata has none."""
-        shard, place = self._locate(index)
-        record = self._record(shard, place, self.tars.read(shard, place, [META])[0])
-        label = record.get("label")
-        if not isinstance(label, int):
+        record = self._metadata(index)
+        if not isinstance(record.get("label"), int):
             raise ValueError(f"{self.folder}: {record['key']} has no label in its metadata")
-        return label
+        return record["label"]
+
+    def _metadata(self, index: int) -> dict[str, Any]:
+        shard, place = self._locate(index)
+        return self._record(shard, place, self.tars.read(shard, place, [META])[0])
 
     def caption(self, index: int) -> str:
         """Raises DamagedShard as well."""

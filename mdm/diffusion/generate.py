@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from mdm.config import Sampling
+from mdm.config import Sampling, padded_length
 from mdm.diffusion.process import Process
 from mdm.diffusion.sampling import SeededNoise, guided, sample
 from mdm.network.conditioning import stack_conditions
@@ -28,7 +28,8 @@ def generate(
     network.config.check_sampling(sampling)
     process = Process.of(network.config)
     count = len(conditions)
-    both = stack_conditions([*conditions, *([] if null is None else [null])])
+    length = padded_length(network.config.text)
+    both = stack_conditions([*conditions, *([] if null is None else [null])], length)
     condition = {name: value[:count].to(device) for name, value in both.items()}
     nothing = None
     if null is not None:

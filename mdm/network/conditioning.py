@@ -84,11 +84,11 @@ class TextConditioner(nn.Module):
         return self.pool(pooled), x, attention_mask
 
 
-def stack_conditions(conditions: Sequence[Tensor | int]) -> Condition:
-    """Captions' states or labels of a batch -> the network's keyword arguments."""
+def stack_conditions(conditions: Sequence[Tensor | int], length: int = 0) -> Condition:
+    """Captions' states, padded to the longest or to ``length``, or labels -> the network's keyword arguments."""
     if isinstance(conditions[0], int):
         return {"labels": torch.tensor(conditions)}
-    text, mask = pad_tokens(conditions)  # type: ignore[arg-type]
+    text, mask = pad_tokens(conditions, length)  # type: ignore[arg-type]
     return {"text": text, "text_mask": mask}
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 from PIL import Image
 
-from mdm.config import LossSpace, Model, Sampling
+from mdm.config import LossSpace, Model, Sampling, padded_length
 from mdm.data.order import hash64
 from mdm.data.pixels import from_uint8, tile
 from mdm.data.shards import Shards
@@ -50,7 +50,8 @@ class HeldOut:
         self.k = times[torch.randperm(count, generator=generator)].to(device)
         self.noise = [n.to(device) for n in self.process.draw_noise(count, generator)]
         conditions, self.null = known_conditions(shards, indices, model, encoder)
-        self.condition = {name: value.to(device) for name, value in stack_conditions(conditions).items()}
+        stacked = stack_conditions(conditions, padded_length(model.text))
+        self.condition = {name: value.to(device) for name, value in stacked.items()}
         chosen = range(0, count, max(1, count // NUM_SAMPLES))
         self.prompts = [conditions[i] for i in chosen][:NUM_SAMPLES]
         self.captions = [samples[i].caption for i in chosen][:NUM_SAMPLES]

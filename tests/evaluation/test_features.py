@@ -78,22 +78,16 @@ def test_check_features() -> None:
 def test_load_folder(tmp_path: Path, drawings: Uint8) -> None:
     for i in (1, 0):
         Image.fromarray(drawings[i].transpose(1, 2, 0)).save(tmp_path / f"{i:05d}.png")
-    np.testing.assert_array_equal(load_folder(tmp_path), drawings[:2])
+    Image.new("RGB", (32, 64)).save(tmp_path / "stray.png")  # nobody asked for it
+    np.testing.assert_array_equal(load_folder(tmp_path, ["00001.png", "00000.png"], 64), drawings[1::-1])
 
     Image.new("RGBA", (64, 64)).save(tmp_path / "00002.png")  # transparent: white
-    assert (load_folder(tmp_path)[2] == 255).all()
+    assert (load_folder(tmp_path, ["00002.png"], 64) == 255).all()
 
-    Image.new("RGB", (32, 64)).save(tmp_path / "00003.png")
-    with pytest.raises(ValueError, match=r"00003\.png: 32x64 px, but 00000\.png is 64x64"):
-        load_folder(tmp_path)
+    with pytest.raises(ValueError, match=r"stray\.png: 32x64 px, not 64x64\. Delete it"):
+        load_folder(tmp_path, ["00000.png", "stray.png"], 64)
     (tmp_path / "00003.png").write_bytes((tmp_path / "00000.png").read_bytes()[:-200])
-    with pytest.raises(ValueError, match=r"00003\.png: it cannot be decoded"):
-        load_folder(tmp_path)
-
-
-def test_load_folder_of_nothing(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match="empty: no "):
-        (tmp_path / "empty").mkdir()
-        load_folder(tmp_path / "empty")
-    with pytest.raises(FileNotFoundError, match="missing: no such folder"):
-        load_folder(tmp_path / "missing")
+    with pytest.raises(ValueError, match=r"00003\.png: it cannot be decoded .* Delete it"):
+        load_folder(tmp_path, ["00003.png"], 64)
+    with pytest.raises(FileNotFoundError, match=r"00004\.png is missing"):
+        load_folder(tmp_path, ["00004.png"], 64)

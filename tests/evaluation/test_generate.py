@@ -11,8 +11,9 @@ import pytest
 import torch
 from PIL import Image
 
-from evaluation.generate import ImageJob, ImageSet, generate_images
-from evaluation.measure import load_real
+from evaluation.captions import Prompt, held_out_prompts, is_whole, read_lines
+from evaluation.generate import ImageJob, ImageSet, generate_images, prepare
+from evaluation.reading import load_real
 from mdm.config import ENCODERS, Labels, Sampling, Text
 from mdm.data import leases
 from mdm.data.embeddings import TextSource
@@ -48,7 +49,8 @@ def test_online_draws_and_pools_what_stored_embeddings_do(squares: Path, tmp_pat
     drawn = {}
     for source in (cached, online):
         folder = tmp_path / source.way
-        job = ImageJob(sets=(images,), data=str(val), text=source, num_samples=5, device="cpu")
+        job = ImageJob(sets=(images,), data=str(val), text=source, device="cpu")
+        prepare(folder, job, held_out_prompts(Shards(val), 5, labelled=False))
         for rank in range(2):
             generate_images(folder, job, rank, 2)
         files = sorted((folder / "set").glob("*.png"))
@@ -57,11 +59,11 @@ def test_online_draws_and_pools_what_stored_embeddings_do(squares: Path, tmp_pat
     assert np.abs(drawn["online"] - drawn["cached"]).max() <= 2  # of 255: the states differ by half precision
     assert np.abs(drawn["online"][0] - drawn["online"][1]).max() > 20
 
-    _, stored, captions, _ = load_real(Shards(val, cached), None)
-    _, made, captions_online, _ = load_real(Shards(val, online), online_encoder(online, torch.device("cpu"), tmp_path))
-    assert captions == captions_online
-    assert stored.shape == (9, 384)
-    assert made == pytest.approx(stored, rel=2**-10, abs=1e-4)
+    stored = load_real(Shards(val, cached), None)
+    made = load_real(Shards(val, online), online_encoder(online, torch.device("cpu"), tmp_path))
+    assert stored.captions == made.captions
+    assert stored.text.shape == (9, 384)
+    assert made.text == pytest.approx(stored.text, rel=2**-10, abs=1e-4)
 
 
 def test_a_class_conditional_stage_trains_and_draws_through_the_same_code(squares: Path, tmp_path: Path) -> None:
@@ -75,7 +77,10 @@ def test_a_class_conditional_stage_trains_and_draws_through_the_same_code(square
     checkpoint, _ = newest_checkpoint(run / "checkpoints")
     assert checkpoint is not None
     drawn = ImageSet(name="samples", weights=str(checkpoint / "ema"), sampling=replace(job.sampling, steps=2))
-    job = ImageJob(sets=(drawn,), data=str(squares / "val"), text=None, num_samples=3, device="cpu")
+    job = ImageJob(sets=(drawn,), data=str(squares / "val"), text=None, device="cpu")
+    prompts = held_out_prompts(Shards(squares / "val"), 3, labelled=True)
+    assert [prompt.label for prompt in prompts] == [0, 1, 2]
+    prepare(tmp_path / "drawn", job, prompts)
     generate_images(tmp_path / "drawn", job, 0, 1)
     assert len(list((tmp_path / "drawn" / "samples" / "levels" / "8").glob("*.png"))) == 3
     assert len(list((tmp_path / "drawn" / "samples").glob("*.png"))) == 3
@@ -89,7 +94,8 @@ def test_other_data_is_refused_and_a_removal_of_samples_is_given_way_to(
     network = NestedUNet(small_model(1))
     save_weights(tmp_path / "weights", network.config, network.state_dict())
     images = ImageSet(name="set", weights=str(tmp_path / "weights"), sampling=Sampling(steps=2))
-    job = ImageJob(sets=(images,), data=str(data / "val"), text=FAKE, num_samples=2, device="cpu")
+    job = ImageJob(sets=(images,), data=str(data / "val"), text=FAKE, device="cpu")
+    prepare(tmp_path, job, held_out_prompts(Shards(data / "val"), 2, labelled=False))
     with pytest.raises(ValueError, match=r"val holds other data \(digest .* was made for \(ffffffffffff\)"):
         generate_images(tmp_path, replace(job, data_digest="f" * 64), 0, 1)
     with Lease(data, "samples"), Lease(data, "mdm data --remove", "removal"):
@@ -100,3 +106,40 @@ def test_other_data_is_refused_and_a_removal_of_samples_is_given_way_to(
     assert not list(tmp_path.rglob("*.png"))
     generate_images(tmp_path, replace(job, data_digest=Shards(data / "val").manifest["digest"]), 0, 1)
     assert len(list((tmp_path / "set").glob("*.png"))) == 2
+
+
+def test_only_what_is_missing_or_asked_for_anew_is_drawn(squares: Path, tmp_path: Path) -> None:
+    job = small_job(squares, num_levels=2)
+    save_weights(tmp_path / "weights", job.model, NestedUNet(job.model).state_dict())
+    drawn = ImageSet(name="samples", weights=str(tmp_path / "weights"), sampling=replace(job.sampling, steps=1))
+    wanted = ImageJob(sets=(drawn,), data=str(squares / "val"), text=FAKE, device="cpu")
+    prompts, folder = held_out_prompts(Shards(squares / "val"), 6, labelled=False), tmp_path / "drawn"
+    pictures = folder / "samples"
+
+    def draw(asked: list[Prompt]) -> set[str]:
+        """Draw -> the files that were not there before, or are new."""
+        before = {path.name: path.stat().st_ino for path in pictures.glob("0*.png")}
+        prepare(folder, wanted, asked)
+        generate_images(folder, wanted, 0, 1)
+        assert is_whole(pictures, asked)
+        after = {path.name: path.stat().st_ino for path in pictures.glob("0*.png")}
+        assert {path.name for path in (pictures / "levels" / "8").glob("*.png")} == set(after)
+        return {name for name, inode in after.items() if before.get(name) != inode}
+
+    assert draw(prompts) == {f"{i:05d}.png" for i in range(6)}
+    lines, picture = read_lines(pictures), (pictures / "00002.png").read_bytes()
+    (pictures / "stray.png").write_text("not ours")
+    assert draw(prompts) == set()
+    (pictures / "00002.png").unlink()
+    assert not is_whole(pictures, prompts)
+    assert draw(prompts) == {"00002.png"} and (pictures / "00002.png").read_bytes() == picture
+    assert is_whole(pictures, prompts[1:])  # what nobody asks for any more stands in no one's way
+    other = [*prompts[:1], replace(prompts[1], caption="green square, again"), *prompts[2:]]
+    assert not is_whole(pictures, other)
+    assert draw(other) == {"00001.png"}
+    assert draw(other[::-1]) == set()  # the order of a list means nothing
+    assert draw(other[:1] + other[2:]) == set() and not (pictures / "00001.png").exists()
+    assert draw(prompts) == {"00001.png"} and read_lines(pictures) == lines
+    (pictures / "captions.jsonl").unlink()  # nothing says any more whose they are
+    assert draw(prompts) == {f"{i:05d}.png" for i in range(6)}
+    assert (pictures / "stray.png").read_text() == "not ours"

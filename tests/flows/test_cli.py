@@ -65,6 +65,21 @@ def test_a_preset_this_machine_cannot_run_says_all_that_is_missing(
         assert part in lines or (part == "disk:" and "disk" not in lines)
 
 
+def test_an_evaluation_that_no_memory_holds_is_refused_in_the_plan(
+    home: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MDM_OFFLINE", "1")
+    for split, count in (("train", 11_000_000), ("val", 11_000)):
+        (home / "datasets" / "cc12m-256" / split).mkdir(parents=True)
+        write_json(home / "datasets" / "cc12m-256" / split / "manifest.json", {"samples": count})
+    lines = refused(capsys, "run", "cc12m-256", "--dry-run")
+    assert "memory: evaluation holds 30,000 samples and 11,011,000 real images of 256 px at once" in lines
+    assert "set evaluation.num_samples and evaluation.num_real" in lines
+    fewer = [part for name in ("num_samples", "num_real") for part in ("--set", f"evaluation.{name}=500")]
+    assert "memory" not in refused(capsys, "run", "cc12m-256", "--dry-run", *fewer)
+    assert not (home / "runs").exists()
+
+
 def test_an_unwritable_home_is_named(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 
 from flows import training
 from flows.home import Trouble, quiet_services
+from flows.inputs import DataInputs, stage_inputs
 from flows.progress import board
 from flows.records import seen_before
 from flows.reproduction import stage_names
@@ -27,7 +28,7 @@ from mdm.stage import Cadence, Compute, Stage, Start, Training
 from mdm.structure import digest, from_dict, to_dict
 from small import small_model
 
-DATA = ["data", "no captions"]
+DATA = DataInputs(train="data", encoder=None)
 EARLY = Cadence(milestones={"early": 16})
 
 
@@ -168,8 +169,8 @@ def test_stages_need_not_match_the_levels() -> None:
 # -- a stage is known by what determines it ------------------------------------------------------------------------
 
 
-def known_as(preset: Preset, data: list[str] = DATA) -> dict[str, str]:
-    return {name: digest(training.stage_inputs(preset, name, data)) for name in preset.stages}
+def known_as(preset: Preset, data: DataInputs = DATA) -> dict[str, str]:
+    return {name: digest(stage_inputs(preset, name, data)) for name in preset.stages}
 
 
 def change(name: str, **fields: Any) -> Preset:
@@ -213,4 +214,5 @@ def test_names_of_stages_and_milestones_determine_nothing() -> None:
         y=replace(stages["d"], start=Start(stage="x", milestone="first")),
     )
     assert list(known_as(other).values()) == [known_as(BRANCHES)[name] for name in "ad"]
-    assert set(known_as(BRANCHES, ["data", "other captions"]).values()).isdisjoint(known_as(BRANCHES).values())
+    for data in (DataInputs(train="other", encoder=None), DataInputs(train="data", encoder="other")):
+        assert set(known_as(BRANCHES, data).values()).isdisjoint(known_as(BRANCHES).values())

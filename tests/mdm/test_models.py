@@ -6,7 +6,7 @@ import re
 import pytest
 import torch
 
-from mdm.config import MODELS, Model, Sampling
+from mdm.config import MODELS, Model, Sampling, Text, padded_length
 from mdm.diffusion.generate import generate
 from mdm.diffusion.process import Process
 from mdm.network.conditioning import stack_conditions
@@ -113,3 +113,30 @@ def test_guidance_needs_a_null_class() -> None:
     null = dropout.labels.num_classes if dropout.labels else 0
     pictures = generate(NestedUNet(dropout), [0], null, [0], guided, torch.device("cpu"))
     assert pictures[0].shape == (1, 3, 16, 16)
+
+
+@torch.no_grad()
+def test_an_image_does_not_depend_on_the_captions_drawn_beside_it() -> None:
+    """Least of all where padding is in sight: the released checkpoints'."""
+    for name in ("64x64-small", "MDM-S64-small"):
+        torch.manual_seed(0)
+        network = NestedUNet(MODELS[name]).eval()
+        for parameter in network.parameters():  # as made, a network answers 0 to any caption
+            if parameter.dim() > 1:
+                torch.nn.init.normal_(parameter, std=parameter[0].numel() ** -0.5)
+        short, longer, null = (torch.randn(count, 384) for count in (3, 20, 1))
+        sampling = Sampling(steps=2, guidance=(2.0,), threshold="clip")
+        drawn = [
+            generate(network, captions, null, list(range(len(captions))), sampling, torch.device("cpu"))[0][0]
+            for captions in ([short], [short, longer], [short, short])
+        ]
+        other = generate(network, [longer], null, [0], sampling, torch.device("cpu"))[0][0]
+        assert (drawn[0] - other).abs().max() > 0.01  # the caption counts
+        for beside_others in drawn[1:]:
+            torch.testing.assert_close(beside_others, drawn[0], rtol=0, atol=1e-4)
+
+
+def test_padding_in_sight_needs_an_encoder_that_says_how_much() -> None:
+    assert [padded_length(MODELS[name].text) for name in ("64x64", "64x64-small", "MDM-S64")] == [128, 32, 0]
+    with pytest.raises(ValueError, match="no encoder of width 7 says how far captions are padded"):
+        padded_length(Text(dim=7, masked=False))

@@ -1,0 +1,123 @@
+"""Images, captions and real images are paired by key: what is removed changes nothing about the others."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from evaluation import extraction, measure
+from evaluation.captions import held_out_prompts, read_lines
+from evaluation.generate import ImageJob, ImageSet, prepare, save_images
+from evaluation.protocols import HEADLINE, SAMPLES, UNTRAINED
+from mdm.config import Sampling
+from mdm.data.shards import Shards
+from mdm.presets import Evaluation
+from preprocessing.remove import find, take_out
+from small import FAKE
+
+SETTINGS = Evaluation(num_samples=8, feature_px=32, num_real=20)
+Fit = dict[str, Any]
+
+
+@pytest.fixture
+def data(squares: Path, tmp_path: Path) -> Path:
+    """The squares, and images of all but one of their held-out captions: noise, each another."""
+    data = shutil.copytree(squares, tmp_path / "data")
+    sets = tuple(ImageSet(name=name, weights="untrained", sampling=Sampling()) for name in ("samples", "untrained"))
+    job = ImageJob(sets=sets, data=str(data / "val"), text=FAKE)
+    prepare(tmp_path / "images", job, held_out_prompts(Shards(data / "val"), 8, labelled=False))
+    for i, images in enumerate(sets):
+        folder, noise = tmp_path / "images" / images.name, torch.Generator().manual_seed(i)
+        pictures = torch.randn(8, 3, 32, 32, generator=noise)
+        save_images([pictures[..., :8, :8], pictures], folder, read_lines(folder))
+    return data
+
+
+@pytest.fixture
+def fits(monkeypatch: pytest.MonkeyPatch) -> list[Fit]:
+    """What the text-image score is asked for, each time."""
+    asked: list[Fit] = []
+
+    def note(drawn: Any, drawn_text: Any, train: Any, held_out: Any, seed: int, out: Path) -> list[Any]:
+        asked.append({"drawn": drawn, "text": drawn_text, "train": train, "val": held_out})
+        return []
+
+    monkeypatch.setattr(measure, "caption_fit", note)
+    return asked
+
+
+def measured(data: Path, settings: Evaluation = SETTINGS) -> dict[str, Any]:
+    root = data.parent
+    return measure.measure(
+        root / "images", data, FAKE, root / "out", root / "features", settings, 0, lambda what, done, total: None
+    )
+
+
+def remove(folder: Path, *keys: str) -> None:
+    take_out(folder, find(folder, set(keys)))
+
+
+def test_a_removal_leaves_the_other_pairs_and_their_features(
+    data: Path, fits: list[Fit], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = measured(data)
+    assert HEADLINE.name in [metric["name"] for metric in before["metrics"]]
+    assert [sample["key"] for sample in before["samples"]] == [f"val{i:03d}" for i in range(8)]
+    remove(data / "val", "val000")
+    remove(data / "train", "train002")  # one of the twenty
+    monkeypatch.setattr(extraction, "EfficientNetLite0", Known)
+    after = measured(data)
+    assert after["samples"] == before["samples"][1:]
+    first, second = fits
+    for part in (SAMPLES, UNTRAINED, "noise"):
+        np.testing.assert_array_equal(second["drawn"][part], first["drawn"][part][1:])
+    np.testing.assert_array_equal(second["text"], first["text"][1:])
+    for held_out, held_out_before in zip(second["val"], first["val"], strict=True):
+        np.testing.assert_array_equal(held_out, held_out_before[1:])
+    assert (before["real_images"], after["real_images"]) == (29, 27)
+    assert after["metrics"] != before["metrics"]
+
+
+class Known:
+    """Stands in for the extractor where every feature must be kept."""
+
+    name = extraction.EfficientNetLite0.name
+
+    def __init__(self, **_: object) -> None:
+        raise AssertionError("features are extracted again")
+
+
+def test_features_of_what_is_gone_are_forgotten_and_damage_is_named(data: Path, fits: list[Fit]) -> None:
+    measured(data)
+    (file,) = (data.parent / "features").iterdir()
+    remove(data / "val", "val000")
+    before = len(extraction.read_features(file))
+    measured(data)
+    assert len(extraction.read_features(file)) < before
+    file.write_bytes(file.read_bytes()[:100])
+    with pytest.raises(ValueError, match=r"px\.npz is damaged .* delete it"):
+        measured(data)
+
+
+def test_pictures_and_captions_that_do_not_belong_are_named(data: Path, fits: list[Fit]) -> None:
+    samples = data.parent / "images" / "samples"
+    before = measured(data)
+    shutil.copy(samples / "levels" / "8" / "00000.png", samples / "0-mine.png")  # another's, of another size
+    assert measured(data) == before
+    shutil.copy(samples / "0-mine.png", samples / "00003.png")
+    with pytest.raises(ValueError, match=r"samples/00003\.png: 8x8 px, not 32x32\. Delete it"):
+        measured(data)
+    (samples / "00003.png").unlink()
+    with pytest.raises(FileNotFoundError, match=r"00003\.png is missing"):
+        measured(data)
+    lines = (samples / "captions.jsonl").read_text().splitlines()
+    (samples / "captions.jsonl").write_text("\n".join([*lines[:3], *lines[4:]]) + "\n")
+    with pytest.raises(ValueError, match=r"no image of val003 and 0 more"):
+        measured(data)
+    (samples / "captions.jsonl").write_text(json.dumps({"index": 0}) + "\n")
+    with pytest.raises(ValueError, match=r"captions\.jsonl, line 1: missing field"):
+        measured(data)
