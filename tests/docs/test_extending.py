@@ -45,7 +45,7 @@ import numpy as np
 import torch
 
 import mdm
-from evaluation import measure
+from evaluation import metrics
 from evaluation.precision import precision
 from evaluation.protocols import METRICS
 from flows.cli import main
@@ -60,7 +60,7 @@ assert mdm.__file__.startswith(ROOT), mdm.__file__
 
 random = np.random.default_rng(0)
 real = random.normal(size=(60, 4))
-assert measure.precision is precision and measure.PRECISION in METRICS
+assert metrics.precision is precision and metrics.PRECISION in METRICS
 assert precision(real, real) == 1 and precision(real + 100, real) == 0
 assert 0.5 < precision(random.normal(size=(60, 4)), real) < 1
 
