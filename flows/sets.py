@@ -22,10 +22,11 @@ class Entry:
     revision: int
     size_bytes: int
     users: str  # living ones, and the runs that name it
+    ours: bool  # made here, so that it can be made again
 
     def line(self) -> str:
         what = f"{self.folder.name:40} {self.samples:>15} {self.size_bytes / 1e6:10,.1f} MB  revision {self.revision}"
-        return f"{what}  {self.users or 'unused'}"
+        return f"{what}  {self.users or ('unused' if self.ours else 'unused, put here by hand')}"
 
 
 def list_sets() -> list[Entry]:
@@ -39,10 +40,14 @@ def _entry(folder: Path, runs: dict[str, set[str]]) -> Entry:
     using = [f"run {name}" for name, sets in runs.items() if folder.name in sets]
     users = ", ".join([*filter(None, [names(live(folder, "use"))]), *using])
     if not is_finished(folder):
-        return Entry(folder, "unfinished", 0, size, users)
-    splits = [read_manifest(folder / split) for split in SPLITS]
+        return Entry(folder, "unfinished", 0, size, users, folder.name.endswith((".part", ".deleted")))
+    try:
+        splits = [read_manifest(folder / split) for split in SPLITS]
+    except ValueError:  # the readers say what is wrong
+        return Entry(folder, "damaged", 0, size, users, False)
     samples = " + ".join(f"{manifest['samples']:,}" for manifest in splits)
-    return Entry(folder, samples, max(manifest.get("revision", 0) for manifest in splits), size, users)
+    revision, ours = max(manifest.get("revision", 0) for manifest in splits), "openmoji" in splits[0]["source"]
+    return Entry(folder, samples, revision, size, users, ours)
 
 
 def sets_of_run(run: Path) -> set[str]:
@@ -77,8 +82,8 @@ def set_of_samples(data: str, pinned: str) -> Path:
 
 
 def prune(dry_run: bool, say: Callable[[str], None]) -> None:
-    """Remove every set that no living user holds and no run below MDM_HOME/runs names."""
-    unused = [entry for entry in list_sets() if not entry.users]
+    """Remove every set that no living user holds, no run below MDM_HOME/runs names, and that can be made again."""
+    unused = [entry for entry in list_sets() if not entry.users and entry.ours]
     for entry in unused:
         say(entry.line())
         if not dry_run:

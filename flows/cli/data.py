@@ -16,7 +16,7 @@ def data_options(sub: argparse.ArgumentParser) -> None:
         help="take the samples with these keys, one per line, out of all sets of the preset's data.name, later ones "
         "included; all others keep their places in the order. Who uses a set is asked to leave and goes on afterwards",
     )
-    sub.add_argument("--prune", action="store_true", help="without a preset: delete the sets that nobody uses")
+    sub.add_argument("--prune", action="store_true", help="without a preset: delete sets made here that nobody uses")
     sub.add_argument("--dry-run", action="store_true", help="say what would be made or removed, start nothing")
 
 

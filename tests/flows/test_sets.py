@@ -200,11 +200,24 @@ def test_later_sets_of_the_name_are_made_without_what_was_removed(root: Path) ->
         make(FEW)
 
 
-def test_a_removal_that_was_cut_off_is_finished_before_a_set_is_used(root: Path) -> None:
-    folder, key = make(), DOZEN.split("train")[1].key
+def test_a_removal_that_was_cut_off_is_finished_before_a_set_is_used(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, key, held_out = make(), DOZEN.split("train")[1].key, DOZEN.split("val")[0].key
     listed = root / "dozen.removed.json"
     write_json(listed, {"format": 1, "removed": {key: {}}})  # a kill came after this
     assert make() == folder and removed_keys(folder / "train") == {key}
+
+    def dies(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    for where in ("finish", "take_out", "mark_cleared"):
+        write_json(listed, {"format": 1, "removed": {key: {}, held_out: {}}})
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr(removal, where, dies)
+            make()
+        assert live(folder, "removal") == []
+    assert make() == folder and removed_keys(folder / "val") == {held_out}
 
 
 def test_a_training_stops_for_a_removal_and_goes_on_after_it(squares_here: Path, tmp_path: Path) -> None:
@@ -265,6 +278,12 @@ def test_other_data_than_the_job_was_made_for_is_refused(squares_here: Path, tmp
 def test_sets_are_listed_with_their_users_and_unused_ones_pruned(
     squares_here: Path, root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    by_hand = shutil.copytree(squares_here, root / "squares-by-hand")
+    for split in ("train", "val"):
+        write_json_in(root / "damaged" / split / "manifest.json", {"name": "squares"})
+    (root / "downloads").mkdir()
+    manifest = read_manifest(squares_here / "train")
+    write_json(squares_here / "train" / "manifest.json", {**manifest, "source": {"openmoji": "17"}})
     held, of_run = (shutil.copytree(squares_here, root / f"squares-{name}") for name in ("held", "of-run"))
     shutil.copytree(squares_here, root / "squares-half.part")
     write_json_in(tmp_path / "runs" / "r" / "16.old-1" / "job.json", to_dict(small_job(of_run)))
@@ -274,14 +293,22 @@ def test_sets_are_listed_with_their_users_and_unused_ones_pruned(
             assert main(["data"]) == 0
     lines = {line.split()[0]: line for line in capsys.readouterr().out.splitlines()}
     assert "9 + 9" in lines["squares"] and lines["squares"].endswith("revision 0  unused")
+    assert lines[by_hand.name].endswith("unused, put here by hand")
+    assert lines["damaged"].split()[1] == "damaged" and lines["downloads"].split()[1] == "unfinished"
     assert "training x (process" in lines[held.name] and lines[of_run.name].endswith("run r")
     before = contents(root)
     with Lease(held, "training x"):
         assert main(["data", "--prune", "--dry-run"]) == 0
         assert "2 unused, 0.2 MB would be freed" in capsys.readouterr().out and contents(root).keys() > before.keys()
         assert main(["data", "--prune"]) == 0
-    assert sorted(path.name for path in root.iterdir() if path.is_dir()) == [held.name, of_run.name]
-    assert is_finished(held) and is_finished(of_run)
+    assert sorted(path.name for path in root.iterdir() if path.is_dir()) == [
+        "damaged",
+        "downloads",
+        by_hand.name,
+        held.name,
+        of_run.name,
+    ]
+    assert all(map(is_finished, (held, of_run, by_hand)))
     assert main(["data", "tiny", "--prune"]) == 1 and main(["data", "--set", "seed=1"]) == 1
 
 
