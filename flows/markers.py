@@ -5,6 +5,7 @@ What is compared is what inputs.json says, read as today's inputs are: a field t
 file of an earlier shape is translated (``flows/inputs.py``), so that what it marks is neither made nor written again.
 """
 
+import itertools
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -37,7 +38,9 @@ def once(
         return {**done, "reused": True}
     started, begun = read_json(folder / "inputs.json"), begun_as(folder, inputs, translate)
     if folder.exists() and started is not None and begun is None:
-        aside = folder.with_name(f"{folder.name}.old-{time.strftime('%Y%m%d-%H%M%S')}")
+        name = f"{folder.name}.old-{time.strftime('%Y%m%d-%H%M%S')}"
+        names = itertools.chain([name], (f"{name}-{again}" for again in itertools.count(2)))  # twice within a second
+        aside = next(path for path in map(folder.with_name, names) if not path.exists())
         folder.rename(aside)
         say(f"{folder.name}: made from other settings or data, moved to {aside.name}")
     folder.mkdir(parents=True, exist_ok=True)

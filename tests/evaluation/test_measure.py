@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from evaluation import extraction, measure
-from evaluation.captions import held_out_prompts, read_lines
+from evaluation.captions import held_out_prompts, read_lines, unique
 from evaluation.generate import ImageJob, ImageSet, prepare, save_images
 from evaluation.protocols import HEADLINE, SAMPLES, UNTRAINED
 from mdm.config import Sampling
@@ -121,3 +121,9 @@ def test_pictures_and_captions_that_do_not_belong_are_named(data: Path, fits: li
     (samples / "captions.jsonl").write_text(json.dumps({"index": 0}) + "\n")
     with pytest.raises(ValueError, match=r"captions\.jsonl, line 1: missing field"):
         measured(data)
+
+
+def test_two_samples_of_one_key_are_refused() -> None:
+    assert unique(["a", "b"], "val") == {"a": 0, "b": 1}
+    with pytest.raises(ValueError, match="val: two samples have the key 'a'"):
+        unique(["a", "b", "a"], "val")

@@ -27,6 +27,9 @@ def test_done_work_is_not_done_again_and_other_inputs_move_the_old_aside(tmp_pat
     (aside,) = tmp_path.glob("stage.old-*")
     assert (aside / "result").read_text() == "1"
     assert "moved to" in said[0]
+    for i in range(3):  # within a second
+        once(folder, {"a": 3 + i}, work, said.append)
+    assert len(list(tmp_path.glob("stage.old-*"))) == 4
 
 
 def test_interrupted_work_is_resumed_in_place(tmp_path: Path) -> None:
