@@ -1,7 +1,12 @@
 """Drawing and reading real captions where no embeddings are stored."""
 
 import json
+import os
 import shutil
+import signal
+import subprocess
+import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,7 +17,7 @@ from PIL import Image
 
 from evaluation.generate import ImageJob, ImageSet, generate_images
 from evaluation.measure import load_real
-from mdm.config import ENCODERS, Labels, Text
+from mdm.config import ENCODERS, Labels, Sampling, Text
 from mdm.data.embeddings import TextSource
 from mdm.data.shards import Shards
 from mdm.data.text import load_encoder, online_encoder
@@ -23,7 +28,7 @@ from mdm.run.checkpoint import newest_checkpoint
 from mdm.structure import to_dict
 from mdm.training.train import main as train
 from preprocessing.embed import embed_captions
-from small import small_job
+from small import FAKE, small_job
 
 
 def test_online_draws_and_pools_what_stored_embeddings_do(squares: Path, tmp_path: Path) -> None:
@@ -76,3 +81,31 @@ def test_a_class_conditional_stage_trains_and_draws_through_the_same_code(square
     generate_images(tmp_path / "drawn", job, 0, 1)
     assert len(list((tmp_path / "drawn" / "samples" / "levels" / "8").glob("*.png"))) == 3
     assert len(list((tmp_path / "drawn" / "samples").glob("*.png"))) == 3
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT"])
+def test_drawing_stops_at_once_and_goes_on_where_it_was(name: str, squares: Path, tmp_path: Path) -> None:
+    model = small_job(squares, num_levels=1).model
+    torch.manual_seed(0)
+    save_weights(tmp_path / "weights", model, NestedUNet(model).state_dict())
+    sampling = Sampling(steps=20, batch_size=1)
+    images = ImageSet(name="set", weights=str(tmp_path / "weights"), sampling=sampling)
+    job = ImageJob(sets=(images,), data=str(squares / "train"), text=FAKE, num_samples=40, device="cpu", threads=1)
+    folder, whole = tmp_path / "drawn", tmp_path / "whole"
+    folder.mkdir()
+    write_json(folder / "generate.json", to_dict(job))
+    command = [sys.executable, "-m", "evaluation.generate", str(folder)]
+    with subprocess.Popen(command, start_new_session=True, stderr=subprocess.PIPE, text=True) as process:
+        deadline = time.monotonic() + 60
+        while not list(folder.glob("set/*.png")) and time.monotonic() < deadline:
+            time.sleep(0.01)
+        os.killpg(process.pid, getattr(signal, name))
+        _, told = process.communicate(timeout=30)
+    assert process.returncode == 1 and "generate: stopped" in told and "Traceback" not in told
+    assert 0 < len(list(folder.glob("set/*.png"))) < 40
+    if name == "SIGTERM":
+        return
+    for target in (folder, whole):
+        generate_images(target, job, 0, 1)
+    drawn, expected = ({p.name: p.read_bytes() for p in (f / "set").glob("*.png")} for f in (folder, whole))
+    assert drawn == expected and len(drawn) == 40
