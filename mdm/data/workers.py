@@ -12,6 +12,7 @@ import signal
 import tempfile
 import threading
 from collections.abc import Collection, Generator, Iterable, Iterator
+from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
 from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
@@ -64,7 +65,13 @@ def batches(
             except (RuntimeError, OSError, EOFError) as error:  # what ``data`` raises comes as a value
                 if not workers:
                     raise
-                raise WorkersDied(_cause(error)) from error
+                broken = wait([process.sentinel for process in started], 1.0)
+                for process in started:
+                    if process.sentinel in broken:  # its pipe breaks before its end is known
+                        process.join(5.0)
+                codes = {process.name: process.exitcode or 0 for process in started}
+                killed = [f"{name} was killed by {_name(-code)}" for name, code in codes.items() if code < 0]
+                raise WorkersDied(_cause(error, killed)) from error
             if isinstance(batch, Exception):
                 raise batch
             yield batch
@@ -87,16 +94,20 @@ def _start(loader: Any, deaf_to: Collection[signal.Signals]) -> Iterator[Any]:
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
 
-def _cause(error: Exception) -> str:
+def _name(number: int) -> str:
+    return signal.Signals(number).name if number in set(signal.Signals) else f"signal {number}"
+
+
+def _cause(error: Exception, killed: Iterable[str] = ()) -> str:
     """The error, and what of the machine it comes from, where that can be seen."""
-    lines = [f"data workers: {str(error) or type(error).__name__}"]
+    lines = [f"data workers: {str(error) or type(error).__name__}", *killed]
     if SHARED.is_dir():
         room = os.statvfs(SHARED)
         if (free := room.f_bavail * room.f_frsize) < LITTLE_BYTES:
             lines.append(f"{SHARED} has {free:,} bytes free: make it larger (docker run --shm-size=1g)")
     if len(folder := tempfile.gettempdir()) > LONG_PATH:
         lines.append(f"{folder} is too long a path for sockets: set TMPDIR to a shorter one")
-    return "; ".join([*lines, "or do without them: data_workers 0 in job.json, hardware.data_workers of a preset"])
+    return "; ".join(lines) + " (it goes without them: data_workers 0 in job.json, hardware.data_workers of a preset)"
 
 
 class _Packed:

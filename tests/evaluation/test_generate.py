@@ -1,7 +1,11 @@
 """Drawing and reading real captions where no embeddings are stored."""
 
 import json
+import os
 import shutil
+import signal
+import subprocess
+import sys
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -143,3 +147,32 @@ def test_only_what_is_missing_or_asked_for_anew_is_drawn(squares: Path, tmp_path
     (pictures / "captions.jsonl").unlink()  # nothing says any more whose they are
     assert draw(prompts) == {f"{i:05d}.png" for i in range(6)}
     assert (pictures / "stray.png").read_text() == "not ours"
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT"])
+def test_drawing_stops_at_once_and_goes_on_where_it_was(name: str, squares: Path, tmp_path: Path) -> None:
+    model = small_job(squares, num_levels=1).model
+    torch.manual_seed(0)
+    save_weights(tmp_path / "weights", model, NestedUNet(model).state_dict())
+    sampling = Sampling(steps=20, batch_size=1)
+    images = ImageSet(name="set", weights=str(tmp_path / "weights"), sampling=sampling)
+    job = ImageJob(sets=(images,), data=str(squares / "train"), text=FAKE, device="cpu", threads=1)
+    folder, whole = tmp_path / "drawn", tmp_path / "whole"
+    prompts = held_out_prompts(Shards(squares / "train"), 40, labelled=False)
+    for target in (folder, whole):
+        prepare(target, job, prompts)
+    command = [sys.executable, "-m", "evaluation.generate", str(folder)]
+    with subprocess.Popen(command, start_new_session=True, stderr=subprocess.PIPE, text=True) as process:
+        deadline = time.monotonic() + 60
+        while not list(folder.glob("set/*.png")) and time.monotonic() < deadline:
+            time.sleep(0.01)
+        os.killpg(process.pid, getattr(signal, name))
+        _, told = process.communicate(timeout=30)
+    assert process.returncode == 1 and "generate: stopped" in told and "Traceback" not in told
+    assert 0 < len(list(folder.glob("set/*.png"))) < 40
+    if name == "SIGTERM":
+        return
+    for target in (folder, whole):
+        generate_images(target, job, 0, 1)
+    drawn, expected = ({p.name: p.read_bytes() for p in (f / "set").glob("*.png")} for f in (folder, whole))
+    assert drawn == expected and len(drawn) == 40

@@ -1,6 +1,10 @@
 """The flow follows the stage graph that a preset gives as data. The trainer here is a stand-in that learns nothing."""
 
 import json
+import re
+import shlex
+import shutil
+import subprocess
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -18,6 +22,7 @@ from flows.records import seen_before
 from flows.reproduction import stage_names
 from flows.status import stage_states
 from flows.tracking import Tracker
+from flows.training import parent_checkpoint, trained_weights
 from mdm.config import Labels, Model, Sampling
 from mdm.files import write_json
 from mdm.network.nested import NestedUNet
@@ -148,6 +153,39 @@ def test_a_parent_that_lacks_what_a_stage_starts_from_is_named(train: Callable[[
         with pytest.raises(Trouble, match=message):
             train(whole(a=moved, b=stage(2, Start(stage="a", milestone=milestone))))
     assert not (run / "grow-b" / "done.json").exists()
+
+
+def test_a_milestone_that_was_saved_later_is_started_from(train: Callable[[Preset], Path], tmp_path: Path) -> None:
+    """Its step was skipped, say: it was saved after the next good one."""
+    preset = whole(a=stage(1, cadence=EARLY), b=stage(2, Start(stage="a", milestone="early")))
+    run = train(whole(a=preset.stages["a"]))
+    early = run / "a" / "checkpoints" / "nimg-000000000016"
+    weights = NestedUNet(model(1)).state_dict()
+    made = Contents(24, 1, model(1), weights, weights, {}, {}, {"early": 16})
+    save_checkpoint(early.parent, made, Cadence())
+    shutil.rmtree(early)
+    assert parent_checkpoint(preset, "b", run) == early.with_name("nimg-000000000024")
+
+
+def test_a_damaged_end_is_not_replaced_by_what_came_before_and_the_advice_works(
+    train: Callable[[Preset], Path], tmp_path: Path
+) -> None:
+    preset = whole(a=stage(1, cadence=EARLY))
+    run = train(preset)
+    end = run / "a" / "checkpoints" / "nimg-000000000032"
+    (end / "raw" / "model.safetensors").write_bytes(b"torn")
+    with pytest.raises(Trouble, match=r"nimg-000000000032 is damaged .*from nimg-000000000016 on") as damaged:
+        trained_weights(run / "a")
+    with pytest.raises(Trouble, match="nimg-000000000032 is damaged"):
+        train(whole(a=preset.stages["a"], b=stage(2, Start(stage="a"))))
+    shutil.rmtree(end)
+    with pytest.raises(Trouble, match="was trained to 32 images, its last checkpoint is nimg-000000000016"):
+        trained_weights(run / "a")
+    advice = re.search(r"rm [^,]*", str(damaged.value))
+    assert advice is not None
+    subprocess.run(shlex.split(advice[0]), check=True)
+    train(preset)
+    assert trained_weights(run / "a") == end / "ema"
 
 
 def test_rows_follow_the_graph() -> None:

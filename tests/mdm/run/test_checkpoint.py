@@ -1,8 +1,10 @@
 """Checkpoints: whole or not at all, and never trusted unread."""
 
 import errno
+import json
 import os
 import random
+import resource
 import shutil
 import signal
 import sys
@@ -15,10 +17,13 @@ import torch
 from mdm.network import weights
 from mdm.network.nested import NestedUNet
 from mdm.network.weights import load_weights
+from mdm.run.attempts import newest_attempt
 from mdm.run.checkpoint import (
     Contents,
+    Damaged,
     Writer,
     find_damage,
+    last_checkpoint,
     milestone_checkpoint,
     newest_checkpoint,
     save_checkpoint,
@@ -196,3 +201,73 @@ def test_a_newer_attempt_is_asked_for_before_the_name_is_given(three: Path, tmp_
     with pytest.raises(RuntimeError, match="newer attempt"):
         save_checkpoint(copy, contents(4), Cadence(), may_write)
     assert [nimg_of(p) for p in list_folders(copy)] == [2, 3]
+
+
+def damage(folder: Path) -> None:
+    (folder / "raw" / "model.safetensors").write_bytes(b"torn")
+
+
+def test_no_whole_one_is_dropped_in_favour_of_a_damaged_one(three: Path, tmp_path: Path) -> None:
+    copy = shutil.copytree(three, tmp_path / "c")
+    writer = Writer(copy, Cadence(), lambda: None)
+    for folder in list_folders(copy):
+        damage(folder)
+    for nimg, left in ((1, [1, 2, 3]), (4, [1, 2, 3, 4]), (5, [4, 5])):  # 1: a return to the start, say
+        writer.submit(contents(nimg))
+        assert writer.finish() is None
+        assert [nimg_of(p) for p in list_folders(copy)] == left
+
+
+def test_what_a_period_keeps_is_whole(tmp_path: Path) -> None:
+    cadence = Cadence(keep_checkpoints=2, keep_every_nimg=10)
+    for nimg in (10, 14, 20, 21, 22):
+        save_checkpoint(tmp_path, contents(nimg), cadence)
+        if nimg == 10:
+            damage(list_folders(tmp_path)[0])
+    assert [nimg_of(p) for p in list_folders(tmp_path)] == [14, 20, 21, 22]
+
+
+def test_names_that_are_not_ours_are_neither_read_nor_deleted(three: Path, tmp_path: Path) -> None:
+    copy = shutil.copytree(three, tmp_path / "c")
+    names = ["nimg-000000000003.bak", "nimg-3.bak.tmp", "nimg-x", "nimg-", "notes.tmp", "nimg-²"]
+    for name in names:
+        shutil.copytree(list_folders(three)[-1], copy / name)
+    (copy / "nimg-000000000009").write_text("a file")
+    save_checkpoint(copy, contents(4), Cadence())
+    assert [nimg_of(p) for p in list_folders(copy)] == [3, 4]
+    assert all((copy / name).exists() for name in [*names, "nimg-000000000009"])
+    (tmp_path / "attempts").mkdir()
+    for name in ("2.json", "²3.json", "³.json", "4.json.bak", "copy-5.json"):
+        (tmp_path / "attempts" / name).touch()
+    assert newest_attempt(tmp_path) == 2
+
+
+def test_a_full_disk_is_an_oserror_whoever_writes(tmp_path: Path) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
+    try:
+        with pytest.raises(OSError, match=r"x\.safetensors: .*too large"):
+            weights.save_tensors(tmp_path / "x.safetensors", {"x": torch.zeros(100_000)})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def test_the_last_one_is_wanted_and_no_other(three: Path, tmp_path: Path) -> None:
+    copy = shutil.copytree(three, tmp_path / "c")
+    before, last = list_folders(copy)
+    assert last_checkpoint(copy) == last and last_checkpoint(tmp_path) is None
+    damage(last)
+    with pytest.raises(Damaged, match="is damaged") as error:
+        last_checkpoint(copy)
+    assert error.value.whole == before
+
+
+def test_milestones_of_an_older_format_are_found(three: Path, tmp_path: Path) -> None:
+    copy = shutil.copytree(three, tmp_path / "c")
+    path = list_folders(copy)[-1] / "manifest.json"
+    facts = json.loads(path.read_text())
+    del facts["milestones"]
+    path.write_text(json.dumps({**facts, "milestone": "early"}))
+    assert nimg_of(milestone_checkpoint(copy, "early", 2, 8)) == 3
+    with pytest.raises(ValueError, match="no milestone"):
+        milestone_checkpoint(copy, "early", 4, 8)

@@ -148,6 +148,7 @@ def test_a_snapshot_is_replaced_when_a_run_repeats_itself(run: tuple[Path, Power
     for tensor in averages.weights[0.05].values():
         tensor.zero_()
     write_snapshot(folder, 32, small_model(1), averages.weights)
+    shutil.copytree(folder / FOLDER / "nimg-000000000032", folder / FOLDER / "nimg-000000000032.bak")
     assert len(list_snapshots(folder)[0]) == 8
     assert not list((folder / FOLDER).glob("*.tmp"))
 
