@@ -1,7 +1,10 @@
 """A flow looks by itself whether it was cancelled: after an outage of the server a worker gives up telling it."""
 
+import contextlib
 import time
+from collections.abc import Iterator
 
+from prefect import State, states
 from prefect.client.orchestration import get_client
 from prefect.runtime import flow_run
 from prefect.settings import PREFECT_CLIENT_MAX_RETRIES, temporary_settings
@@ -14,6 +17,22 @@ _looked = float("-inf")
 
 class Cancelled(Stopped):
     """The flow run was cancelled on its server."""
+
+
+class End:
+    """How a flow ended, as it returns it to Prefect."""
+
+    state: State | None = None
+
+
+@contextlib.contextmanager
+def ends_cancelled() -> Iterator[End]:
+    """A flow's work: where it is given up because it was cancelled, the flow's state is that."""
+    end = End()
+    try:
+        yield end
+    except Cancelled as cancelled:
+        end.state = states.Cancelled(message=str(cancelled))
 
 
 def heed_cancel() -> None:

@@ -42,8 +42,8 @@ class Follower:
             try:
                 self._send(points)
             except MlflowException:  # its run was deleted, perhaps: find or make it, and all from the beginning
-                self._begin()
                 self.tracker.connect()
+                self._begin()
                 self._send(self._read())
             self.trouble = None
         except (MlflowException, OSError) as error:

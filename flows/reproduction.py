@@ -5,10 +5,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from prefect import State, flow, get_run_logger, states
+from prefect import State, flow, get_run_logger
 from prefect.runtime import deployment
 
-from flows import cancel
+from flows.cancel import ends_cancelled
 from flows.data import embed_text, prepare_data, write_shard_set
 from flows.evaluation import evaluate_samples, sample_images, write_report
 from flows.facts import run_facts
@@ -51,12 +51,9 @@ def reproduction(preset: PresetName = "cc12m-1024", overrides: Overrides = Overr
     with hold(run / "flow.lock", f"run {name}"), board(stage_names(chosen), _log()) as shown:
         write_json(run / "config.json", to_dict(chosen))
         tracker = Tracker(run, name, shown.say)
-        try:
-            with tracker.recording():
-                _work(chosen, run, tracker)
-        except cancel.Cancelled as cancelled:
-            return states.Cancelled(message=str(cancelled))
-    return name
+        with ends_cancelled() as end, tracker.recording():
+            _work(chosen, run, tracker)
+    return end.state or name
 
 
 def _work(chosen: Preset, run: Path, tracker: Tracker) -> None:

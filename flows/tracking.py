@@ -34,8 +34,9 @@ class Tracker:
     kept is another child. Raises Trouble where MLflow cannot be used.
     """
 
-    def __init__(self, run: Path, name: str, say: Callable[[str], None] = print) -> None:
-        self.run, self.name, self.say, self.uri = run, name, say, mlflow_uri()
+    def __init__(self, run: Path, name: str, say: Callable[[str], None] = print, alone: bool = False) -> None:
+        """``alone``: the folder is no flow's run but that of one training, which is its only stage."""
+        self.run, self.name, self.say, self.alone, self.uri = run, name, say, alone, mlflow_uri()
         known = (run / "mlflow.json").exists()
         self.id = folder_id(run)
         with self.reachable():
@@ -105,8 +106,7 @@ class Tracker:
         return self.children[key]
 
     def folder(self, stage: str) -> Path:
-        """A stage's folder: in the run's, or the run's itself where it was trained without a flow."""
-        return self.run / stage if (self.run / stage).is_dir() else self.run
+        return self.run if self.alone else self.run / stage
 
     # -- states ----------------------------------------------------------------------------------------------------
 

@@ -19,7 +19,7 @@ def track(arguments: argparse.Namespace) -> int:
 
     named = run_folder(arguments.run)
     folder, stages = stages_of((named if named.is_dir() else Path(arguments.run)).resolve())
-    tracker = Tracker(folder, folder.name)
+    tracker = Tracker(folder, folder.name, alone=(folder / "metrics.jsonl").exists())
     words = []
     for stage in stages:
         follower, word = record_by_outcome(tracker, stage)

@@ -61,11 +61,11 @@ def test_points_sent_again_stay_single(home: Path) -> None:
     write_points(run, 0, 5)
     with (run / "metrics.jsonl").open("a") as file:
         file.write('{"nimg": 50, "time')  # a line being written
-    tracker = Tracker(run, "run")
+    tracker = Tracker(run, "run", alone=True)
     follower = Follower(tracker, "16")
     follower.finish()
     assert len(history(tracker, "16", ["train/loss"])["train/loss"]) == 5
-    Follower(Tracker(run, "run"), "16").finish()  # another process, from the beginning
+    Follower(Tracker(run, "run", alone=True), "16").finish()  # another process, from the beginning
     text = (run / "metrics.jsonl").read_text()
     (run / "metrics.jsonl").write_text(text[: text.rfind("\n") + 1])
     write_points(run, 5, 8)
@@ -80,14 +80,14 @@ def test_a_server_that_is_away_is_one_line_within_seconds(home: Path, monkeypatc
     run.mkdir()
     begun = time.monotonic()
     with pytest.raises(Trouble, match=r"MLflow at http://127\.0\.0\.1:9 cannot be used .*nothing that is done is lost"):
-        Tracker(run, "run")
+        Tracker(run, "run", alone=True)
     assert time.monotonic() - begun < 60
 
 
 def test_a_server_that_goes_away_does_not_stop_the_follower(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = home / "run"
     run.mkdir()
-    follower = Follower(Tracker(run, "run"), "16")
+    follower = Follower(Tracker(run, "run", alone=True), "16")
     write_points(run, 0, 3)
     log_batch = follower.tracker.client.log_batch
 
@@ -137,7 +137,7 @@ def test_each_point_arrives_once_in_order_though_server_and_follower_die(
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{port}")
     (run := home / "run").mkdir()
     with mlflow_server(home, port):
-        follower = Follower(Tracker(run, "run"), "16")
+        follower = Follower(Tracker(run, "run", alone=True), "16")
         write_points(run, 0, 5)
         follower.poll()
         assert follower.trouble is None
@@ -155,7 +155,7 @@ def test_each_point_arrives_once_in_order_though_server_and_follower_die(
         monkeypatch.setattr(follower.tracker.client, "log_batch", dies_half_way)
         with pytest.raises(Trouble):
             follower.finish()
-        tracker = Tracker(run, "run")
+        tracker = Tracker(run, "run", alone=True)
         Follower(tracker, "16").finish()  # another process, which knows the folder alone
         for name, value in (("lr", lambda i: 0.1), ("train/loss", lambda i: 1 / (i + 1))):
             points = tracker.client.get_metric_history(tracker.child("16"), name)
@@ -172,7 +172,7 @@ def test_a_folder_trained_without_a_flow_is_tracked_by_hand(
     for _ in range(2):
         assert cli(["track", str(run)]) == 0
     assert "32 images seen" in capsys.readouterr().out
-    tracker = Tracker(run, "by-hand")
+    tracker = Tracker(run, "by-hand", alone=True)
     stage = tracker.client.get_run(tracker.child("train"))
     assert stage.info.status == "FINISHED"
     assert (stage.data.params["nimg"], stage.data.tags["compute.parallel"]) == ("32", "ddp")
@@ -349,7 +349,7 @@ def test_a_login_reaches_mlflow_and_no_file_or_line(home: Path, monkeypatch: pyt
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://ann:se%20cret@127.0.0.1:9")
     (run := home / "run").mkdir()
     with pytest.raises(Trouble) as trouble:
-        Tracker(run, "run")
+        Tracker(run, "run", alone=True)
     assert "se%20cret" not in str(trouble.value) and "http://127.0.0.1:9 " in str(trouble.value)
     assert (os.environ["MLFLOW_TRACKING_USERNAME"], os.environ["MLFLOW_TRACKING_PASSWORD"]) == ("ann", "se cret")
     assert "se%20cret" not in (run / "mlflow.json").read_text()
