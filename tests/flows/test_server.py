@@ -88,8 +88,10 @@ from prefect.client.orchestration import get_client
 from prefect.runtime import flow_run
 from prefect.states import Cancelling
 from flows import cancel
+from flows.home import quiet_services
 from flows.launch import run_job
 
+quiet_services()
 cancel.LOOK_EVERY_S = 0.0
 
 def cancel_it() -> None:
