@@ -70,11 +70,11 @@ def _work(chosen: Preset, run: Path, tracker: Tracker) -> None:
     images = sample_images(chosen, run / "samples", trained_weights(last), data, text, text_digest)
     evaluate_samples(chosen, run / "evaluation", images, data, text, tracker)
     with tracker.reachable():
-        tracker.times(_times(run, stage_names(chosen)))
+        tracker.times(part_times(run, stage_names(chosen)))
     write_report(chosen, run, data, images, tracker)
 
 
-def _times(run: Path, names: list[str]) -> Iterator[tuple[str, float, int]]:
+def part_times(run: Path, names: list[str]) -> Iterator[tuple[str, float, int]]:
     """(part, seconds, when it ended in ms, 0 where that is not known) in order.
 
     What a marker says of a part that was done before, too; the data's parts have none and know of this start alone.

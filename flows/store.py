@@ -2,8 +2,10 @@
 
 import contextlib
 import os
+import shutil
 import sqlite3
 import tempfile
+import time
 from pathlib import Path
 
 from flows.home import home, mlflow_database, sqlite_address
@@ -17,6 +19,9 @@ def artifact_root() -> str:
 def set_up_store() -> None:
     """Make MDM_HOME's store usable: there, whole, and with addresses of where it lies now."""
     database = mlflow_database()
+    for left in database.parent.glob("set-up-*"):  # of a set-up that was killed; it takes seconds
+        if time.time() - left.stat().st_mtime > 3600:
+            shutil.rmtree(left, ignore_errors=True)
     if database.exists() and _was_never_finished(database):
         database.unlink()
     if not database.exists():

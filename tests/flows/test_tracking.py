@@ -20,6 +20,8 @@ from mlflow.entities import Metric
 from flows.cli import main as cli
 from flows.following import Follower, record_stage
 from flows.home import Stopped, Trouble, mlflow_database, quiet_services, sqlite_address, without_secrets
+from flows.progress import board
+from flows.reproduction import part_times
 from flows.store import set_up_store
 from flows.tracking import Tracker, history
 from mdm.files import write_json
@@ -327,11 +329,14 @@ def test_a_store_whose_set_up_was_killed_is_made_anew(home: Path, monkeypatch: p
         with pytest.raises(KeyboardInterrupt):
             Tracker(run, "small")
     assert not database.exists()
+    (left := database.with_name("set-up-killed")).mkdir()
+    os.utime(left, (0, 0))
     with contextlib.closing(sqlite3.connect(database)) as left_by_an_earlier_version:
         left_by_an_earlier_version.execute("CREATE TABLE experiments (experiment_id INTEGER)")
         left_by_an_earlier_version.execute("CREATE TABLE evaluation_datasets (x INTEGER)")
     Follower(tracker := Tracker(run, "small"), "16").finish()
     assert losses(tracker) == [0, 10, 20, 30]
+    assert not left.exists()
 
 
 def test_a_torn_line_is_named_and_ends_nothing(home: Path) -> None:
@@ -354,3 +359,16 @@ def test_a_login_reaches_mlflow_and_no_file_or_line(home: Path, monkeypatch: pyt
     assert (os.environ["MLFLOW_TRACKING_USERNAME"], os.environ["MLFLOW_TRACKING_PASSWORD"]) == ("ann", "se cret")
     assert "se%20cret" not in (run / "mlflow.json").read_text()
     assert without_secrets("postgresql://ann:se:cret@host/db is away") == "postgresql://ann:***@host/db is away"
+
+
+def test_a_parts_time_is_that_of_its_marker_in_every_server_and_of_its_last_making(home: Path) -> None:
+    run = flow_run(home)
+    board(["data", "shards", "train 16", "report"], lambda line: None)
+    board().finish("data", "done", 2)
+    board().finish("shards", "reused", 0)  # how long they took is not known any more
+    tracker = Tracker(run, "small")
+    for seconds in (30.0, 20.0):  # trained, and trained anew
+        write_json(run / "16" / "done.json", {"seconds": seconds, "finished_ms": 1_700_000_000_000 - int(seconds)})
+        tracker.times(part_times(run, ["data", "shards", "train 16", "report"]))
+    times = tracker.client.get_run(tracker.parent).data.metrics
+    assert times == {"time/00 data": 2, "time/02 train 16": 20}
