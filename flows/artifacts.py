@@ -11,6 +11,7 @@ from prefect.artifacts import (
     create_table_artifact,
     update_progress_artifact,
 )
+from prefect.settings import PREFECT_CLIENT_MAX_RETRIES, temporary_settings
 
 EVERY_S = 5
 
@@ -27,7 +28,8 @@ class StageProgress:
         if self.id is None or time.monotonic() - self.sent < EVERY_S:
             return
         self.sent = time.monotonic()
-        with contextlib.suppress(Exception):  # a server that is away must not stop what it shows
+        # A server that is away must not stop what it shows, nor be waited for.
+        with contextlib.suppress(Exception), temporary_settings({PREFECT_CLIENT_MAX_RETRIES: 0}):
             update_progress_artifact(self.id, 100 * min(1.0, done / self.total))
 
     def done(self) -> None:

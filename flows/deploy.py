@@ -27,16 +27,24 @@ def deploy_all() -> int:
         raise Trouble(
             f"no Prefect server answers at PREFECT_API_URL {url} ({error}): start it, or mend the address"
         ) from error
-    prefect = str(Path(sys.executable).with_name("prefect"))
-    for command in (
-        ["work-pool", "create", POOL, "--type", "process", "--overwrite"],
-        ["--no-prompt", "deploy", "--all"],
-    ):
-        code = subprocess.run([prefect, *command], cwd=PROJECT, stdin=subprocess.DEVNULL).returncode
-        if code != 0:
-            raise Trouble(f"`prefect {' '.join(command)}` failed with code {code}")
+    if _prefect("work-pool", "inspect", POOL, quiet=True) != 0:  # what was set on an existing one stays
+        _must("work-pool", "create", POOL, "--type", "process")
+    _must("--no-prompt", "deploy", "--all")
     print(
         f"next: prefect worker start --pool {POOL}\n"
         "then: prefect deployment run mdm/full-reproduction --param preset=tiny --watch"
     )
     return 0
+
+
+def _prefect(*command: str, quiet: bool = False) -> int:
+    prefect, shown = str(Path(sys.executable).with_name("prefect")), subprocess.DEVNULL if quiet else None
+    return subprocess.run(
+        [prefect, *command], cwd=PROJECT, stdin=subprocess.DEVNULL, stdout=shown, stderr=shown
+    ).returncode
+
+
+def _must(*command: str) -> None:
+    code = _prefect(*command)
+    if code != 0:
+        raise Trouble(f"`prefect {' '.join(command)}` failed with code {code}")

@@ -14,6 +14,7 @@ from evaluation.protocols import HEADLINE, SAMPLES
 from evaluation.reading import measured_lines
 from evaluation.report import render
 from flows.artifacts import StageProgress, show_link, show_metrics
+from flows.following import record_stage
 from flows.inputs import MetricsInputs, first_metrics, first_samples, metrics_inputs, sample_inputs
 from flows.launch import died, run_job
 from flows.markers import once
@@ -103,8 +104,7 @@ def evaluate_samples(
 
     give_way(data, board().say)
     done = once(folder, inputs, work, board().say, translate)
-    if not done["reused"]:
-        log_results(tracker, folder, done)
+    log_results(tracker, folder, done)
     progress.done()
     headline = next(metric for metric in done["metrics"] if metric["name"] == HEADLINE.name)
     values = ", ".join(f"{what} {value:.3f}" for what, value in headline["values"].items())
@@ -142,8 +142,10 @@ def log_results(tracker: Tracker, folder: Path, done: dict[str, Any]) -> None:
 
 @task(task_run_name="report")
 def write_report(preset: Preset, run: Path, data: Path, images: Path, tracker: Tracker) -> Path:
-    """records.json, exported from MLflow, and the page made from it."""
+    """records.json, exported from MLflow, and the page made from it; both are kept there too."""
     board().start("report")
+    for stage in preset.stages:  # unless somebody deleted them meanwhile they are there
+        record_stage(tracker, stage)
     folder = run / "report"
     made_from = {
         stage: json.loads((run / stage / "done.json").read_text())["inputs"]
@@ -154,12 +156,11 @@ def write_report(preset: Preset, run: Path, data: Path, images: Path, tracker: T
         records = export_records(preset, run, data, images, tracker)
         write_json(folder / "records.json", records)
         page = render(records, folder / "index.html")
-        tracker.artifact("", folder / "records.json")
-        tracker.artifact("", page)
-        tracker.finish("")
         show_link("report", page.as_uri(), "The report page")
         return {"page": page.name}
 
     done = once(folder, made_from, work, board().say)
+    for name in ("records.json", "index.html"):
+        tracker.artifact("", folder / name)
     board().finish("report", "reused" if done["reused"] else "done", done["seconds"])
     return folder / "index.html"

@@ -1,16 +1,25 @@
-"""Where things lie on this machine, and the environment that Prefect and MLflow are given."""
+"""Where things lie on this machine, who may write there, and the environment that Prefect and MLflow are given."""
 
 import contextlib
-import fcntl
 import os
+import re
+import shlex
 from collections.abc import Iterator
 from pathlib import Path
+from urllib.parse import quote, unquote, urlsplit, urlunsplit
+
+from mdm.files import try_lock
 
 PROJECT = Path(__file__).resolve().parent.parent
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
 class Trouble(Exception):
     """Something the user can mend: its message is the one line they see."""
+
+
+class Stopped(Trouble):
+    """Somebody asked the work to end: no failure."""
 
 
 def home() -> Path:
@@ -44,22 +53,32 @@ def make_home() -> None:
         ) from error
 
 
-def embed_services() -> None:
-    """Prefect's temporary server and MLflow's SQLite inside MDM_HOME, whatever the caller's environment says.
+def embed_services(mlflow: str | None = None) -> list[str]:
+    """Prefect's temporary server in MDM_HOME, and MLflow's store there or at the address given.
 
-    Call it before prefect or mlflow are imported.
+    The caller's settings of either would move the records elsewhere: they are ignored, and a line says which; how to
+    log in to MLflow is none of them. Call it before prefect or mlflow are imported.
     """
-    for name in [n for n in os.environ if n.startswith(("PREFECT_", "MLFLOW_"))]:
+    ignored = sorted(name for name in os.environ if name.startswith("PREFECT_"))
+    lines = [f"ignored: {', '.join(ignored)} (this run has a Prefect server of its own)"] * bool(ignored)
+    if mlflow is None and os.environ.pop("MLFLOW_TRACKING_URI", ""):
+        lines.append(f"ignored: MLFLOW_TRACKING_URI (this run logs to {mlflow_database()}; --mlflow URI logs there)")
+    for name in ignored:
         del os.environ[name]
+    if mlflow is not None:
+        os.environ["MLFLOW_TRACKING_URI"] = mlflow
     os.environ["PREFECT_HOME"] = str(home() / "prefect")
+    os.environ["PREFECT_SERVER_DATABASE_CONNECTION_URL"] = prefect_database()
     os.environ["PREFECT_SERVER_ALLOW_EPHEMERAL_MODE"] = "true"
     os.environ["PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS"] = "120"
+    os.environ["PREFECT_CLIENT_MAX_RETRIES"] = "3"  # a server of one's own that does not answer is no more
     os.environ["PREFECT_LOGGING_LEVEL"] = "CRITICAL"  # errors are told once, by the command itself
     quiet_services()
+    return lines
 
 
 def quiet_services() -> None:
-    """No telemetry, and no long hangs on a dead MLflow server."""
+    """No telemetry, no long hangs on a dead MLflow server, and servers on this machine are asked without a proxy."""
     os.environ["PREFECT_SERVER_ANALYTICS_ENABLED"] = "false"
     os.environ["DO_NOT_TRACK"] = "1"
     os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
@@ -67,11 +86,53 @@ def quiet_services() -> None:
     os.environ["MLFLOW_LOGGING_LEVEL"] = "CRITICAL"  # what fails is raised; on a full disk it also logs pages of SQL
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
     os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"
+    spared = ",".join(filter(None, (os.environ.get("no_proxy") or os.environ.get("NO_PROXY"), *LOOPBACK)))
+    os.environ["no_proxy"] = os.environ["NO_PROXY"] = spared
+
+
+def mlflow_database() -> Path:
+    return home() / "mlflow" / "mlflow.db"
 
 
 def mlflow_uri() -> str:
-    """MLFLOW_TRACKING_URI, by default a SQLite file in MDM_HOME."""
-    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{home() / 'mlflow' / 'mlflow.db'}"
+    """MLFLOW_TRACKING_URI, by default a SQLite file in MDM_HOME.
+
+    A login that stands in a server's address goes to where MLflow looks for one, so that no file or line shows it.
+    """
+    given = os.environ.get("MLFLOW_TRACKING_URI")
+    if not given:
+        return sqlite_address(mlflow_database())
+    parts = urlsplit(given)
+    if parts.scheme in ("http", "https") and "@" in parts.netloc:
+        login, _, host = parts.netloc.rpartition("@")
+        user, _, password = login.partition(":")
+        os.environ["MLFLOW_TRACKING_USERNAME"] = unquote(user)
+        os.environ["MLFLOW_TRACKING_PASSWORD"] = unquote(password)
+        os.environ["MLFLOW_TRACKING_URI"] = given = urlunsplit(parts._replace(netloc=host))
+    return given
+
+
+def without_secrets(text: str) -> str:
+    """Passwords in addresses (a database's) are not shown."""
+    return re.sub(r"(://[^\s/:@]*):[^\s@]+@", r"\1:***@", text)
+
+
+def sqlite_address(file: Path, driver: str = "pysqlite") -> str:
+    """A file as SQLAlchemy's address, whatever its name: alone SQLite's own URI can hold a question mark.
+
+    The driver is named because MLflow makes a folder of whatever follows a bare ``sqlite:///``.
+    """
+    return f"sqlite+{driver}:///file:{quote(str(file))}?uri=true"
+
+
+def prefect_database() -> str:
+    """Prefect's database in MDM_HOME; by itself Prefect would cut the path at a question mark."""
+    return sqlite_address(home() / "prefect" / "prefect.db", "aiosqlite")
+
+
+def pasted(*words: str | Path) -> str:
+    """A command as a shell takes it back."""
+    return shlex.join(map(str, words))
 
 
 @contextlib.contextmanager
@@ -79,11 +140,9 @@ def hold(path: Path, what: str) -> Iterator[None]:
     """Hold a lock file for as long as this process lives; a second holder is told who has it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a+") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        if not try_lock(file):
             file.seek(0)
-            raise Trouble(f"{what} is in use by {file.read().strip() or 'another process'}: wait, or stop it") from None
+            raise Trouble(f"{what} is in use by {file.read().strip() or 'another process'}: wait, or stop it")
         file.truncate(0)
         file.write(f"process {os.getpid()} ({' '.join(_command())})")
         file.flush()

@@ -1,13 +1,12 @@
 """Start a job under torchrun in a process group of its own, watch it, end it; take over one that outlived its flow.
 
 A job is a module run on a folder. The launcher's lock file is inherited by torchrun and freed by its end, whoever
-started it; the job's own ``lock`` is held by rank 0. So a job that lost its flow is found and waited for, not doubled.
+started it; the job's own ``lock`` is held by rank 0. So a job that lost its flow is found and waited for, not doubled;
+and whoever waits for a job ends it when told to stop, by the processes of this machine that run it.
 """
 
 import contextlib
-import fcntl
 import os
-import signal
 import subprocess
 import sys
 import time
@@ -15,7 +14,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-GRACE_S = 30  # between SIGTERM and SIGKILL: a step and a checkpoint
+import psutil
+from joblib import cpu_count  # sees affinity and a container's quota, which os.cpu_count does not
+
+from flows.cancel import heed_cancel
+from mdm.files import is_locked, try_lock
+from mdm.run.grace import grace_s, torchrun_environment
+
+MARGIN_S = 5  # torchrun kills its processes when the grace is over; then it is torchrun's own turn
 POLL_S = 0.5
 LAUNCHED = "---- launched ----"
 
@@ -30,44 +36,49 @@ def died(_task: object, _run: object, state: Any) -> bool:
 
 
 def torchrun(module: str, folder: Path, processes: int) -> list[str]:
-    """The command that runs a module on a folder in so many processes of this machine."""
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
-    return [*launcher, "-m", module, str(folder)]
+    """The command that runs a module on a folder in so many processes of this machine.
+
+    They meet at the loopback address: this machine's name need not resolve.
+    """
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--local-addr=127.0.0.1"]
+    return [*launcher, f"--nproc-per-node={processes}", "-m", module, str(folder)]
 
 
 def run_job(module: str, folder: Path, processes: int, threads: int, on_poll: Callable[[], None]) -> None:
     """Run ``torchrun -m module folder`` to its end, calling ``on_poll`` all along; its output goes to folder/log.txt.
 
-    Raises JobDied with the end of the log if it fails. Leaving early (cancel, error) ends the job.
+    Raises JobDied with the end of the log if it fails, and at the end of a job that another flow had started: how that
+    ended is not known here. Leaving early (cancel, error) ends the job.
     """
     launcher = folder / "launch.lock"
     with launcher.open("a") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            adopted = is_locked(folder / "lock")  # torchrun died, its worker lives
-        except BlockingIOError:
-            adopted = True
-        if adopted:
-            while is_locked(launcher) or is_locked(folder / "lock"):
-                on_poll()
-                time.sleep(POLL_S)
-            on_poll()
-            return
-        job = _start(module, folder, processes, threads, lock.fileno())
+        # Without the second: torchrun died, its worker lives.
+        adopted = not try_lock(lock) or is_locked(folder / "lock")
+        job = None if adopted else _start(module, folder, processes, threads, lock.fileno())
+
+    def lives() -> bool:
+        return job.poll() is None if job is not None else is_locked(launcher) or is_locked(folder / "lock")
+
     try:
-        while job.poll() is None:
+        while lives():
+            heed_cancel()
             on_poll()
             time.sleep(POLL_S)
     finally:
-        if job.poll() is None:
-            end(job)
+        if lives():
+            end(module, folder)
+            if job is not None:
+                job.wait()
     on_poll()
+    if job is None:
+        raise JobDied(f"{module} on {folder} was started by a flow that is gone, and has ended")
     if job.returncode != 0:
         raise JobDied(f"{module} on {folder} ended with code {job.returncode}:\n{tail(folder / 'log.txt')}")
 
 
 def _start(module: str, folder: Path, processes: int, threads: int, lock: int) -> subprocess.Popen[bytes]:
-    environment = {**os.environ, "PYTHONUNBUFFERED": "1", "OMP_NUM_THREADS": str(threads or os.cpu_count() or 1)}
+    environment = {**os.environ, **torchrun_environment(folder), "PYTHONUNBUFFERED": "1"}
+    environment["OMP_NUM_THREADS"] = str(threads or max(1, cpu_count() // processes))
     with (folder / "log.txt").open("ab") as log:
         log.write(f"{LAUNCHED}\n".encode())
         log.flush()
@@ -82,27 +93,34 @@ def _start(module: str, folder: Path, processes: int, threads: int, lock: int) -
         )
 
 
-def end(job: subprocess.Popen[bytes]) -> None:
-    """SIGTERM to the whole group, time to save, SIGKILL."""
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(job.pid, signal.SIGTERM)
-        try:
-            job.wait(GRACE_S)
-        except subprocess.TimeoutExpired:
-            os.killpg(job.pid, signal.SIGKILL)
-            job.wait()
+def end(module: str, folder: Path) -> None:
+    """SIGTERM to torchrun, or to the ranks that outlived it; time to save; SIGKILL to whatever is left."""
+    processes = job_processes(module, folder)
+    known = set(processes)
+    for process in processes:
+        if _parent(process) not in known:
+            _signal(process.terminate)
+    _, left = psutil.wait_procs(processes, timeout=grace_s(folder) + MARGIN_S)
+    for process in {*left, *job_processes(module, folder)}:
+        _signal(process.kill)
 
 
-def is_locked(path: Path) -> bool:
-    """Whether some living process holds the lock file."""
-    if not path.exists():
-        return False
-    with path.open("a") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return True
-    return False
+def job_processes(module: str, folder: Path) -> list[psutil.Process]:
+    """This machine's processes of a job, by what they were started with: torchrun, the ranks, their data workers."""
+    wanted = ["-m", module, str(folder)]
+    return [p for p in psutil.process_iter(["cmdline"]) if (p.info["cmdline"] or [])[-3:] == wanted]
+
+
+def _parent(process: psutil.Process) -> psutil.Process | None:
+    try:
+        return process.parent()
+    except psutil.Error:
+        return None
+
+
+def _signal(send: Callable[[], None]) -> None:
+    with contextlib.suppress(psutil.NoSuchProcess):
+        send()
 
 
 def tail(path: Path, lines: int = 15) -> str:

@@ -2,7 +2,9 @@
 
 import os
 import shutil
-import socket
+import urllib.error
+import urllib.request
+from dataclasses import replace
 
 import psutil
 
@@ -25,7 +27,42 @@ def check_machine(preset: Preset) -> None:
         raise Trouble(f"this machine cannot run preset {preset.name}:\n{lines}\n`mdm run tiny` runs on two CPU cores.")
 
 
+def on_this_machine(preset: Preset) -> Preset:
+    """The preset with ``hardware.device`` as it is found where it says auto: as many processes as there are GPUs.
+
+    At most as many as the preset has; a run's name and results do not go by it.
+    """
+    if preset.hardware.device != "auto":
+        return preset
+    import torch
+
+    from mdm.training.compute import gpu_kind
+
+    device, wanted = gpu_kind() or "cpu", preset.hardware.processes
+    most = {"cuda": torch.cuda.device_count(), "mps": 1}.get(device, wanted)
+    return replace(preset, hardware=replace(preset.hardware, device=device, processes=min(wanted, most)))
+
+
+def unused_gpu(preset: Preset) -> str | None:
+    """A line on the GPU that a preset for the CPU leaves idle, and on what uses it."""
+    if preset.hardware.device != "cpu":
+        return None
+    import torch
+
+    from mdm.training.compute import gpu_kind
+
+    kind = gpu_kind()
+    if kind is None:
+        return None
+    name = torch.cuda.get_device_name() if kind == "cuda" else "Apple's GPU (MPS)"
+    return f"this machine has {name}, and {preset.name} trains on the CPU: add `--device auto` to use it"
+
+
 def _gpus(preset: Preset) -> list[str]:
+    if preset.hardware.device == "mps":
+        from mdm.training.compute import gpu_kind
+
+        return [] if gpu_kind() == "mps" else ["GPU: hardware.device is mps, torch finds none"]
     if preset.hardware.device != "cuda":
         return []
     import torch
@@ -65,10 +102,13 @@ def _encoder(preset: Preset) -> list[str]:
 
 
 def _hub_answers() -> bool:
+    """Asked as the download would ask it: through the proxy where there is one."""
     try:
-        with socket.create_connection(("huggingface.co", 443), timeout=3):
+        with urllib.request.urlopen(os.environ.get("HF_ENDPOINT", "https://huggingface.co"), timeout=5):
             return True
-    except OSError:
+    except urllib.error.HTTPError:
+        return True
+    except (OSError, ValueError):
         return False
 
 

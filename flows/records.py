@@ -27,7 +27,7 @@ SHOWN = 24  # captions on the page
 
 def export_records(preset: Preset, run: Path, data: Path, images: Path, tracker: Tracker) -> dict[str, Any]:
     """Numbers, curves and facts from MLflow; pictures from its artifacts and the image folder."""
-    parent = tracker.client.get_run(tracker.ids[""]).data
+    parent = tracker.client.get_run(tracker.parent).data
     results = json.loads((Path(_download(tracker, "evaluation", "results.json"))).read_text())
     manifest = read_manifest(data / "train")
     return {

@@ -1,19 +1,21 @@
 """The whole reproduction as one Prefect flow: data, shards, text, staged training, samples, evaluation, report."""
 
-from collections.abc import Callable
-from contextlib import ExitStack
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
-from prefect import flow, get_run_logger
+from prefect import State, flow, get_run_logger
 from prefect.runtime import deployment
 
+from flows.cancel import ends_cancelled
 from flows.data import embed_text, prepare_data, write_shard_set
 from flows.evaluation import evaluate_samples, sample_images, write_report
 from flows.facts import run_facts
-from flows.home import Trouble, hold, home, quiet_services, run_folder
+from flows.home import Trouble, hold, quiet_services, run_folder
 from flows.inputs import data_inputs, results_inputs
 from flows.overrides import Overrides, PresetName
-from flows.preflight import check_machine
+from flows.preflight import check_machine, on_this_machine
 from flows.progress import board
 from flows.tracking import Tracker
 from flows.training import train_stages, trained_weights
@@ -55,32 +57,55 @@ def stage_names(preset: Preset) -> list[str]:
 
 
 @flow(name="mdm", flow_run_name="{preset}")
-def reproduction(preset: PresetName = "cc12m-1024", overrides: Overrides = Overrides()) -> str:  # noqa: B008
+def reproduction(preset: PresetName = "cc12m-1024", overrides: Overrides = Overrides()) -> str | State:  # noqa: B008
     """Reproduce MDM with a preset; the same call resumes what a failure or kill interrupted. Returns the run's name."""
     quiet_services()
-    chosen = overrides.resolve(preset)
+    chosen = on_this_machine(overrides.resolve(preset))
     check_machine(chosen)
     name = run_name(chosen)
     run = run_folder(name)
-    with hold(run / "flow.lock", f"run {name}"), board(stage_names(chosen), _log()) as shown, ExitStack() as leases:
+    with hold(run / "flow.lock", f"run {name}"), board(stage_names(chosen), _log()) as shown:
         write_json(run / "config.json", to_dict(chosen))
-        tracker = Tracker(run, name)
+        tracker = Tracker(run, name, shown.say)
+        with ends_cancelled() as end, tracker.recording():
+            _work(chosen, run, tracker)
+    return end.state or name
+
+
+def _work(chosen: Preset, run: Path, tracker: Tracker) -> None:
+    """Every part after the other."""
+    with tracker.reachable():
         tracker.params(
             "", {"preset": chosen.name, "seed": chosen.seed, "text_encoder": chosen.text, "data": chosen.data.name}
         )
         tracker.tags("", run_facts(chosen))
-        source = prepare_data(chosen)
-        data, data_digest = write_shard_set(chosen, source, run)
-        leases.enter_context(Lease(data, f"run {name}"))
+    source = prepare_data(chosen)
+    data, data_digest = write_shard_set(chosen, source, run)
+    with Lease(data, f"run {run.name}"):
         text = embed_text(chosen, data)
         last = train_stages(chosen, run, data, text, data_inputs(data_digest, text), tracker)
         images = sample_images(chosen, run / "samples", trained_weights(last), data, text)
         evaluate_samples(chosen, run, trained_weights(last), data, text, tracker)
-        tracker.times(
-            {row.name: row.seconds for row in shown.rows.values() if row.state == "done"}, stage_names(chosen)
-        )
+        with tracker.reachable():
+            tracker.times(part_times(run, stage_names(chosen)))
         write_report(chosen, run, data, images, tracker)
-    return name
+
+
+def part_times(run: Path, names: list[str]) -> Iterator[tuple[str, float, int]]:
+    """(part, seconds, when it ended in ms, 0 where that is not known) in order.
+
+    What a marker says of a part that was done before, too; the data's parts have none and know of this start alone.
+    """
+    folders = {"sample": "samples", "evaluate": "evaluation"}
+    for name in names:
+        kind, _, stage = name.partition(" ")
+        folder = {"train": stage, "grow": f"grow-{stage}"}.get(kind) or folders.get(name, "")
+        done = read_json(run / folder / "done.json") if folder else None
+        row = board().rows[name]
+        if done is not None:
+            yield name, done["seconds"], done["finished_ms"]
+        else:
+            yield name, row.seconds, int(time.time() * 1000) if row.state == "done" else 0
 
 
 def _log() -> Callable[[str], None] | None:
@@ -92,8 +117,6 @@ def explain(error: BaseException) -> str | None:
     """The line for a person, where an error is theirs to mend."""
     if isinstance(error, OSError) and error.errno == 28:
         return f"no space left on the disk of {error.filename or 'MDM_HOME'}: free some and run the same command again"
-    if isinstance(error, RuntimeError) and "ephemeral Prefect API server" in str(error):
-        return f"Prefect's temporary server did not start in {home() / 'prefect'}: is the disk full? Run it again"
     return str(error) if isinstance(error, Trouble | ValueError) else None
 
 

@@ -1,11 +1,15 @@
 """``mdm status``: what is done, running and missing, read from the run folders alone."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from flows.home import Trouble, home, run_folder
-from flows.launch import is_locked
 from flows.progress import clock
+from mdm.files import LocksRefused, is_locked
+from mdm.structure import to_dict
+from preprocessing.manifest import read_json
 
 
 def list_runs() -> int:
@@ -13,7 +17,11 @@ def list_runs() -> int:
     if not runs:
         print(f"no runs in {home() / 'runs'}; `mdm run tiny` makes one")
     for run in runs:
-        states = [state for _, state, _ in stage_states(run)]
+        try:
+            states = [state for _, state, _ in stage_states(run)]
+        except Trouble as trouble:
+            print(f"{run.name:24} {trouble}")
+            continue
         print(f"{run.name:24} {sum(s == 'done' for s in states)} of {len(states)} stages done")
     return 0
 
@@ -22,31 +30,59 @@ def show_run(name: str) -> int:
     run = run_folder(name)
     if not (run / "config.json").exists():
         raise Trouble(f"{run} is no run; `mdm status` lists them")
-    print(f"{run}{'  (a flow is at work)' if is_locked(run / 'flow.lock') else ''}")
-    for stage, state, note in stage_states(run):
+    states = stage_states(run)
+    print(f"{run}{'  (a flow is at work)' if _is_held(run / 'flow.lock') else ''}")
+    for stage, state, note in states:
         print(f"  {stage:14} {state:8} {note}")
     return 0
 
 
-def stage_states(run: Path) -> list[tuple[str, str, str]]:
-    """(stage, done | running | begun | missing, note) in order."""
+def stage_states(run: Path, stages: Mapping[str, Any] | None = None) -> list[tuple[str, str, str]]:
+    """(stage, done | running | begun | missing, note) in order; of a preset's stages, or of those the run began with.
+
+    Raises Trouble where the folder is not a run's.
+    """
     names: list[str] = []
-    for name, stage in json.loads((run / "config.json").read_text())["stages"].items():
+    for name, stage in (_stages(run) if stages is None else to_dict(stages)).items():
         names += [f"grow-{name}"] * (stage.get("start") is not None) + [name]
     return [(name, *_state(run / name)) for name in [*names, "samples", "evaluation", "report"]]
 
 
+def _stages(run: Path) -> dict[str, dict[str, Any]]:
+    config = read_json(run / "config.json")
+    stages = None if config is None else config.get("stages")
+    if not isinstance(stages, dict) or not all(isinstance(stage, dict) for stage in stages.values()):
+        raise Trouble(f"{run / 'config.json'} is not of a run of this program")
+    return stages
+
+
 def _state(folder: Path) -> tuple[str, str]:
-    if (folder / "done.json").exists():
-        return "done", clock(json.loads((folder / "done.json").read_text())["seconds"])
+    marker = folder / "done.json"
+    done = read_json(marker)
+    if done is not None:
+        return "done", clock(done.get("seconds", 0))
     if not folder.exists():
         return "missing", ""
-    running = is_locked(folder / "lock") or is_locked(folder / "launch.lock")
-    return ("running" if running else "begun"), _last_point(folder / "metrics.jsonl")
+    torn = f"{marker} is torn: made again by the next `mdm run`" if marker.exists() else ""
+    running = _is_held(folder / "lock") or _is_held(folder / "launch.lock")
+    return ("running" if running else "begun"), torn or _last_point(folder / "metrics.jsonl")
+
+
+def _is_held(lock: Path) -> bool | None:
+    """None: the file system has no locks, so whether it is at work is not known."""
+    try:
+        return is_locked(lock)
+    except LocksRefused:
+        return None
 
 
 def _last_point(metrics: Path) -> str:
+    """The newest whole line of the metrics."""
     if not metrics.exists():
         return ""
-    lines = [json.loads(line) for line in metrics.read_text().splitlines() if line.endswith("}")]
-    return f"{lines[-1]['nimg']:,} images seen" if lines else ""
+    for line in reversed(metrics.read_text(errors="replace").splitlines()):
+        try:
+            return f"{json.loads(line)['nimg']:,} images seen"
+        except (ValueError, KeyError, TypeError):
+            continue
+    return ""

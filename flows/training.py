@@ -8,13 +8,14 @@ from typing import Any
 from prefect import task
 
 from flows.artifacts import StageProgress
-from flows.home import Trouble
+from flows.following import Follower, record_stage
+from flows.home import Stopped, Trouble
 from flows.inputs import DataInputs, first_stage, first_start, stage_inputs, start_inputs, started_at
 from flows.launch import JobDied, died, run_job, tail
 from flows.markers import once, read_done
 from flows.progress import board
 from flows.removal import between_removals
-from flows.tracking import Follower, Tracker
+from flows.tracking import Tracker
 from mdm.data.embeddings import TextSource
 from mdm.files import write_json
 from mdm.presets import Preset
@@ -123,7 +124,7 @@ def train_stage(
     inputs = stage_inputs(preset, stage_name, made_of)
     board().start(name, total, "img")
     progress = StageProgress(name, total)
-    follower = Follower(tracker, stage_name, folder)
+    follower = Follower(tracker, stage_name)
 
     def on_poll() -> None:
         follower.poll()
@@ -136,6 +137,8 @@ def train_stage(
 
     def work() -> dict[str, Any]:
         write_json(folder / "job.json", to_dict(job))
+        with tracker.reachable():
+            tracker.reopen(stage_name)
         try:
             run_job("mdm.train", folder, hardware.processes, hardware.threads, on_poll)
         except JobDied:
@@ -143,19 +146,16 @@ def train_stage(
                 raise
         outcome = read_outcome(folder)
         if outcome["outcome"] != "done":
-            raise Trouble(
-                f"training {folder} {outcome['outcome']}: {outcome['reason']}. Run the same command to go on."
-            )
-        follower.finish()
+            kind = Stopped if outcome["outcome"] == "stopped" else Trouble
+            raise kind(f"training {folder} {outcome['outcome']}: {outcome['reason']}. Run the same command to go on.")
         return {"nimg": outcome["nimg"], "attempts": outcome["attempt"], "trained_s": outcome["seconds"]}
 
     if read_done(folder, inputs, first_stage) is None:
         board().say(f"samples of {name} appear in {folder / 'samples'}")
     done = once(folder, inputs, lambda: between_removals(data, work, board().say), board().say, first_stage)
-    if not done["reused"]:
-        tracker.finish(stage_name)
+    recorded = record_stage(tracker, stage_name)
     progress.done()
-    board().finish(name, "reused" if done["reused"] else "done", done["seconds"], _summary(follower))
+    board().finish(name, "reused" if done["reused"] else "done", done["seconds"], _summary(recorded))
     return folder
 
 

@@ -13,7 +13,7 @@ Downsampling = Literal["average", "bilinear", "bilinear-antialias"]
 SamplerName = Literal["ddpm", "ddim", "dpmpp"]  # diffusion/samplers.py
 Spacing = Literal["uniform", "quadratic"]
 Threshold = Literal["none", "clip", "dynamic"]
-Device = Literal["auto", "cpu", "cuda"]
+Device = Literal["auto", "cpu", "cuda", "mps"]
 Way = Literal["online", "cached", "cached-8bit"]  # of having caption states: data/embeddings.py
 
 

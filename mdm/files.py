@@ -1,10 +1,14 @@
-"""Files that other processes read: written whole or not at all, on the disk when a name says so, known by digest."""
+"""Files that other processes read: written whole or not at all, on the disk when a name says so, known by digest.
 
+And files that say by a lock that their owner lives.
+"""
+
+import fcntl
 import hashlib
 import json
 import os
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -34,3 +38,32 @@ def sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def try_lock(file: IO[Any]) -> bool:
+    """Lock an open file until it is closed or its process ends -> whether nobody else holds it.
+
+    Raises LocksRefused where the file system has no locks.
+    """
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError as error:
+        raise LocksRefused(
+            f"{file.name} cannot be locked ({error.strerror}): its file system has no locks, and two programs could "
+            "write the same folder unseen. Use a folder on another one, or have it mounted with locks"
+        ) from error
+    return True
+
+
+def is_locked(path: Path) -> bool:
+    """Whether some living process holds the lock file. Raises LocksRefused where the file system has no locks."""
+    if not path.exists():
+        return False
+    with path.open("a") as file:
+        return not try_lock(file)
+
+
+class LocksRefused(ValueError):
+    """A file system without locks: who owns a folder there cannot be known."""

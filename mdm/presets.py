@@ -6,7 +6,7 @@ Where the paper is silent, the choice is ours and the comment says so.
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from mdm.config import ENCODERS, MODELS, Sampling, Way, check, check_growth
+from mdm.config import ENCODERS, MODELS, Device, Sampling, Way, check, check_growth
 from mdm.stage import Cadence, Compute, Stage, Start, Storage, Training
 from mdm.structure import from_dict, to_dict
 
@@ -48,7 +48,7 @@ class Evaluation:
 class Hardware:
     """What a run needs and how the trainer uses it."""
 
-    device: Literal["cpu", "cuda"]
+    device: Device
     processes: int  # trainer processes on this machine
     threads: int = 0  # CPU threads of each; 0: torch's choice
     data_workers: int = 0  # decoding processes of each

@@ -25,14 +25,15 @@ def config(arguments: argparse.Namespace) -> int:
 
 
 def models(_: argparse.Namespace) -> int:
+    columns = f"{'model':30} {'resolutions (px)':>21} {'parameters':>13} {'forward GFLOP':>14}"
+    print(f"{columns}   channels, innermost first", flush=True)
     from mdm.config import MODELS
     from mdm.network.costs import TOKENS, parameters, total_flops
 
-    print(f"{'model':30} {'resolutions (px)':>21} {'parameters':>13} {'forward GFLOP':>14}   channels, innermost first")
     for name, model in MODELS.items():
         sizes = " ".join(map(str, model.resolutions))
         widths = " | ".join("/".join(map(str, level.channels)) for level in model.levels)
-        print(f"{name:30} {sizes:>21} {parameters(model):13,} {total_flops(model) / 1e9:14,.2f}   {widths}")
+        print(f"{name:30} {sizes:>21} {parameters(model):13,} {total_flops(model) / 1e9:14,.2f}   {widths}", flush=True)
     print(f"(one image, {TOKENS} caption tokens, 2 FLOP per multiply-add)")
     return 0
 

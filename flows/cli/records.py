@@ -6,21 +6,27 @@ from pathlib import Path
 
 
 def track_options(sub: argparse.ArgumentParser) -> None:
-    sub.add_argument("run", metavar="FOLDER", type=Path)
+    sub.add_argument("run", metavar="RUN", help="a run's name or folder, one of its stages, or a folder trained alone")
 
 
 def track(arguments: argparse.Namespace) -> int:
-    from flows.home import quiet_services
+    from flows.home import quiet_services, run_folder, without_secrets
 
     quiet_services()
-    from flows.tracking import Follower, Tracker, close_by_outcome
+    from flows.following import record_by_outcome, stages_of
+    from flows.tracking import Tracker
+    from mdm.files import is_locked
 
-    if not (arguments.run / "metrics.jsonl").exists():
-        raise ValueError(f"{arguments.run} holds no metrics.jsonl")
-    follower = Follower(Tracker(arguments.run, arguments.run.resolve().name), "train", arguments.run)
-    follower.finish()
-    word = close_by_outcome(follower)
-    print(f"{arguments.run}: {follower.nimg} images seen, {word}, in {follower.tracker.uri}")
+    named = run_folder(arguments.run)
+    folder, stages = stages_of((named if named.is_dir() else Path(arguments.run)).resolve())
+    tracker = Tracker(folder, folder.name, alone=(folder / "metrics.jsonl").exists())
+    words = []
+    for stage in stages:
+        follower, word = record_by_outcome(tracker, stage)
+        words.append(word)
+        print(f"{follower.folder}: {follower.nimg} images seen, {word}, in {without_secrets(tracker.uri)}")
+    if not is_locked(folder / "flow.lock"):
+        tracker.settle(words)
     return 0
 
 

@@ -6,7 +6,6 @@ attempt that is still alive sees the newer one's file and leaves before it write
 """
 
 import contextlib
-import fcntl
 import json
 import os
 import platform
@@ -15,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from mdm.files import write_json
+from mdm.files import try_lock, write_json
 
 LOOK_EVERY_S = 1.0  # for a newer attempt: a listing on a network file system is not free
 HANDOVER_S = 60.0  # that an attempt with a given number waits for the one before to leave
@@ -68,12 +67,12 @@ def attempt(run: Path, number: int | None) -> Iterator[Attempt]:
     """
     with (run / "lock").open("w") as lock:
         if number is None:
-            if not _try_lock(lock):
+            if not try_lock(lock):
                 raise ValueError(f"{run} is being trained by another process")
             number = newest_attempt(run) + 1
         _claim(run, number)
         deadline = time.monotonic() + HANDOVER_S
-        while not _try_lock(lock) and time.monotonic() < deadline:  # then go on: the older one may not write any more
+        while not try_lock(lock) and time.monotonic() < deadline:  # then go on: the older one may not write any more
             time.sleep(0.1)
         (run / "outcome.json").unlink(missing_ok=True)
         (run / "STOP").unlink(missing_ok=True)
@@ -91,11 +90,3 @@ def _claim(run: Path, number: int) -> None:
             json.dump(who, file)
     except FileExistsError:
         raise ValueError(f"--attempt {number}: another trainer of {run} took that number") from None
-
-
-def _try_lock(file: Any) -> bool:
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True

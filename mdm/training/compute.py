@@ -32,13 +32,28 @@ RECOMPILE_LIMIT = 8  # shapes of a block that are compiled for, as torch's own l
 
 
 def pick_device(device: Device) -> torch.device:
-    """``auto``: the process's GPU if there is one. Raises where a GPU is asked for and there is none."""
-    if device == "cuda" and not torch.cuda.is_available():
-        raise ValueError("job.device is cuda, but torch finds no GPU")
-    if device == "cpu" or not torch.cuda.is_available():
-        return torch.device("cpu")
+    """``auto``: the process's GPU if there is one (CUDA's, or Apple's by MPS), else the CPU.
+
+    Raises ValueError where a GPU is asked for and there is none.
+    """
+    if device == "auto":
+        device = gpu_kind() or "cpu"
+    if device != "cpu" and not _is_there(device):
+        raise ValueError(f"job.device is {device}, but torch finds no GPU of that kind")
+    if device != "cuda":
+        return torch.device(device)
     torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
     return torch.device("cuda", torch.cuda.current_device())
+
+
+def gpu_kind() -> Device | None:
+    """The kind of GPU that this machine has."""
+    kinds: tuple[Device, ...] = ("cuda", "mps")
+    return next((kind for kind in kinds if _is_there(kind)), None)
+
+
+def _is_there(kind: Device) -> bool:
+    return torch.cuda.is_available() if kind == "cuda" else torch.backends.mps.is_available()
 
 
 def pick_dtype(precision: Precision, device: torch.device) -> torch.dtype:

@@ -72,8 +72,8 @@ class Gradients:
         xs = [x[:size] for x, size in zip(self.process.downsample(images), sizes, strict=True)]
         drawn = noise(job.seed, batch.positions, self.process.resolutions, device)
         first = batch.positions[0] - places[0]
-        u = uniforms(job.seed, first, training.batch_size, places).to(device, non_blocking=True)
-        k = self.process.times(u)
+        u = uniforms(job.seed, first, training.batch_size, places)  # float64, which Apple's GPUs do not have
+        k = self.process.times(u).to(device, non_blocking=True)
         condition = batch.condition if self.encoder is None else self.encoder.condition(batch.captions)
         condition = {name: value.to(device, non_blocking=True) for name, value in condition.items()}
         if any(level.dropout for level in job.model.levels):

@@ -1,27 +1,43 @@
 """The console script: errors in one line, what is printed can be passed back."""
 
+import errno
 import json
 import os
+import re
+import shlex
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from urllib.parse import quote
 
 import pytest
+import requests
 import torch
+from sqlalchemy import create_engine
 
 from flows.cli import main
+from flows.embedded import where_things_are
+from flows.home import hold, quiet_services
+from flows.preflight import on_this_machine
 from mdm.files import write_json
 from mdm.network.nested import NestedUNet
+from mdm.presets import resolve
 from mdm.structure import to_dict
+from mdm.training.compute import pick_device
 from mdm.training.ema import PowerAverages
 from mdm.training.posthoc import write_snapshot
 from small import small_job, small_model
 
 
 @pytest.fixture(autouse=True)
-def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("MDM_HOME", str(tmp_path / "home"))
-    return tmp_path / "home"
+def home(tmp_path: Path) -> Iterator[Path]:
+    """MDM_HOME; what a verb does to the environment ends with the test."""
+    before = dict(os.environ)
+    os.environ["MDM_HOME"] = str(tmp_path / "home")
+    yield tmp_path / "home"
+    os.environ.clear()
+    os.environ.update(before)
 
 
 def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
@@ -102,10 +118,139 @@ def test_a_second_run_on_one_home_is_told_who_holds_it(home: Path) -> None:
     assert f"is in use by process {holder.pid}" in second.stderr
 
 
-def test_dry_run_starts_nothing(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_dry_run_starts_nothing_and_says_what_is_done(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["run", "tiny", "--dry-run"]) == 0
-    assert "train 16 → grow 32 → train 32" in capsys.readouterr().out
+    first = capsys.readouterr().out
+    assert "train 16 → grow 32 → train 32" in first
     assert not (home / "runs").exists()
+    (home / "runs" / "tiny" / "16").mkdir(parents=True)
+    write_json(home / "runs" / "tiny" / "16" / "done.json", {"seconds": 61})
+    assert main(["run", "tiny", "--dry-run"]) == 0
+    states = [dict(line.split()[:2] for line in out.splitlines()[1:]) for out in (first, capsys.readouterr().out)]
+    assert set(states[0].values()) == {"missing"}
+    assert states[1] == {**states[0], "16": "done"}
+
+
+def test_a_run_that_a_deployed_flow_has_is_refused_before_anything_starts(
+    home: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with hold(home / "runs" / "tiny" / "flow.lock", "run tiny"):
+        assert main(["run", "tiny"]) == 1
+    assert f"run tiny is in use by process {os.getpid()}" in capsys.readouterr().err
+    assert not (home / "prefect").exists()
+
+
+def test_what_lies_among_the_runs_is_named_and_ends_nothing(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name, config in (("foreign", '{"a": 1}'), ("torn", '{"stages": '), ("whole", '{"stages": {"16": {}}}')):
+        (home / "runs" / name / "16").mkdir(parents=True)
+        (home / "runs" / name / "config.json").write_text(config)
+    marker = home / "runs" / "whole" / "16" / "done.json"
+    marker.write_text('{"seconds": 3')
+    assert main(["status"]) == 0
+    lines = {line.split()[0]: line for line in capsys.readouterr().out.splitlines()}
+    assert f"{home / 'runs' / 'foreign' / 'config.json'} is not of a run" in lines["foreign"]
+    assert f"{home / 'runs' / 'torn' / 'config.json'} is not of a run" in lines["torn"]
+    assert "0 of 4 stages done" in lines["whole"]
+    assert main(["status", "whole"]) == 0
+    assert f"{marker} is torn" in capsys.readouterr().out
+    assert "is not of a run" in refused(capsys, "status", "foreign")
+
+
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.ENOSYS])
+def test_a_file_system_without_locks_is_one_line(
+    number: int, home: Path, squares: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_locks(*_: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr("fcntl.flock", no_locks)
+    run = home / "runs" / "small"
+    (run / "16").mkdir(parents=True)
+    write_json(run / "config.json", {"stages": {"16": {}}})
+    write_json(run / "job.json", to_dict(small_job(squares, nimg=8)))
+    (run / "flow.lock").touch()
+    (run / "16" / "lock").touch()
+    for verb in (["run", "tiny"], ["data", "tiny"], ["train", str(run)]):
+        assert main(verb) == 1
+        assert re.search(r"mdm( train)?: .*lock cannot be locked .* has no locks", capsys.readouterr().err)
+    assert main(["status", "small"]) == 0
+    assert "begun" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("kind", "name"), [("cuda", "Rocket 9000"), ("mps", "Apple's GPU (MPS)")])
+def test_a_gpu_that_is_seen_is_named_with_the_line_that_uses_it(
+    kind: str, name: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: kind == "cuda")
+    monkeypatch.setattr("torch.cuda.device_count", lambda: int(kind == "cuda"))
+    monkeypatch.setattr("torch.cuda.get_device_name", lambda *_: name)
+    monkeypatch.setattr("torch.backends.mps.is_available", lambda: kind == "mps")
+    assert main(["run", "tiny", "--dry-run"]) == 0
+    said = capsys.readouterr().err
+    assert f"this machine has {name}" in said and "`--device auto`" in said
+    assert main(["run", "tiny", "--dry-run", "--device", "auto"]) == 0
+    assert capsys.readouterr().err == ""
+    chosen = on_this_machine(resolve("tiny", {"hardware": {"device": "auto"}})).hardware
+    assert (chosen.device, chosen.processes) == (kind, 1)
+    other = "mps" if kind == "cuda" else "cuda"
+    assert "this machine cannot run preset tiny" in refused(capsys, "run", "tiny", "--device", other)
+    if kind == "mps":
+        assert pick_device("auto").type == kind
+
+
+def test_a_machine_without_a_gpu_trains_on_its_cores(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["run", "tiny", "--dry-run"]) == 0
+    assert capsys.readouterr().err == ""
+    chosen = on_this_machine(resolve("tiny", {"hardware": {"device": "auto"}})).hardware
+    assert (chosen.device, chosen.processes) == ("cpu", 2)
+
+
+@pytest.mark.parametrize("proxy", ["HTTP_PROXY", "http_proxy", "ALL_PROXY"])
+def test_our_own_servers_are_not_asked_through_a_proxy(proxy: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("no_proxy", "NO_PROXY"):
+        monkeypatch.setenv(name, "inside.example")
+    monkeypatch.setenv(proxy, "http://127.0.0.1:9")
+    quiet_services()
+    for url in ("http://127.0.0.1:4200/api/health", "http://localhost:5000/health", "http://inside.example"):
+        assert requests.utils.get_environ_proxies(url) == {}
+    assert requests.utils.get_environ_proxies("http://example.org") != {}
+
+
+def test_settings_that_a_run_does_not_heed_are_said_and_logins_kept(home: Path) -> None:
+    strange = {"PREFECT_API_URL": "http://127.0.0.1:9/api", "MLFLOW_TRACKING_URI": "http://127.0.0.1:9"}
+    code = (
+        "import json, os; from flows.home import embed_services; lines = embed_services(); "
+        "print(json.dumps([lines, {k: v for k, v in os.environ.items() if k[:6] in ('PREFEC', 'MLFLOW')}]))"
+    )
+    environment = {**os.environ, **strange, "MLFLOW_TRACKING_PASSWORD": "secret"}
+    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=True)
+    lines, settings = json.loads(told.stdout)
+    assert settings["MLFLOW_TRACKING_PASSWORD"] == "secret" and not strange.keys() & settings.keys()
+    assert [name for name in strange if any(name in line for line in lines)] == list(strange)
+    assert "secret" not in str(lines)
+
+
+def test_a_server_that_ends_at_once_is_told_with_its_last_words(
+    home: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A file where Prefect's database should be: any cause is told as the server told it."""
+    (home / "prefect" / "prefect.db").mkdir(parents=True)
+    command = [sys.executable, "-m", "flows.cli", "run", "tiny"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=100)
+    assert done.returncode == 1
+    assert "mdm: Prefect's temporary server ended with code" in done.stderr
+    assert "unable to open database file" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_what_is_printed_can_be_pasted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MDM_HOME", str(home := tmp_path / "a b%20c?d"))
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    (home / "runs" / "tiny").mkdir(parents=True)
+    write_json(home / "runs" / "tiny" / "config.json", {"stages": {"16": {}}})
+    lines = {line[:12].strip(): line[13:] for line in where_things_are("tiny").splitlines() if line}
+    words = {what: shlex.split(line) for what, line in lines.items()}
+    assert f"MDM_HOME={home}" in words["Your prompt"] and f"PREFECT_HOME={home / 'prefect'}" in words["Prefect UI"]
+    assert create_engine(words["MLflow UI"][-1]).url.database == f"file:{quote(str(home / 'mlflow' / 'mlflow.db'))}"
 
 
 def test_mdm_train_works_without_prefect_and_mlflow(squares: Path, tmp_path: Path) -> None:

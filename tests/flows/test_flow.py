@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from flows.home import sqlite_address
+from flows.tracking import EXPERIMENT
 from mdm.files import sha256
 
 SMALL = [
@@ -32,6 +34,7 @@ STAGES = ("16", "grow-32", "32", "grow-64", "64", "samples", "evaluation", "repo
 def start(home: Path) -> subprocess.Popen[str]:
     # What the caller's environment says must not matter.
     strange = {"MLFLOW_TRACKING_URI": "http://127.0.0.1:9", "PREFECT_API_URL": "http://127.0.0.1:9/api"}
+    strange |= {name: "http://127.0.0.1:9" for name in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY")}
     return subprocess.Popen(
         [sys.executable, "-m", "flows.cli", "run", "tiny", *SMALL],
         stdout=subprocess.PIPE,
@@ -66,7 +69,7 @@ def states(err: str) -> dict[str, str]:
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
-    home = tmp_path_factory.mktemp("home")
+    home = tmp_path_factory.mktemp("home") / "a b%20c?d"  # no address can hold it as it is
     out, _ = finish(home)
     return home, out
 
@@ -94,15 +97,19 @@ def test_the_flow_leaves_a_page_numbers_and_pictures(whole: tuple[Path, str]) ->
     assert "<script" not in page
     from mlflow import MlflowClient
 
-    client = MlflowClient(f"sqlite:///{home / 'mlflow' / 'mlflow.db'}")
-    ids = json.loads((run / "mlflow.json").read_text())["runs"]
-    assert set(ids) == {"", "16", "32", "64", "evaluation"}
+    client = MlflowClient(sqlite_address(home / "mlflow" / "mlflow.db"))
+    experiment = client.get_experiment_by_name(EXPERIMENT)
+    assert experiment is not None
+    found = client.search_runs([experiment.experiment_id])
+    ids = {one.data.tags.get("mdm.stage", ""): one.info.run_id for one in found}
+    assert len(found) == len(ids) and set(ids) == {"", "16", "32", "64", "evaluation"}
     parent = client.get_run(ids[""]).data.metrics
     assert {name for name in parent if name.startswith("eval/kid")} == {"eval/kid_efficientnet_lite0_n8"}
     assert "time/04 grow 32" in parent
     assert len(client.get_metric_history(ids["64"], "train/loss_64")) == 4
     assert [a.path for a in client.list_artifacts(ids["64"], "samples")]
     assert all(client.get_run(i).info.status == "FINISHED" for i in ids.values())
+    assert {path.name for path in home.parent.iterdir()} == {home.name}  # nothing outside
 
 
 @pytest.mark.timeout(400)

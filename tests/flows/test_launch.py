@@ -1,17 +1,21 @@
 """Jobs that outlive their flow are found and waited for."""
 
+import math
 import os
-import signal
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
-from flows.launch import JobDied, is_locked, run_job
+from flows import launch
+from flows.cancel import Cancelled
+from flows.launch import JobDied, job_processes, run_job
+from mdm.files import is_locked, try_lock
+from mdm.run.grace import grace_s
 
 HERE = Path(__file__).parent
 
@@ -28,27 +32,47 @@ def wait_for(condition: Callable[[], bool], seconds: float = 60) -> None:
         time.sleep(0.05)
 
 
-@pytest.mark.kills
-def test_a_job_that_lost_its_flow_is_adopted_not_doubled(tmp_path: Path) -> None:
-    code = (
-        "from pathlib import Path; from flows.launch import run_job; "
-        f"run_job('stub_job', Path({str(tmp_path)!r}), 1, 1, lambda: None)"
-    )
-    flow = subprocess.Popen([sys.executable, "-c", code])
+@pytest.fixture
+def lost(tmp_path: Path) -> Path:
+    """The folder of a job whose flow is gone: torchrun alone holds the launcher's lock."""
+    with (tmp_path / "launch.lock").open("a") as lock:
+        assert try_lock(lock)
+        launch._start("stub_job", tmp_path, 1, 1, lock.fileno())
     wait_for(lambda: (tmp_path / "starts").exists())
-    flow.send_signal(signal.SIGKILL)
-    flow.wait()
     assert is_locked(tmp_path / "lock")
+    return tmp_path
+
+
+@pytest.mark.kills
+def test_a_job_that_lost_its_flow_is_adopted_not_doubled(lost: Path) -> None:
     polls: list[int] = []
-    second = threading.Thread(target=run_job, args=("stub_job", tmp_path, 1, 1, lambda: polls.append(1)))
-    second.start()
-    wait_for(lambda: len(polls) > 2)
-    assert second.is_alive()
-    (tmp_path / "go").touch()
-    second.join(60)
-    assert not second.is_alive()
-    assert (tmp_path / "ended").exists()
-    assert (tmp_path / "starts").read_text() == "start\n"
+
+    def poll() -> None:
+        polls.append(1)
+        if len(polls) == 3:
+            (lost / "go").touch()
+
+    with pytest.raises(JobDied, match="was started by a flow that is gone"):  # how it ended is looked up, or tried
+        run_job("stub_job", lost, 1, 1, poll)
+    assert (lost / "ended").exists()
+    assert (lost / "starts").read_text() == "start\n"
+
+
+@pytest.mark.kills
+@pytest.mark.parametrize("torchrun_lives", [True, False])
+def test_whoever_adopts_a_job_ends_it_when_told_to_stop(lost: Path, torchrun_lives: bool) -> None:
+    (launcher,) = (p for p in job_processes("stub_job", lost) if "torch.distributed.run" in p.cmdline())
+    if not torchrun_lives:
+        launcher.kill()
+        wait_for(lambda: not is_locked(lost / "launch.lock"))
+
+    def leave() -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run_job("stub_job", lost, 1, 1, leave)
+    assert not is_locked(lost / "lock") and not job_processes("stub_job", lost)
+    assert not (lost / "ended").exists()
 
 
 def test_leaving_early_ends_the_job(tmp_path: Path) -> None:
@@ -67,3 +91,37 @@ def test_a_failing_job_is_reported_with_its_log(tmp_path: Path) -> None:
     with pytest.raises(JobDied, match="told to fail"):
         run_job("stub_job", tmp_path, 1, 1, lambda: None)
     assert os.path.exists(tmp_path / "log.txt")
+
+
+def test_a_flow_that_was_cancelled_ends_its_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Though nobody told it: after an outage of the server a worker gives up."""
+    answers = iter(["away", "no", "yes"])
+
+    def asked(_: str) -> bool:
+        answer = next(answers)
+        if answer == "away":
+            raise OSError("the server is away")
+        return answer == "yes"
+
+    monkeypatch.setattr("flows.cancel.flow_run", SimpleNamespace(id="7"))
+    monkeypatch.setattr("flows.cancel.LOOK_EVERY_S", 0)
+    monkeypatch.setattr("flows.cancel.is_cancelling", asked)
+    with pytest.raises(Cancelled):
+        run_job("stub_job", tmp_path, 1, 1, lambda: None)
+    assert not job_processes("stub_job", tmp_path)
+
+
+def test_a_machine_whose_name_resolves_nowhere_and_a_core_of_ones_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "go").touch()
+    code = (
+        "import os; from pathlib import Path; from flows.launch import run_job; os.sched_setaffinity(0, {0}); "
+        f"run_job('stub_job', Path({str(tmp_path)!r}), 2, 0, lambda: None)"
+    )
+    nameless = ["unshare", "-Ur", "--uts", "sh", "-c", 'hostname no-such-host; exec "$@"', "sh"]
+    if subprocess.run([*nameless, "true"], capture_output=True).returncode != 0:
+        nameless = []  # a container that admits no namespaces: then only the cores are looked at
+    subprocess.run([*nameless, sys.executable, "-c", code], check=True, timeout=60)
+    told = (tmp_path / "environment").read_text().split()
+    assert told == ["1", str(math.ceil(grace_s(tmp_path)))] * 2

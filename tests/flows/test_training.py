@@ -79,7 +79,7 @@ def stand_in(module: str, folder: Path, processes: int, threads: int, on_poll: C
             at, 1, network.config, raw, ema, {"optimizer": moments}, {}, {} if name == "end" else {name: at}
         )
         save_checkpoint(folder / "checkpoints", made, Cadence())
-    line = {"nimg": nimg, "time_ms": 1, "attempt": 1, "values": {"train/loss": 0.5}}
+    line = {"nimg": nimg, "time_ms": 1, "attempt": 1, "returns": 0, "values": {"train/loss": 0.5}}
     (folder / "metrics.jsonl").write_text(json.dumps(line) + "\n")
     write_json(folder / "outcome.json", {"outcome": "done", "nimg": nimg, "attempt": 1, "seconds": 1.0, "reason": ""})
     with (folder.parent / "trained.txt").open("a") as file:
