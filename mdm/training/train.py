@@ -289,6 +289,8 @@ class Trainer:
         """Between steps: do what any rank was asked to; all ranks find the same at the same step."""
         asked = self.ranks.highest(self._asked())
         if asked == LEAVE:
+            if self.record.mine is not None:
+                self.record.mine.check()  # says which one
             raise Fenced("a newer attempt owns the run folder: leaving without writing")
         if asked == STOP:
             error = self._save(wait=True)
