@@ -13,6 +13,7 @@ from typing import TextIO
 
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
 from mdm.files import write_json
 from mdm.network.costs import model_flops_per_image, peak_flops
@@ -43,6 +44,16 @@ class Record:
         with self.may_fail("config.json"):
             write_json(path, {**resolved(job, device, world), "flop_per_image": self.flop_per_image})
         self.metrics, self.system = MetricsFile(self.run / "metrics.jsonl"), SystemMetrics(device)
+
+    def bar(self, job: Job, nimg: int) -> tqdm:
+        """How far the training is, where somebody watches a terminal."""
+        return tqdm(
+            total=job.training.nimg,
+            initial=nimg,
+            unit="img",
+            desc=f"train {'/'.join(map(str, job.model.resolutions))} px",
+            disable=self.mine is None or not sys.stderr.isatty(),
+        )
 
     def log(self, nimg: int, values: dict[str, float], returns: int, time_ms: int = 0) -> None:
         """A metrics line. Raises Fenced where a newer attempt owns the folder."""

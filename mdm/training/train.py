@@ -19,7 +19,6 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from tqdm import tqdm
 
 from mdm.data.leases import Lease, removal_asked
 from mdm.data.shards import Shards, TrainingSet, null_condition
@@ -136,16 +135,16 @@ class Trainer:
 
     def _steps(self) -> None:
         """Step after step: heed a stop, data and gradients of each micro-batch, the update, and whatever is due."""
-        training, counters, places = self.job.training, self.counters, self.gradients.split.places
-        cuda = self.device.type == "cuda"
-        loading = batches(self.data, self._groups(counters.nimg), self.job.data_workers, pin=cuda, deaf_to=STOPS)
-        with contextlib.closing(loading) as loader, self._bar() as bar:
+        job, training, counters = self.job, self.job.training, self.counters
+        places, cuda = self.gradients.split.places, self.device.type == "cuda"
+        loading = batches(self.data, self._groups(counters.nimg), job.data_workers, pin=cuda, deaf_to=STOPS)
+        with contextlib.closing(loading) as loader, self.record.bar(job, counters.nimg) as bar:
             begun = counters.nimg
             while counters.nimg < training.nimg:
                 self._heed()
                 clock = self.window.clock
                 clock.begin_step()
-                losses, substituted = torch.zeros(len(self.job.model.levels), device=self.device), 0
+                losses, substituted = torch.zeros(len(job.model.levels), device=self.device), 0
                 for i, micro in enumerate(places):
                     batch = next(loader)
                     clock.got_data()
@@ -265,15 +264,6 @@ class Trainer:
             first = self.returns.first(nimg)
             yield from ([first + place for place in places] for places in self.gradients.split.places)
 
-    def _bar(self) -> tqdm:
-        return tqdm(
-            total=self.job.training.nimg,
-            initial=self.counters.nimg,
-            unit="img",
-            desc=f"train {'/'.join(map(str, self.job.model.resolutions))} px",
-            disable=self.ranks.rank != 0 or not sys.stderr.isatty(),
-        )
-
     def _due(self, every_nimg: int) -> bool:
         return crossed(self.counters.nimg, self.job.training.batch_size, every_nimg)
 
@@ -293,6 +283,8 @@ class Trainer:
         """Between steps: do what any rank was asked to; all ranks find the same at the same step."""
         asked = self.ranks.highest(self._asked())
         if asked == LEAVE:
+            if self.record.mine is not None:
+                self.record.mine.check()  # says which one
             raise Fenced("a newer attempt owns the run folder: leaving without writing")
         if asked == STOP:
             error, why = self._save(wait=True), removal_asked()
