@@ -123,9 +123,10 @@ class Tracker:
         try:
             yield
         except BaseException as error:
-            stopped = isinstance(error, Stopped) or not isinstance(error, Exception)
+            asked = not isinstance(error, Exception)  # Ctrl-C, a signal, Prefect's own word for one
+            reason = "its flow was asked to stop" if asked else str(error) or type(error).__name__
             with contextlib.suppress(MlflowException, OSError):  # else the next command closes them
-                self._close_all(self.parent, "KILLED" if stopped else "FAILED", str(error) or type(error).__name__)
+                self._close_all(self.parent, "KILLED" if asked or isinstance(error, Stopped) else "FAILED", reason)
             raise
         with self.reachable():
             self.finish("")

@@ -283,7 +283,7 @@ def test_a_runs_state_is_true(home: Path) -> None:
     for error, state in (
         (RuntimeError("lost"), ("FAILED", "lost")),
         (Stopped("stopped by hand"), ("KILLED", "stopped by hand")),
-        (KeyboardInterrupt(), ("KILLED", "KeyboardInterrupt")),
+        (KeyboardInterrupt(), ("KILLED", "its flow was asked to stop")),
     ):
         with pytest.raises(type(error)), tracker.recording():
             tracker.reopen("16")
