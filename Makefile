@@ -24,6 +24,10 @@ browser: $(READY)  ## the tests that need Chromium
 slow: $(READY)  ## the tests that take minutes: kills in every stage of the real flow, a sample of crash points
 	$(BIN)/pytest -q -m slow
 
+drills: $(READY)  ## everything slow, and every crash point of a checkpoint's writing (ckpt-chaos): by hand, now and then
+	@$(BIN)/pytest -q -m slow
+	@$(BIN)/python benchmarks/crash_points.py
+
 gpu-check: $(READY)  ## try everything that a GPU does differently, and its speed; without one the CPU part
 	@$(BIN)/python benchmarks/gpu_check.py
 
@@ -46,4 +50,4 @@ clean:  ## remove the environment and caches; results in var/ stay
 $(READY): requirements.lock pyproject.toml infra/setup.sh
 	@sh infra/setup.sh
 
-.PHONY: help demo test lint browser slow gpu-check ci deploy lock install clean
+.PHONY: help demo test lint browser slow drills gpu-check ci deploy lock install clean
