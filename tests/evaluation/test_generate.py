@@ -122,13 +122,13 @@ def test_only_what_is_missing_or_asked_for_anew_is_drawn(squares: Path, tmp_path
 
     def draw(asked: list[Prompt]) -> set[str]:
         """Draw -> the files that were not there before, or are new."""
-        before = {path.name: path.stat().st_ino for path in pictures.glob("0*.png")}
+        before = {path.name: path.stat().st_mtime_ns for path in pictures.glob("0*.png")}
         prepare(folder, wanted, asked)
         generate_images(folder, wanted, 0, 1)
         assert is_whole(pictures, asked)
-        after = {path.name: path.stat().st_ino for path in pictures.glob("0*.png")}
+        after = {path.name: path.stat().st_mtime_ns for path in pictures.glob("0*.png")}
         assert {path.name for path in (pictures / "levels" / "8").glob("*.png")} == set(after)
-        return {name for name, inode in after.items() if before.get(name) != inode}
+        return {name for name, time_ns in after.items() if before.get(name) != time_ns}
 
     assert draw(prompts) == {f"{i:05d}.png" for i in range(6)}
     lines, picture = read_lines(pictures), (pictures / "00002.png").read_bytes()
