@@ -1,12 +1,12 @@
 """Tasks of the data side: list the source, write shards, embed captions. The folders say what is done."""
 
-import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from joblib import cpu_count
 from prefect import task
 
 from flows.artifacts import StageProgress
@@ -112,7 +112,7 @@ def make_set(
         target, removed = made or folder.with_name(folder.name + ".part"), removals(datasets(), name)
         manifests: list[dict[str, Any]] = []
         for split in SPLITS:
-            update, workers = progress(sum(m["samples"] for m in manifests)), min(2, os.cpu_count() or 1)
+            update, workers = progress(sum(m["samples"] for m in manifests)), min(2, cpu_count())
             part = target / split
             manifests.append(write_openmoji(source, split, name, px, part, PER_SHARD, workers, update, removed))
         if made is None:

@@ -88,13 +88,21 @@ def stack_conditions(conditions: Sequence[Tensor | int], length: int = 0) -> Con
     """Captions' states, padded to the longest or to ``length``, or labels -> the network's keyword arguments."""
     if isinstance(conditions[0], int):
         return {"labels": torch.tensor(conditions)}
-    text, mask = pad_tokens(conditions, length)  # type: ignore[arg-type]
-    return {"text": text, "text_mask": mask}
+    text, mask = pad_tokens(conditions)  # type: ignore[arg-type]
+    return padded({"text": text, "text_mask": mask}, length)
 
 
-def pad_tokens(tokens: Sequence[Tensor], length: int = 0) -> tuple[Tensor, Tensor]:
-    """Ragged caption states [L_i, D] -> [B, L, D] with zeros behind, mask [B, L]; L is the longest, or more."""
+def pad_tokens(tokens: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    """Ragged caption states [L_i, D] -> [B, L, D] with zeros behind, mask [B, L]; L is the longest."""
     text = torch.nn.utils.rnn.pad_sequence(list(tokens), batch_first=True)
-    text = torch.nn.functional.pad(text, (0, 0, 0, max(0, length - text.shape[1])))
     lengths = torch.tensor([len(t) for t in tokens])
     return text, (torch.arange(text.shape[1]) < lengths[:, None]).float()
+
+
+def padded(condition: Condition, length: int) -> Condition:
+    """The same with captions of ``length`` tokens at least (``config.padded_length``)."""
+    missing = length - condition["text"].shape[1] if "text" in condition else 0
+    if missing <= 0:
+        return condition
+    text, mask = F.pad(condition["text"], (0, 0, 0, missing)), F.pad(condition["text_mask"], (0, missing))
+    return {**condition, "text": text, "text_mask": mask}

@@ -3,11 +3,13 @@
 import torch
 from torch import Tensor
 
+from mdm.config import padded_length
 from mdm.data.order import hash64
 from mdm.data.pixels import from_uint8
 from mdm.data.shards import Batch
 from mdm.data.text import TextEncoder
 from mdm.diffusion.process import Process
+from mdm.network.conditioning import padded
 from mdm.network.mixed import carried_by, carriers_first
 from mdm.run.job import Job
 from mdm.training.noise import noise, uniforms
@@ -75,6 +77,7 @@ class Gradients:
         u = uniforms(job.seed, first, training.batch_size, places)  # float64, which Apple's GPUs do not have
         k = self.process.times(u).to(device, non_blocking=True)
         condition = batch.condition if self.encoder is None else self.encoder.condition(batch.captions)
+        condition = padded(condition, padded_length(job.model.text))
         condition = {name: value.to(device, non_blocking=True) for name, value in condition.items()}
         if any(level.dropout for level in job.model.levels):
             torch.manual_seed(hash64(job.seed, "dropout", batch.positions[0]))

@@ -149,7 +149,7 @@ def test_again_nothing_is_done_twice_and_a_prompt_can_be_drawn(whole: tuple[Path
 
 
 @pytest.mark.timeout(200)
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [pytest.param(signal.SIGINT, marks=pytest.mark.slow), signal.SIGTERM])
 def test_a_signal_ends_the_flow_at_once_and_prefect_knows(number: int, tmp_path: Path) -> None:
     """Ctrl-C and a batch system signal every process of the group, Prefect's temporary server included."""
     process = start(tmp_path)

@@ -132,6 +132,7 @@ def mlflow_server(home: Path, port: int) -> Iterator[None]:
 
 
 @pytest.mark.kills
+@pytest.mark.slow
 def test_each_point_arrives_once_in_order_though_server_and_follower_die(
     home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

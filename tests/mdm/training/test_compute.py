@@ -15,15 +15,20 @@ from torch._dynamo.testing import CompileCounter
 from torch._dynamo.utils import counters
 from torch.autograd.graph import saved_tensors_hooks
 
-from mdm.config import Labels, Model, Text
+from mdm.config import MODELS, Labels, Model, Sampling, Text
+from mdm.data.shards import Batch
 from mdm.diffusion.process import Process
 from mdm.forecast.memory import BATCH_TENSORS, activations
 from mdm.network.blocks import GroupNorm, LayerNorm, ResBlock
+from mdm.network.conditioning import stack_conditions
 from mdm.network.costs import block_flops, empty_condition, hardware_flops_per_image, model_flops_per_image
 from mdm.network.nested import NestedUNet
+from mdm.run.job import Job
 from mdm.stage import Compute, Training
 from mdm.training.compute import Ranks, Spread, pick_dtype
 from mdm.training.ema import EMA
+from mdm.training.gradients import Gradients, Split
+from mdm.training.state import State
 from small import TEXT_DIM, small_model
 
 CPU = torch.device("cpu")
@@ -105,6 +110,7 @@ def test_compiles_without_graph_breaks(model: Model, recompute: tuple[int, ...],
     assert graphs.frame_count == 1
 
 
+@pytest.mark.slow
 def test_other_splits_and_captions_compile_again_a_few_times_only(graphs: CompileCounter) -> None:
     model = small_model(2)
     spread = Spread(network_of(model), Compute(compile=True, channels_last=False), CPU)
@@ -320,7 +326,7 @@ def one_of_two(rank: int, port: int, parallel: str, folder: Path) -> None:
     dist.destroy_process_group()
 
 
-@pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
+@pytest.mark.parametrize("parallel", ["ddp", pytest.param("fsdp", marks=pytest.mark.slow)])
 def test_two_processes_take_the_step_of_one(parallel: str, tmp_path: Path) -> None:
     alone = Spread(network_of(ODD), Compute(), CPU)
     optimizer, norm = train_a_step(alone, slice(0, 4))
@@ -331,3 +337,34 @@ def test_two_processes_take_the_step_of_one(parallel: str, tmp_path: Path) -> No
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     torch.multiprocessing.spawn(one_of_two, (port, parallel, tmp_path), nprocs=2)
+
+
+def test_where_padding_is_in_sight_a_loss_does_not_depend_on_the_split_of_the_batch() -> None:
+    """The released models see their padding, so a caption must not be padded by whoever stands beside it."""
+    model = MODELS["64x64-small"]
+    captions = [torch.randn(count, 384, generator=torch.Generator().manual_seed(count)) for count in (3, 20)]
+    images = torch.randint(0, 256, (2, 3, 16, 16), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    losses = []
+    for micro in (2, 1):
+        job = Job(
+            model=model,
+            training=Training(nimg=2, batch_size=2),
+            compute=Compute(max_batch_per_process=micro),
+            sampling=Sampling(),
+            train_data="",
+            val_data="",
+            text=None,
+            device="cpu",
+        )
+        state, split = State(job, torch.device("cpu"), torch.float32), Split(job, 0, 1)
+        with torch.no_grad():
+            for i, parameter in enumerate(state.spread.network.parameters()):  # as made, any caption gives 0
+                parameter.normal_(std=0.1, generator=torch.Generator().manual_seed(i))
+        gradients = Gradients(job, split, 1, state, None, torch.float32)
+        total = torch.zeros(1)
+        for places in split.places:
+            condition = stack_conditions([captions[place] for place in places])
+            batch = Batch(places, images[places], condition, [], [])
+            total += gradients(batch, places, last=places is split.places[-1])
+        losses.append(total.item())
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)

@@ -63,12 +63,15 @@ def test_a_gpu_node_needs_neither_prefect_nor_mlflow(squares: Path, tmp_path: Pa
 
 
 @pytest.mark.kills
-def test_killed_at_fifty_moments_it_ends_bit_identical(uninterrupted: Path, squares: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("times", [8, pytest.param(50, marks=pytest.mark.slow)])
+def test_killed_at_many_moments_it_ends_bit_identical(
+    times: int, uninterrupted: Path, squares: Path, tmp_path: Path
+) -> None:
     draw, killed = random.Random(5), 0
-    while killed < 50:  # a fast machine ends a run before it was killed fifty times: then another one takes the rest
+    while killed < times:  # a fast machine ends a run before it was killed so often: then another one takes the rest
         run = prepare(tmp_path / f"run{killed}", small_job(squares, nimg=192, average_every_nimg=64))
         codes = [[-9]]
-        while codes == [[-9]] and killed < 50:
+        while codes == [[-9]] and killed < times:
             codes = starts(run, {"kill": [0], "after_s": 0.1 + draw.random() * 0.7})
             killed += codes == [[-9]]
         assert starts(run, {}) == [[0]], (run / "log.txt").read_text()
@@ -137,6 +140,7 @@ def test_any_number_of_processes_sees_the_same_batches(squares: Path, tmp_path: 
                 assert found[nimg, name] == pytest.approx(value, rel=2e-3), (run.name, nimg, name)
 
 
+@pytest.mark.slow
 def test_sharded_state_trains_the_same_and_resumes_exactly(squares: Path, tmp_path: Path) -> None:
     plain = prepare(tmp_path / "ddp", small_job(squares, nimg=48))
     whole = prepare(tmp_path / "fsdp", small_job(squares, nimg=48, parallel="fsdp", average_every_nimg=24))
