@@ -88,7 +88,7 @@ def stack_conditions(conditions: Sequence[Tensor | int], length: int = 0) -> Con
     """Captions' states, padded to the longest or to ``length``, or labels -> the network's keyword arguments."""
     if isinstance(conditions[0], int):
         return {"labels": torch.tensor(conditions)}
-    text, mask = pad_tokens(conditions)  # type: ignore[arg-type]
+    text, mask = pad_tokens([states for states in conditions if isinstance(states, Tensor)])
     return padded({"text": text, "text_mask": mask}, length)
 
 

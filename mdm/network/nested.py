@@ -4,7 +4,7 @@ Lists of tensors run from the lowest resolution (r = 1) to the highest. Shapes: 
 """
 
 from pathlib import Path
-from typing import Literal
+from typing import Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -53,7 +53,7 @@ class NestedUNet(nn.Module):
     @property
     def unets(self) -> list[UNet]:
         """The levels, innermost first."""
-        return list(self.levels)  # type: ignore[arg-type]
+        return cast(list[UNet], list(self.levels))
 
     @classmethod
     def from_pretrained(
@@ -133,12 +133,13 @@ class NestedUNet(nn.Module):
         emb = unet.embed(carried_by(z, t), {name: carried_by(z, value) for name, value in micros.items()})
         if condition is not None:
             emb = emb + carried_by(z, condition)
-        here: Context = tuple(None if c is None else carried_by(z, c) for c in context)  # type: ignore[assignment]
+        tokens, mask = (None if c is None else carried_by(z, c) for c in context)
+        here: Context = (tokens, mask)
         x, skips = unet.encode(z, features, emb, here)
         if r == 0:
             x = unet.middle(x, emb, here)
         else:
-            adapter: Adapter = self.adapters[r - 1]  # type: ignore[assignment]
+            adapter = cast(Adapter, self.adapters[r - 1])
             inner = None if adapter.down is None else for_whole_batch(adapter.down(x), len(zs[-2]))
             inner = self._denoise(zs[:-1], inner, t, condition, context, micros, outputs, num_outputs)
             if r >= num_outputs:

@@ -1,6 +1,7 @@
 """Watching a training: the loss on fixed held-out images, noise and times, and a grid of samples."""
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -12,7 +13,7 @@ from mdm.data.pixels import from_uint8, tile
 from mdm.data.shards import Shards
 from mdm.data.text import TextEncoder, known_conditions
 from mdm.diffusion.generate import generate
-from mdm.diffusion.process import Denoiser, Process
+from mdm.diffusion.process import Process
 from mdm.network.conditioning import stack_conditions
 from mdm.network.nested import NestedUNet
 
@@ -65,8 +66,7 @@ class HeldOut:
             part = slice(start, start + self.batch_size)
             condition = {name: value[part] for name, value in self.condition.items()}
             xs, noise = [x[part] for x in self.xs], [n[part] for n in self.noise]
-            denoiser: Denoiser = lambda zs, t, c=condition: network(zs, t, **c)  # type: ignore[misc]  # noqa: E731
-            per_sample = self.process.loss(denoiser, xs, noise, self.k[part], self.loss)
+            per_sample = self.process.loss(partial(network, **condition), xs, noise, self.k[part], self.loss)
             sums += torch.stack([level.sum() for level in per_sample])
             on_step()
         means = (sums / len(self.k)).tolist()
