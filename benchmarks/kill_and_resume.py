@@ -21,11 +21,11 @@ import psutil
 ROOT = Path(__file__).parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
-from flows.launch import torchrun  # noqa: E402
 from mdm.files import sha256, write_json  # noqa: E402
 from mdm.run.attempts import newest_attempt  # noqa: E402
 from mdm.run.checkpoint import newest_checkpoint  # noqa: E402
 from mdm.run.job import Job, commit, cpu_name  # noqa: E402
+from mdm.run.torchrun import torchrun  # noqa: E402
 from mdm.stage import Start  # noqa: E402
 from mdm.structure import to_dict  # noqa: E402
 from mdm.training.progressive import start_folder  # noqa: E402

@@ -31,13 +31,8 @@ class Real:
 
 
 def load_real(shards: Shards, encoder: TextEncoder | None, limit: int = 0) -> Real:
-    """All samples of a split, or ``limit`` of them, equally far apart in the set as it was made.
-
-    Those that were removed are left out, and nothing takes their places: the others stay the same.
-    """
-    count = min(limit or len(shards), len(shards))
-    spread = [i * len(shards) // count for i in range(count)]
-    indices = [i for i in spread if i not in shards.removed]
+    """All samples of a split, or ``limit`` of them, equally far apart."""
+    indices = shards.spread(limit or len(shards))
     samples = [shards[i] for i in indices]
     pooled = np.zeros((len(samples), 0), np.float32)
     if shards.states is not None or encoder is not None:

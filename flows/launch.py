@@ -8,7 +8,6 @@ and whoever waits for a job ends it when told to stop, by the processes of this 
 import contextlib
 import os
 import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -19,7 +18,8 @@ from joblib import cpu_count  # sees affinity and a container's quota, which os.
 
 from flows.cancel import heed_cancel
 from mdm.files import is_locked, try_lock
-from mdm.run.grace import grace_s, torchrun_environment
+from mdm.run.grace import grace_s
+from mdm.run.torchrun import torchrun, torchrun_environment
 
 MARGIN_S = 5  # torchrun kills its processes when the grace is over; then it is torchrun's own turn
 POLL_S = 0.5
@@ -33,15 +33,6 @@ class JobDied(RuntimeError):
 def died(_task: object, _run: object, state: Any) -> bool:
     """Prefect's retry condition: a job that died without a word is started again, an error with a reason is not."""
     return isinstance(state.result(raise_on_failure=False), JobDied)
-
-
-def torchrun(module: str, folder: Path, processes: int) -> list[str]:
-    """The command that runs a module on a folder in so many processes of this machine.
-
-    They meet at the loopback address: this machine's name need not resolve.
-    """
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--local-addr=127.0.0.1"]
-    return [*launcher, f"--nproc-per-node={processes}", "-m", module, str(folder)]
 
 
 def run_job(module: str, folder: Path, processes: int, threads: int, on_poll: Callable[[], None]) -> None:

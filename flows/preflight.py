@@ -136,6 +136,7 @@ def _memory(preset: Preset) -> list[str]:
 
 
 def _counts(preset: Preset) -> dict[str, int]:
-    """Samples of each split of a prepared set; 0 of one that is not there, or is made here and small."""
-    manifests = {split: read_json(datasets() / preset.data.name / split / "manifest.json") for split in SPLITS}
+    """Samples of each split of the newest set of that name; 0 where there is none."""
+    sets = finished_sets(datasets(), preset.data.name)
+    manifests = {split: (read_json(sets[-1] / split / "manifest.json") if sets else None) for split in SPLITS}
     return {split: 0 if manifest is None else manifest.get("samples", 0) for split, manifest in manifests.items()}

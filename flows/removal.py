@@ -11,7 +11,7 @@ from typing import Any
 from flows.home import Trouble, datasets, hold, home
 from flows.launch import JobDied
 from flows.sets import sets_of_run
-from mdm.data.leases import REMOVAL, give_way, removal
+from mdm.data.leases import give_way, live, removal
 from preprocessing.manifest import read_json, read_manifest
 from preprocessing.remove import (
     Places,
@@ -49,14 +49,19 @@ def hold_in_turn(folder: Path, say: Say) -> Iterator[None]:
 
 
 def between_removals(data: Path, work: Callable[[], Any], say: Say) -> Any:
-    """Do the work of a job that reads a data set; where it left for a removal of samples, wait and do it again."""
+    """Do the work of a job that reads a data set; where it ended because of a removal of samples, do it again after."""
     while True:
         give_way(data, say)
+        before = _revisions(data)
         try:
             return work()
-        except (JobDied, Trouble) as error:
-            if REMOVAL not in str(error):
+        except (JobDied, Trouble):
+            if not live(data, "removal") and _revisions(data) == before:
                 raise
+
+
+def _revisions(data: Path) -> list[int]:
+    return [read_manifest(data / split).get("revision", 0) for split in SPLITS]
 
 
 def remove_samples(name: str, keys: set[str], dry_run: bool, say: Say) -> None:

@@ -56,8 +56,7 @@ def train(arguments: argparse.Namespace) -> int:
     ]
     if processes == 1:
         return train_here([str(arguments.run), *options])
-    from flows.launch import torchrun
-    from mdm.run.grace import torchrun_environment
+    from mdm.run.torchrun import torchrun, torchrun_environment
 
     os.environ |= torchrun_environment(arguments.run)
     os.execv(sys.executable, [*torchrun("mdm.train", arguments.run, processes), *options])

@@ -92,10 +92,13 @@ class Shards:
         return [i for i in range(len(self)) if i not in self.removed] if self.removed else range(len(self))
 
     def spread(self, count: int) -> list[int]:
-        """``count`` of them (or all), equally far apart."""
-        present = self.present()
-        count = min(count, len(present))
-        return [present[i * len(present) // count] for i in range(count)]
+        """``count`` of them (or all), equally far apart in the set as it was made.
+
+        Those that were removed are left out, and nothing takes their places: the others stay the same.
+        """
+        count = min(count, len(self))
+        numbers = (i * len(self) // count for i in range(count))
+        return [number for number in numbers if number not in self.removed]
 
     def check(self) -> list[str]:
         """Look at every shard without reading it -> a line for each that is missing or of the wrong size.

@@ -4,8 +4,6 @@ TRAINING/grace.json: {"step_s": longest time between two looks for a stop, "save
 """
 
 import json
-import math
-import signal
 from pathlib import Path
 
 from mdm.files import write_json
@@ -56,11 +54,3 @@ def grace_s(run: Path) -> float:
         return ENDING_S + MARGIN * (float(measured["step_s"]) + 2 * float(measured["save_s"]))
     except (OSError, ValueError, KeyError, TypeError):
         return UNMEASURED_S
-
-
-def torchrun_environment(run: Path) -> dict[str, str]:
-    """What torchrun is to be told of it: how long it waits, and that a hang-up is none where it is ignored (nohup)."""
-    told = {"TORCH_ELASTIC_SHUTDOWN_TIMEOUT": str(math.ceil(grace_s(run)))}
-    if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:
-        told["PET_SIGNALS_TO_HANDLE"] = "SIGTERM,SIGINT,SIGQUIT"  # its own --signals-to-handle
-    return told

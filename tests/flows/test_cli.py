@@ -256,13 +256,16 @@ def test_what_is_printed_can_be_pasted(tmp_path: Path, monkeypatch: pytest.Monke
     assert create_engine(words["MLflow UI"][-1]).url.database == f"file:{quote(str(home / 'mlflow' / 'mlflow.db'))}"
 
 
-def test_mdm_train_works_without_prefect_and_mlflow(squares: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("processes", [1, 2])
+def test_mdm_train_works_without_prefect_and_mlflow(processes: int, squares: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     run.mkdir()
     write_json(run / "job.json", to_dict(small_job(squares, nimg=8)))
     code = (
-        "import sys\nfor name in ('prefect', 'mlflow', 'pydantic', 'rich'): sys.modules[name] = None\n"
-        f"from flows.cli import main; sys.exit(main(['train', {str(run)!r}, '--attempt=3', '--tolerate=1']))"
+        "import sys\n"
+        "for name in ('prefect', 'mlflow', 'pydantic', 'rich', 'psutil', 'joblib'): sys.modules[name] = None\n"
+        f"options = ['--attempt=3', '--tolerate=1', '--processes={processes}']\n"
+        f"from flows.cli import main; sys.exit(main(['train', {str(run)!r}, *options]))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env={**os.environ})
     assert done.returncode == 0, done.stderr

@@ -16,7 +16,8 @@ from trainers import final_state, lines, outcome, points, prepare, starts
 
 from mdm.run.checkpoint import milestone_checkpoint, newest_checkpoint
 from mdm.run.folder import find_damage, list_folders, nimg_of, read_manifest
-from mdm.run.grace import ENDING_S, UNMEASURED_S, grace_s, torchrun_environment
+from mdm.run.grace import ENDING_S, UNMEASURED_S, grace_s
+from mdm.run.torchrun import torchrun_environment
 from mdm.run.watch import Watch
 from small import small_job
 
