@@ -9,8 +9,6 @@ the work by line, and a killed run goes on with the files that are missing.
 
 import contextlib
 import json
-import os
-import signal
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,10 +29,11 @@ from mdm.data.text import known_conditions, online_encoder
 from mdm.diffusion.generate import generate
 from mdm.files import write_json
 from mdm.network.nested import NestedUNet
+from mdm.run.watch import stops_as_ctrl_c
 from mdm.structure import from_dict, to_dict
-from mdm.training.compute import pick_device
+from mdm.training.compute import pick_device, place_of_process
 
-UNTRAINED = "untrained"
+AS_MADE = "untrained"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,12 +109,12 @@ def save_images(xs: list[Tensor], folder: Path, lines: list[Line]) -> None:
 
 def _model(job: ImageJob) -> Model:
     """The configuration of the first trained set."""
-    trained = next(s.weights for s in job.sets if s.weights != UNTRAINED)
+    trained = next(s.weights for s in job.sets if s.weights != AS_MADE)
     return from_dict(Model, json.loads((Path(trained) / "config.json").read_text()))
 
 
 def _network(job: ImageJob, images: ImageSet) -> NestedUNet:
-    if images.weights != UNTRAINED:
+    if images.weights != AS_MADE:
         return NestedUNet.from_pretrained(Path(images.weights))
     torch.manual_seed(hash64(job.seed, "untrained"))
     return NestedUNet(_model(job)).eval()
@@ -127,12 +126,10 @@ def main(argv: list[str] | None = None) -> int:
         print("usage: python -m evaluation.generate FOLDER  (under torchrun for several processes)", file=sys.stderr)
         return 2
     folder = Path(arguments[0])
-    for number in (signal.SIGTERM, signal.SIGHUP):  # every picture is whole or not there: nothing has to be saved
-        if signal.getsignal(number) != signal.SIG_IGN:
-            signal.signal(number, signal.default_int_handler)
+    stops_as_ctrl_c()  # every picture is whole or not there: nothing has to be saved
     try:
         job = from_dict(ImageJob, json.loads((folder / "generate.json").read_text()))
-        rank, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+        rank, world = place_of_process()
         with Lease(Path(job.data).parent, f"samples {folder}") if rank == 0 else contextlib.nullcontext():
             generate_images(folder, job, rank, world)
     except (ValueError, FileNotFoundError) as error:

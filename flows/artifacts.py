@@ -6,7 +6,6 @@ from uuid import UUID
 
 from prefect.artifacts import (
     create_link_artifact,
-    create_markdown_artifact,
     create_progress_artifact,
     create_table_artifact,
     update_progress_artifact,
@@ -41,10 +40,6 @@ def show_metrics(key: str, rows: list[dict[str, str]], description: str) -> None
     create_table_artifact(
         [{k: plain(v) for k, v in row.items()} for row in rows], key=slug(key), description=description
     )
-
-
-def show_text(key: str, markdown: str) -> None:
-    create_markdown_artifact(markdown, key=slug(key))
 
 
 def show_link(key: str, link: str, text: str) -> None:

@@ -3,7 +3,6 @@
 import json
 import os
 import re
-import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -23,15 +22,14 @@ from flows.home import (
 )
 from flows.preflight import on_this_machine
 from mdm.presets import resolve
+from mdm.run.watch import stops_as_ctrl_c
 
 
 def run_embedded(preset: str, overrides: dict[str, Any]) -> int:
     """Run the flow to its end -> exit code. Prints where things are, or the one line that says what went wrong."""
     from flows.reproduction import explain, parameters, reproduction, run_name
 
-    for number in (signal.SIGTERM, signal.SIGHUP):  # a batch system, a closed terminal: an orderly end, as by Ctrl-C
-        if signal.getsignal(number) != signal.SIG_IGN:  # nohup
-            signal.signal(number, signal.default_int_handler)
+    stops_as_ctrl_c()
     end_stale_servers()
     try:
         name = run_name(on_this_machine(resolve(preset, overrides)))

@@ -8,7 +8,7 @@ from typing import Any
 from prefect import task
 
 from evaluation.captions import held_out_prompts, is_whole
-from evaluation.generate import UNTRAINED, ImageJob, ImageSet, prepare
+from evaluation.generate import AS_MADE, ImageJob, ImageSet, prepare
 from evaluation.measure import measure
 from evaluation.protocols import HEADLINE, SAMPLES
 from evaluation.reading import measured_lines
@@ -39,7 +39,7 @@ def sample_images(preset: Preset, folder: Path, weights: Path, data: Path, text:
     sets = (
         ImageSet(name="samples", weights=str(weights), sampling=preset.sampling),
         # An untrained network answers 0 to any caption, so guiding it changes nothing.
-        ImageSet(name="untrained", weights=UNTRAINED, sampling=replace(preset.sampling, guidance=(1.0,))),
+        ImageSet(name="untrained", weights=AS_MADE, sampling=replace(preset.sampling, guidance=(1.0,))),
     )
     job = ImageJob(
         sets=sets,

@@ -20,6 +20,7 @@ from torch.autograd.graph import saved_tensors_hooks
 from mdm.config import Model
 from mdm.network.blocks import ResBlock
 from mdm.network.costs import empty_condition, parameters, top_share
+from mdm.network.mixed import level_sizes
 from mdm.network.nested import NestedUNet
 from mdm.stage import Compute, Precision, Stage
 from mdm.training.ema import LENGTHS
@@ -69,7 +70,7 @@ def activations(model: Model, count: int, top: int, compute: Compute, precision:
     Of a residual block that is computed again only the input is kept; the inside of the largest such block comes back
     once at a time.
     """
-    sizes = [*[count] * (len(model.levels) - 1), top if len(model.levels) > 1 else count]
+    sizes = level_sizes(len(model.levels), count, top)
     layout = torch.channels_last if compute.channels_last else torch.contiguous_format
     half = torch.autocast("cpu", torch.bfloat16, enabled=precision in ("bfloat16", "float16"))  # as wide as float16
     kept = _Kept()

@@ -18,6 +18,11 @@ def carriers_first(places: Iterable[int], carriers: Collection[int]) -> list[int
     return sorted(places, key=lambda place: place not in carriers)
 
 
+def level_sizes(num_levels: int, batch_size: int, carriers: int) -> list[int]:
+    """B_r of every level: all samples carry the lower ones, ``carriers`` of them the top one; a lone level is all's."""
+    return [batch_size] * (num_levels - 1) + [carriers if num_levels > 1 else batch_size]
+
+
 def carried_by(level: Tensor, rows: Rows) -> Rows:
     """Of rows that stand for all B samples [B, …], those of the samples that carry a level [B_r, …]."""
     return rows[: len(level)]

@@ -68,14 +68,17 @@ class NestedUNet(nn.Module):
             raise ValueError(f"which must be 'ema' or 'raw', got {which!r}")
         if (folder / which).is_dir():
             folder = folder / which
-        model, weights = load_weights(folder)
-        with torch.device("meta"):  # no initialisation that the weights would overwrite
-            network = cls(model)
-        network.to_empty(device=device)
         try:
-            network.load_state_dict(weights)  # copied: the file may be replaced while the network lives
+            return cls.of(*load_weights(folder), device)
         except RuntimeError as error:
             raise ValueError(f"{folder}: model.safetensors does not fit config.json ({error})") from error
+
+    @classmethod
+    def of(cls, model: Model, weights: dict[str, Tensor], device: str | torch.device = "cpu") -> "NestedUNet":
+        """The network with copies of these weights, in evaluation mode. Raises RuntimeError where they do not fit."""
+        with torch.device("meta"):  # no initialisation that the weights would overwrite
+            network = cls(model)
+        network.to_empty(device=device).load_state_dict(weights)
         return network.eval()
 
     def save_pretrained(self, folder: Path | str) -> None:

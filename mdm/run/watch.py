@@ -16,6 +16,13 @@ from mdm.run.grace import Pace
 STOPS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1)  # all of them ask for a clean end
 
 
+def stops_as_ctrl_c() -> None:
+    """A batch system's SIGTERM and a closed terminal raise KeyboardInterrupt, unless they are ignored (nohup)."""
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) != signal.SIG_IGN:
+            signal.signal(number, signal.default_int_handler)
+
+
 class Watch:
     """``beat`` from time to time; after ``hang_s`` seconds without, all stacks are written down and the process ends.
 

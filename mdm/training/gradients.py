@@ -10,7 +10,7 @@ from mdm.data.shards import Batch
 from mdm.data.text import TextEncoder
 from mdm.diffusion.process import Process
 from mdm.network.conditioning import padded
-from mdm.network.mixed import carried_by, carriers_first
+from mdm.network.mixed import carried_by, carriers_first, level_sizes
 from mdm.run.job import Job
 from mdm.training.noise import noise, uniforms
 from mdm.training.state import State
@@ -66,8 +66,8 @@ class Gradients:
         job, training, device = self.job, self.job.training, self.state.device
         top = self.split.top
         tops = sum(place in top for place in places)
-        sizes = [len(places)] * (len(job.model.levels) - 1) + [tops]  # Sec. 4.1: some carry only the lower levels
-        counts = [training.batch_size] * (len(job.model.levels) - 1) + [len(top)]
+        sizes = level_sizes(len(job.model.levels), len(places), tops)
+        counts = level_sizes(len(job.model.levels), training.batch_size, len(top))
         images = from_uint8(batch.images.to(device, non_blocking=True))
         if job.compute.channels_last:
             images = images.to(memory_format=torch.channels_last)

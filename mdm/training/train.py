@@ -243,12 +243,10 @@ class Trainer:
         self._read_pending()
         weights, counters = self.state.spread.whole(self.state.ema.weights), self.counters
         if self.ranks.rank == 0:
-            with torch.device("meta"):
-                network = NestedUNet(self.job.model)
-            network.to_empty(device=self.device).load_state_dict(weights)
+            network = NestedUNet.of(self.job.model, weights, self.device)
             counters.owes_evaluation = True
             with contextlib.suppress(Interrupted):
-                losses = self.held_out.losses(network.eval(), self._alive)
+                losses = self.held_out.losses(network, self._alive)
                 self.record.log(counters.nimg, losses, len(self.returns))
                 with self.record.may_fail("sample grid"):
                     grid = self.record.run / "samples" / f"{counters.nimg:012d}.png"
