@@ -52,7 +52,6 @@ RETRIEVAL_R10 = Metric(
     "As R@1, but among the ten best.",
 )
 
-METRICS = (FRECHET, KID, TEXT_IMAGE, RETRIEVAL_R1, RETRIEVAL_R10)
 HEADLINE = KID  # the one number of a run, where there is room for one: unbiased, and with an interval
 
 # What is measured, by the name that stands beside its value.

@@ -1,4 +1,4 @@
-"""Named rows: the paper's models (App. A) and whole pipelines from data to report (App. B), smallest first.
+"""Named rows: whole pipelines from data to report (App. B), smallest first, of the models in ``config.py`` (App. A).
 
 Where the paper is silent, the choice is ours and the comment says so.
 """

@@ -78,7 +78,7 @@ SAMPLERS: dict[SamplerName, Sampler] = {
 def ddpm_step(z: Tensor, x: Tensor, schedule: Schedule, k: int, s: int, noise: Tensor | None) -> Tensor:
     """z_s from z_k and the predicted clean image: the posterior q(z_s | z_k, x) (Ho et al. 2020, Eq. 6-7)."""
     gamma_k, gamma_s = schedule.gammas[k], schedule.gammas[s]
-    ratio = gamma_k / gamma_s
+    ratio = gamma_k / gamma_s  # alpha²_{t|s} (paper Sec. 2)
     mean = x * (1 - ratio) * gamma_s.sqrt() / (1 - gamma_k) + z * ratio.sqrt() * (1 - gamma_s) / (1 - gamma_k)
     if noise is None or s == 0:
         return mean

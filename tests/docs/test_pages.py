@@ -1,4 +1,4 @@
-"""What the pages of docs/ name is there: files, names in them, settings, commands, links."""
+"""What README.md and the pages of docs/ name is there: files, names in them, settings, commands, links."""
 
 import argparse
 import ast
@@ -20,7 +20,8 @@ from mdm.presets import PRESETS, Preset, resolve
 from mdm.stage import Stage
 
 ROOT = Path(__file__).parents[2]
-PAGES = sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "docs").glob("*.md"))
+PAGES = ["README.md", *sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "docs").glob("*.md"))]
+LOG = "docs/log.md"  # tells what was, under the names of then
 ROOMS = ("mdm/", "evaluation/", "preprocessing/", "flows/", "infra/", "tests/", "benchmarks/", "docs/")
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
@@ -70,7 +71,7 @@ def defined(scope: ast.AST) -> list[tuple[str, ast.AST]]:
     return found
 
 
-@pytest.mark.parametrize("page", PAGES)
+@pytest.mark.parametrize("page", [page for page in PAGES if page != LOG])
 def test_files_and_names_of_a_page_are_there(page: str) -> None:
     named = [s for s in spans((ROOT / page).read_text()) if re.match(r"[\w./-]+\.py\b", s) or s.startswith(ROOMS)]
     assert [line for span in named if (line := problem(span))] == []
@@ -152,6 +153,32 @@ def test_what_a_machine_that_only_trains_needs() -> None:
     }
     assert imported - sys.stdlib_module_names - {"mdm"} == {"torch", "numpy", "safetensors", "PIL", "tqdm"}
     assert "needs torch, numpy, safetensors, pillow and tqdm;" in (ROOT / "docs" / "training.md").read_text()
+
+
+def test_the_layout_names_every_file() -> None:
+    (block,) = (block for _, block in FENCE.findall((ROOT / "README.md").read_text()) if block.startswith("mdm/"))
+    wrong, top = {}, ""
+    for below, folder, text in re.findall(r"^(  )?([a-z]+)/ +(.*(?:\n {10,}.*)*)", block, re.MULTILINE):
+        top = top if below else folder
+        path = ROOT / top / folder if below else ROOT / folder
+        lists = [re.match(r"([a-z_]+(?:, [a-z_]+)*): ", part) for part in re.split(r";\s+", text)]
+        named = [name for found in lists if found for name in found[1].split(", ")]
+        there = sorted(file.stem for file in path.glob("[!_]*.py"))
+        if top in ("mdm", "preprocessing", "evaluation", "flows") and sorted(named) != there:
+            wrong[str(path)] = sorted({*named} ^ {*there})
+    folders = {file.parent.relative_to(ROOT).name for file in ROOT.glob("[mpef]*/*/__init__.py")}
+    assert wrong == {} and folders <= set(re.findall(r"^  ([a-z]+)/", block, re.MULTILINE))
+
+
+def test_no_line_of_prose_is_over_120_letters() -> None:
+    lines = [line for line in (ROOT / "README.md").read_text().splitlines() if not line.startswith("|")]
+    assert [line for line in lines if len(line) > 120] == []
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_no_code_is_broken_over_two_lines(page: str) -> None:  # the tests above would pass it over
+    lines = FENCE.sub("", (ROOT / page).read_text()).splitlines()
+    assert [line for line in lines if line.count("`") % 2] == []
 
 
 def test_a_row_of_the_paper_leads_somewhere() -> None:
