@@ -8,7 +8,6 @@ the work by line, and a killed run goes on with the files that are missing.
 """
 
 import contextlib
-import json
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,10 +26,10 @@ from mdm.data.pixels import to_uint8
 from mdm.data.shards import Shards
 from mdm.data.text import known_conditions, online_encoder
 from mdm.diffusion.generate import generate
-from mdm.files import write_json
+from mdm.files import load_as, write_json
 from mdm.network.nested import NestedUNet
 from mdm.run.watch import stops_as_ctrl_c
-from mdm.structure import from_dict, to_dict
+from mdm.structure import to_dict
 from mdm.training.compute import pick_device, place_of_process
 
 AS_MADE = "untrained"
@@ -110,7 +109,7 @@ def save_images(xs: list[Tensor], folder: Path, lines: list[Line]) -> None:
 def _model(job: ImageJob) -> Model:
     """The configuration of the first trained set."""
     trained = next(s.weights for s in job.sets if s.weights != AS_MADE)
-    return from_dict(Model, json.loads((Path(trained) / "config.json").read_text()))
+    return load_as(Model, Path(trained) / "config.json")
 
 
 def _network(job: ImageJob, images: ImageSet) -> NestedUNet:
@@ -128,7 +127,7 @@ def main(argv: list[str] | None = None) -> int:
     folder = Path(arguments[0])
     stops_as_ctrl_c()  # every picture is whole or not there: nothing has to be saved
     try:
-        job = from_dict(ImageJob, json.loads((folder / "generate.json").read_text()))
+        job = load_as(ImageJob, folder / "generate.json")
         rank, world = place_of_process()
         with Lease(Path(job.data).parent, f"samples {folder}") if rank == 0 else contextlib.nullcontext():
             generate_images(folder, job, rank, world)

@@ -1,6 +1,5 @@
 """Pictures of a user's own prompts from a run, at all its resolutions."""
 
-import json
 import re
 import shlex
 import sys
@@ -21,12 +20,13 @@ from mdm.data.embeddings import same_encoder
 from mdm.data.pixels import tile
 from mdm.data.text import load_encoder
 from mdm.diffusion.generate import generate
+from mdm.files import load_as
 from mdm.network.nested import NestedUNet
 from mdm.presets import Preset
 from mdm.run.checkpoint import Damaged, last_checkpoint, newest_checkpoint
 from mdm.run.folder import find_damage, list_folders
 from mdm.run.job import Job, load_job
-from mdm.structure import digest, from_dict
+from mdm.structure import digest
 from mdm.training.compute import pick_device
 
 STRIP_PICTURES = 10  # of a denoising strip
@@ -58,8 +58,11 @@ def sample_prompts(
         raise ValueError(f"{run} is no run (`mdm status` lists them)")
     if count < 1:
         raise ValueError(f"--count must be at least 1, got {count}")
+    for prompt in prompts:
+        if not prompt.isprintable() and any("\udc80" <= letter <= "\udcff" for letter in prompt):
+            raise ValueError(f"the prompt {prompt!r} is no UTF-8 text")
     path = picture_path(run, prompts, seed, output)
-    preset = from_dict(Preset, json.loads((run / "config.json").read_text()))
+    preset = load_as(Preset, run / "config.json")
     stage, chosen = this_checkpoint(run, checkpoint) if checkpoint else furthest_checkpoint(run, preset)
     drawn_on = pick_device(device)
     network = NestedUNet.from_pretrained(chosen).to(drawn_on)

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import time
 import urllib.error
 import urllib.request
 from pathlib import Path
@@ -10,6 +11,7 @@ from pathlib import Path
 from flows.home import PROJECT, Trouble, quiet_services
 
 POOL = "mdm-local"
+WAIT_S = 30.0  # for a server that is starting
 
 
 def deploy_all() -> int:
@@ -21,20 +23,30 @@ def deploy_all() -> int:
             "PREFECT_API_URL is not set. Start a server (`prefect server start`) and "
             "export PREFECT_API_URL=http://127.0.0.1:4200/api"
         )
-    try:
-        urllib.request.urlopen(f"{url.rstrip('/')}/health", timeout=10).read()
-    except (urllib.error.URLError, OSError, ValueError) as error:
-        raise Trouble(
-            f"no Prefect server answers at PREFECT_API_URL {url} ({error}): start it, or mend the address"
-        ) from error
+    _wait_for_server(url)
     if _prefect("work-pool", "inspect", POOL, quiet=True) != 0:  # what was set on an existing one stays
         _must("work-pool", "create", POOL, "--type", "process")
     _must("--no-prompt", "deploy", "--all")
     print(
-        f"next: prefect worker start --pool {POOL}\n"
-        "then: prefect deployment run mdm/full-reproduction --param preset=tiny --watch"
+        f"next: .venv/bin/prefect worker start --pool {POOL}\n"
+        "then: .venv/bin/prefect deployment run mdm/full-reproduction --param preset=tiny --watch"
     )
     return 0
+
+
+def _wait_for_server(url: str) -> None:
+    """One that was just started in the background listens after some seconds."""
+    deadline = time.monotonic() + WAIT_S
+    while True:
+        try:
+            urllib.request.urlopen(f"{url.rstrip('/')}/health", timeout=10).read()
+            return
+        except (urllib.error.URLError, OSError, ValueError) as error:
+            if time.monotonic() > deadline or isinstance(error, ValueError):
+                raise Trouble(
+                    f"no Prefect server answers at PREFECT_API_URL {url} ({error}): start it, or mend the address"
+                ) from error
+        time.sleep(0.5)
 
 
 def _prefect(*command: str, quiet: bool = False) -> int:

@@ -1,6 +1,5 @@
 """``mdm run``: the flow in this process, with Prefect's temporary server, a live board, and a plain end."""
 
-import json
 import os
 import re
 import subprocess
@@ -21,6 +20,7 @@ from flows.home import (
     without_secrets,
 )
 from flows.preflight import on_this_machine
+from mdm.files import load_json
 from mdm.presets import resolve
 from mdm.run.watch import stops_as_ctrl_c
 
@@ -153,7 +153,7 @@ def _prefect() -> list[str]:
 
 def last_stage(run: Path) -> Path:
     """The folder of a run's last training stage."""
-    stages = json.loads((run / "config.json").read_text())["stages"]
+    stages = load_json(run / "config.json")["stages"]
     return run / list(stages)[-1]
 
 

@@ -9,6 +9,7 @@ from mlflow.exceptions import MlflowException
 
 from flows.home import Trouble
 from flows.tracking import Tracker, returned_to, unreachable
+from mdm.files import load_json
 
 BATCH = 1000  # points per request
 RETRY_S = 10
@@ -111,7 +112,7 @@ class Follower:
         path = self.folder / "config.json"
         if self.knows_config or not path.exists():
             return
-        config = json.loads(path.read_text())
+        config = load_json(path)
         job = config["job"]
         px = job["model"]["levels"][-1]["resolution"]
         self.tracker.params(self.stage, {"stage": self.stage, "resolution_px": px, **job["training"]})
@@ -142,7 +143,7 @@ def record_by_outcome(tracker: Tracker, stage: str) -> tuple[Follower, str]:
     with tracker.reachable():
         if not path.exists():
             return follower, "still training, or killed"
-        told = json.loads(path.read_text())
+        told = load_json(path)
         tracker.tags(stage, {"outcome": told["outcome"]})
         status = {"done": "FINISHED", "stopped": "KILLED"}.get(told["outcome"], "FAILED")
         tracker.finish(stage, status, told["reason"])

@@ -1,6 +1,5 @@
 """Tasks that train and grow: each fills its own folder of the run, and is known to be done by the marker in it."""
 
-import json
 from pathlib import Path
 from shlex import quote
 from typing import Any
@@ -17,7 +16,7 @@ from flows.progress import board
 from flows.removal import between_removals
 from flows.tracking import Tracker
 from mdm.data.embeddings import TextSource
-from mdm.files import write_json
+from mdm.files import load_json, write_json
 from mdm.presets import Preset
 from mdm.run.checkpoint import Damaged, last_checkpoint, milestone_checkpoint
 from mdm.run.folder import nimg_of
@@ -161,10 +160,9 @@ def train_stage(
 
 def read_outcome(folder: Path) -> dict[str, Any]:
     """A trainer's last word. Raises JobDied where it had none."""
-    try:
-        return json.loads((folder / "outcome.json").read_text())
-    except FileNotFoundError:
-        raise JobDied(f"the trainer of {folder} ended without a word:\n{tail(folder / 'log.txt')}") from None
+    if not (folder / "outcome.json").exists():
+        raise JobDied(f"the trainer of {folder} ended without a word:\n{tail(folder / 'log.txt')}")
+    return load_json(folder / "outcome.json")
 
 
 def _summary(follower: Follower) -> str:

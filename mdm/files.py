@@ -8,7 +8,11 @@ import hashlib
 import json
 import os
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, TypeVar
+
+from mdm.structure import from_dict
+
+T = TypeVar("T")
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -23,6 +27,25 @@ def write_json(path: Path, value: Any) -> None:
     except OSError:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def load_json(path: Path) -> Any:
+    """A JSON file's value. Raises ValueError naming the file that is missing, torn or no JSON."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ValueError(f"{path} is missing") from None
+    except ValueError as error:  # neither UTF-8 nor JSON
+        raise ValueError(f"{path} is torn or no JSON ({error})") from None
+
+
+def load_as(cls: type[T], path: Path) -> T:
+    """A JSON file as a dataclass. Raises ValueError naming the file, and the field that is wrong."""
+    value = load_json(path)
+    try:
+        return from_dict(cls, value)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
 
 
 def sha256(file: int | Path) -> str:

@@ -77,6 +77,8 @@ def _keys(file: Path) -> set[str]:
         return {line.strip() for line in file.read_text().splitlines()} - {""}
     except OSError as error:
         raise ValueError(f"{file}: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{file} is no UTF-8 text (at byte {error.start}): a key per line") from error
 
 
 def embed_options(sub: argparse.ArgumentParser) -> None:

@@ -1,7 +1,6 @@
 """Pictures out of a run, and their measures."""
 
 import argparse
-import json
 import sys
 from pathlib import Path
 from typing import get_args
@@ -75,18 +74,19 @@ def evaluate(arguments: argparse.Namespace) -> int:
     from flows.sets import set_of_samples
     from mdm.data.embeddings import TextSource
     from mdm.data.leases import Lease
+    from mdm.files import load_as, load_json
     from mdm.presets import Preset
     from mdm.structure import from_dict
 
     folder = run_folder(arguments.run)
     if not (folder / "samples" / "done.json").exists():
         raise ValueError(f"{folder} has no finished samples (`mdm status` lists runs)")
-    preset = from_dict(Preset, json.loads((folder / "config.json").read_text()))
+    preset = load_as(Preset, folder / "config.json")
     settings, out = preset.evaluation, folder / "evaluation-again"
     print(f"{settings.num_samples} samples of {folder}, results to {out}")
     if arguments.dry_run:
         return 0
-    drawn = json.loads((folder / "samples" / "generate.json").read_text())
+    drawn = load_json(folder / "samples" / "generate.json")
     text, dataset = drawn["text"], set_of_samples(drawn["data"], drawn.get("data_digest", ""))
     with Lease(dataset, f"mdm evaluate {arguments.run}"):
         results = measure(

@@ -1,7 +1,6 @@
 """What a run wrote down: into MLflow, onto a page."""
 
 import argparse
-import json
 from pathlib import Path
 
 
@@ -38,11 +37,12 @@ def report_options(sub: argparse.ArgumentParser) -> None:
 def report(arguments: argparse.Namespace) -> int:
     from evaluation.report import render
     from flows.home import run_folder
+    from mdm.files import load_json
 
     records = (
         arguments.records
         if arguments.records.is_file()
         else run_folder(str(arguments.records)) / "report" / "records.json"
     )
-    print(render(json.loads(records.read_text()), arguments.output or records.with_name("index.html")))
+    print(render(load_json(records), arguments.output or records.with_name("index.html")))
     return 0

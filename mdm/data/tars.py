@@ -5,7 +5,6 @@ them at the start (``check``: is each there, as long as the manifest says?), and
 """
 
 import errno
-import json
 import os
 from collections import OrderedDict
 from collections.abc import Sequence
@@ -16,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from mdm.files import sha256
+from mdm.files import load_json, sha256
 from mdm.stage import Storage
 
 IMAGE, TEXT, META = 0, 1, 2  # a sample's members, in the order of the index
@@ -136,16 +135,15 @@ def load_manifest(folder: Path, pinned: str = "") -> dict[str, Any]:
 
     Raises ValueError where it is not, where there is none, or where a removal is changing it.
     """
-    try:
-        manifest = json.loads((folder / "manifest.json").read_text())
-    except FileNotFoundError:
-        raise ValueError(f"{folder} is no finished dataset: manifest.json is missing") from None
+    if not (folder / "manifest.json").exists():
+        raise ValueError(f"{folder} is no finished dataset: manifest.json is missing")
+    manifest = load_json(folder / "manifest.json")
     if pinned not in ("", manifest["digest"]):
         raise ValueError(
             f"{folder} holds other data (digest {manifest['digest'][:12]}) than this job was made for ({pinned[:12]}): "
             "put that set back (`mdm data` lists what there is), or make the job anew"
         )
     removed = folder / "removed.json"  # written before the first shard changes, the manifest after the last one
-    if removed.exists() and json.loads(removed.read_text())["revision"] != manifest.get("revision", 0):
+    if removed.exists() and load_json(removed)["revision"] != manifest.get("revision", 0):
         raise ValueError(f"{folder}: a removal of samples is unfinished: run `mdm data PRESET --remove FILE` again")
     return manifest

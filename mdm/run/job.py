@@ -1,6 +1,5 @@
 """What a trainer is told (``job.json``) and what it notes of itself (``config.json``)."""
 
-import json
 import os
 import platform
 import subprocess
@@ -14,8 +13,9 @@ import torch
 
 from mdm.config import Device, Model, Sampling
 from mdm.data.embeddings import TextSource
+from mdm.files import load_as
 from mdm.stage import Cadence, Compute, Storage, Training
-from mdm.structure import from_dict, to_dict
+from mdm.structure import to_dict
 
 PACKAGES = ("torch", "transformers", "numpy", "safetensors")
 
@@ -44,12 +44,9 @@ class Job:
 
 def load_job(run: Path) -> Job:
     """``job.json`` of a run folder. Raises ValueError naming the file or field."""
-    try:
-        return from_dict(Job, json.loads((run / "job.json").read_text()))
-    except FileNotFoundError:
-        raise ValueError(f"{run} is no training run: job.json is missing") from None
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{run / 'job.json'} is not JSON: {error}") from error
+    if not (run / "job.json").exists():
+        raise ValueError(f"{run} is no training run: job.json is missing")
+    return load_as(Job, run / "job.json")
 
 
 def resolved(job: Job, device: torch.device, world: int) -> dict[str, Any]:

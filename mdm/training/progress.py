@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from mdm.files import write_json
+from mdm.files import load_json, write_json
 from mdm.run.attempts import Attempt
 from mdm.run.checkpoint import Contents, Writer, newest_checkpoint
 from mdm.run.grace import Pace
@@ -39,10 +39,9 @@ class Returns:
 
     def __init__(self, run: Path) -> None:
         self.path, self._written = run / "returns.json", True
-        try:
-            self.entries: list[dict[str, int]] = json.loads(self.path.read_text()) if self.path.exists() else []
-        except json.JSONDecodeError as error:
-            raise ValueError(f"{self.path} is not JSON ({error}): put back the one that was there") from error
+        self.entries: list[dict[str, int]] = load_json(self.path) if self.path.exists() else []
+        if not all(isinstance(e, dict) and {"to", "offset", "from"} <= e.keys() for e in self.entries):
+            raise ValueError(f"{self.path} does not say what was returned to: put back the one that was there")
 
     def __len__(self) -> int:
         return len(self.entries)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from mdm.files import write_json
+from mdm.files import load_json, write_json
 from mdm.network.costs import model_flops_per_image, peak_flops
 from mdm.run.attempts import Attempt
 from mdm.run.grace import Pace
@@ -36,7 +36,9 @@ class Record:
         if self.mine is None:
             return
         self.job, path = job, self.run / "config.json"
-        known = json.loads(path.read_text()).get("flop_per_image") if path.exists() else None
+        known = None
+        with contextlib.suppress(ValueError, AttributeError):  # counted again: it only saves a second
+            known = load_json(path).get("flop_per_image")
         self.flop_per_image = known or model_flops_per_image(job.model, job.training)
         name = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
         peak = peak_flops(name, DTYPE_NAMES[dtype])

@@ -273,6 +273,26 @@ def test_mdm_train_works_without_prefect_and_mlflow(processes: int, squares: Pat
     assert (told["outcome"], told["attempt"]) == ("done", 3)
 
 
+def test_a_torn_file_of_a_run_is_named(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = home / "runs" / "torn"
+    write_json(make(run / "samples") / "done.json", {})
+    make(run / "report")
+    for torn in (run / "config.json", run / "report" / "records.json"):
+        torn.write_text("{")
+    for command in (["sample", "torn", "a"], ["evaluate", "torn"]):
+        assert f"{run / 'config.json'} is torn or no JSON" in refused(capsys, *command)
+    assert "records.json is torn or no JSON" in refused(capsys, "report", "torn")
+    assert "records.json is missing" in refused(capsys, "report", "nobody")
+    keys = home / "keys.txt"
+    keys.write_bytes(b"caf\xe9\n")
+    assert "keys.txt is no UTF-8 text (at byte 3)" in refused(capsys, "data", "tiny", "--remove", str(keys))
+
+
+def make(folder: Path) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
 def test_every_verb_explains_itself(capsys: pytest.CaptureFixture[str]) -> None:
     verbs = "run data embed train ema sample evaluate report track status models config verify deploy"
     for verb in verbs.split():
