@@ -64,10 +64,27 @@ def sets_of_run(run: Path) -> set[str]:
 
 
 def _named(run: Path) -> Iterator[str]:
-    for pattern, fields in (("job.json", ("train_data", "val_data")), ("generate.json", ("data",))):
+    training = {"train_data": "train_digest", "val_data": "val_digest"}
+    for pattern, fields in (("job.json", training), ("generate.json", {"data": "data_digest"})):
         for path in [*run.glob(pattern), *run.glob(f"*/{pattern}")]:
             job = read_json(path) or {}
-            yield from (Path(job[field]).parent.name for field in fields if isinstance(job.get(field), str))
+            for split, pinned in ((job.get(field), job.get(digest, "")) for field, digest in fields.items()):
+                if isinstance(split, str):
+                    yield (set_folder(split, pinned) or Path(split)).parent.name
+
+
+def set_folder(split: str, pinned: str) -> Path | None:
+    """The folder of a split that a job names, wherever MDM_HOME lies now: what has the pinned digest, below datasets()
+    under its name or another, or where it was. None where it is gone.
+    """
+    was = Path(split)
+    here = datasets() / was.parent.name / was.name
+    others = (folder / was.name for folder in sorted(datasets().glob("*")) if is_finished(folder))
+    for place in (here, *others, was) if pinned else (was, here):  # in jobs of before only the place tells
+        manifest = read_json(place / "manifest.json")
+        if manifest is not None and pinned in ("", manifest.get("digest")):
+            return place
+    return None
 
 
 def set_of_samples(data: str, pinned: str) -> Path:
@@ -75,8 +92,8 @@ def set_of_samples(data: str, pinned: str) -> Path:
 
     Raises ValueError where it is gone, or of another digest than the pinned one.
     """
-    there = Path(data)
-    folder = there if there.exists() else datasets() / there.parent.name / there.name
+    was = Path(data)
+    folder = set_folder(data, pinned) or (was if was.exists() else datasets() / was.parent.name / was.name)
     load_manifest(folder, pinned)
     return folder.parent
 

@@ -14,7 +14,7 @@ from flows.cli import main
 from flows.data import make_set, pinned_set, wanted_set
 from flows.home import Trouble
 from flows.removal import between_removals, remove_samples
-from flows.sets import list_sets, set_of_samples
+from flows.sets import list_sets, set_of_samples, sets_of_run
 from mdm.data import leases
 from mdm.data.leases import REMOVAL, Lease, live
 from mdm.files import write_json
@@ -150,6 +150,38 @@ def test_a_name_means_the_newest_finished_set_and_a_run_keeps_to_its_own(
     write_json_in(run / "16" / "job.json", to_dict(small_job(squares_here)))
     assert pinned_set(run, "squares", said.append) == squares_here
     assert said == ["r goes on with squares, which it began with; squares-2027 is newer"]
+
+
+def test_a_run_in_a_moved_home_keeps_to_its_set_and_takes_no_other(
+    squares_here: Path, root: Path, tmp_path: Path
+) -> None:
+    newer = shutil.copytree(squares_here, root / "squares-2027")
+    for split in ("train", "val"):
+        manifest = read_manifest(newer / split)
+        write_json(newer / split / "manifest.json", {**manifest, "digest": "e" * 64})
+    run, digest = tmp_path / "runs" / "r", read_manifest(squares_here / "train")["digest"]
+    job = {"train_data": "/another/home/datasets/squares/train", "train_digest": digest}
+    path = write_json_in(run / "16" / "job.json", job)
+    said: list[str] = []
+    assert pinned_set(run, "squares", said.append) == squares_here
+    assert said == ["r goes on with squares, which it began with; squares-2027 is newer"]
+    assert sets_of_run(run) == {"squares"}
+    renamed = squares_here.rename(root / "squares-2026")
+    shutil.copytree(newer, squares_here)  # of its name, but other data
+    assert pinned_set(run, "squares", said.append) == renamed and sets_of_run(run) == {"squares-2026"}
+    write_json(path, {**job, "train_digest": ""})  # of a version that pinned none
+    assert pinned_set(run, "squares", said.append) == squares_here
+    assert pinned_set(run, "others", said.append) is None
+    write_json(path, job)
+    shutil.rmtree(renamed)
+    told = rf"^r began with the data set squares \(digest {digest[:12]}\), which is not in {root}: put it back there"
+    with pytest.raises(ValueError, match=rf"{told}, or, to train it anew: mv {run} {run}\.old$"):
+        pinned_set(run, "squares", said.append)
+    path.write_text("{")
+    with pytest.raises(ValueError, match=r"job\.json does not say which data set r began with"):
+        pinned_set(run, "squares", said.append)
+    path.parent.rename(run / "16.old-1")
+    assert pinned_set(run, "squares", said.append) is None
 
 
 def write_json_in(path: Path, value: object) -> Path:
