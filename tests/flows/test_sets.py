@@ -367,4 +367,34 @@ def test_what_still_shows_removed_samples_is_listed(
     assert "run a1 (r )" in out and "run c3 (r evaluation)" in out and "b2" not in out
     assert main(verb(tmp_path, "val000")) == 0
     out = capsys.readouterr().out
-    assert f"{run}: 16, evaluation, report, samples, samples.old-1 still show them" in out and "run b2 (r 16)" in out
+    parts = f"{run}: 16, evaluation, report, samples, samples.old-1 still show them"
+    assert parts in out and "run b2 (r 16)" in out
+    for text, tag in (('{"id": "a1b2"}', "mdm.folder` = 'a1b2'"), ("{", "mdm.run` = 'r'"), ("[]", "mdm.run` = 'r'")):
+        (run / "mlflow.json").write_text(text)
+        assert main(verb(tmp_path, "val000")) == 0
+        out = capsys.readouterr().out
+        assert parts in out and f"search its runs for tags.`{tag}, and delete" in out
+    (run / "mlflow.json").unlink()
+    (run / "mlflow.json").mkdir()
+    assert main(verb(tmp_path, "val000")) == 0
+    out = capsys.readouterr().out
+    assert parts in out and f"{run / 'mlflow.json'} cannot be read (IsADirectoryError" in out
+
+
+def test_what_cannot_be_read_may_show_removed_samples_and_ends_no_list(
+    squares_here: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run, later = tmp_path / "runs" / "r", tmp_path / "runs" / "s"
+    write_json_in(run / "16" / "job.json", to_dict(small_job(squares_here)))
+    shutil.copytree(run, later)
+    torn = [run / "samples" / "samples" / "captions.jsonl", run / "a" / "b" / "captions.jsonl"]
+    torn += [run / name / "results.json" for name in ("evaluation", "evaluation-again", "evaluation.old-1", "e")]
+    for path, text in zip(torn, ('{"key": "va', "[]", "{", "{}", '{"samples": [3]}', '{"samples": [[]]}'), strict=True):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    near = {"index": 0, "key": "val003", "nearest_index": 5}
+    write_json_in(later / "evaluation" / "results.json", {"samples": [near]})
+    assert main(verb(tmp_path, "train005")) == 0
+    out = capsys.readouterr().out
+    assert all(f"{path} cannot be read (" in out for path in torn)
+    assert f"{later}: evaluation still show them" in out and "MLflow" not in out
