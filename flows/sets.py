@@ -99,25 +99,34 @@ def set_of_samples(data: str, pinned: str) -> Path:
 
 
 def prune(dry_run: bool, say: Callable[[str], None]) -> None:
-    """Remove every set that no living user holds, no run below MDM_HOME/runs names, and that can be made again."""
-    unused = [entry for entry in list_sets() if not entry.users and entry.ours]
-    for entry in unused:
+    """Remove every set that no living user holds, no run below MDM_HOME/runs names, and that can be made again.
+
+    Links stay: what they lead to may be others', too.
+    """
+    freed = []
+    for entry in list_sets():
+        if entry.users or not entry.ours:
+            continue
+        if entry.folder.is_symlink():
+            target = entry.folder.resolve()
+            say(f"{entry.folder.name} stays: it is a link to {target}; where unused, remove both by hand")
+            continue
         say(entry.line())
-        if not dry_run:
-            _remove(entry.folder, say)
-    total = sum(entry.size_bytes for entry in unused) / 1e6
-    say(f"{len(unused)} unused, {total:,.1f} MB{' would be freed' if dry_run else ''}")
+        try:
+            if not dry_run:
+                _remove(entry.folder)
+            freed.append(entry.size_bytes)
+        except (Trouble, OSError) as error:
+            say(f"{entry.folder.name} stays: {error}")
+    say(f"{len(freed)} unused, {sum(freed) / 1e6:,.1f} MB{' would be freed' if dry_run else ''}")
 
 
-def _remove(folder: Path, say: Callable[[str], None]) -> None:
+def _remove(folder: Path) -> None:
     owner = folder.with_name(folder.name.removesuffix(".part"))
     lock = owner.with_name(owner.name + ".lock")
-    try:
-        with hold(lock, f"dataset {owner.name}"):
-            gone = folder.with_name(folder.name.removesuffix(".deleted") + ".deleted")
-            if users := live(folder, "use"):
-                raise Trouble(f"{names(users)} began to use it")
-            folder.rename(gone)  # so that a kill leaves no half set under its name
-            shutil.rmtree(gone)
-    except Trouble as busy:
-        say(f"{folder.name} stays: {busy}")
+    with hold(lock, f"dataset {owner.name}"):
+        gone = folder.with_name(folder.name.removesuffix(".deleted") + ".deleted")
+        if users := live(folder, "use"):
+            raise Trouble(f"{names(users)} began to use it")
+        folder.rename(gone)  # so that a kill leaves no half set under its name
+        shutil.rmtree(gone)

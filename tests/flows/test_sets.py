@@ -345,6 +345,33 @@ def test_sets_are_listed_with_their_users_and_unused_ones_pruned(
     assert main(["data", "tiny", "--prune"]) == 1 and main(["data", "--set", "seed=1"]) == 1
 
 
+def test_a_link_to_another_disk_stays_and_nothing_ends_a_prune(
+    squares_here: Path, root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    manifest = read_manifest(squares_here / "train")
+    write_json(squares_here / "train" / "manifest.json", {**manifest, "source": {"openmoji": "17"}})
+    disk = shutil.copytree(squares_here, tmp_path / "disk")
+    shutil.copytree(squares_here, root / "squares-2")
+    for name in ("half.part", "left.deleted", "linked"):
+        (root / name).symlink_to(disk)
+    remove = shutil.rmtree
+
+    def refuses(folder: Path) -> None:
+        if folder.name == "squares.deleted":
+            raise OSError(16, "Device or resource busy", str(folder))
+        remove(folder)
+
+    monkeypatch.setattr(shutil, "rmtree", refuses)
+    for settings in (["--dry-run"], []):
+        assert main(["data", "--prune", *settings]) == 0
+        out = capsys.readouterr().out
+        for name in ("half.part", "left.deleted", "linked"):
+            assert f"{name} stays: it is a link to {disk}; where unused, remove both by hand" in out
+            assert (root / name).is_symlink() and is_finished(disk)
+    assert "squares stays: [Errno 16] Device or resource busy" in out and "1 unused, 0.1 MB" in out
+    assert not (root / "squares-2").exists()
+
+
 def test_what_still_shows_removed_samples_is_listed(
     squares_here: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
