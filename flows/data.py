@@ -13,7 +13,7 @@ from flows.artifacts import StageProgress
 from flows.home import datasets, pasted
 from flows.progress import board
 from flows.removal import clear_set, hold_in_turn
-from flows.sets import set_folder
+from flows.sets import split_folder
 from flows.text import Captions, Progress
 from mdm.data.embeddings import TextSource
 from mdm.presets import Preset
@@ -97,7 +97,7 @@ def pinned_set(run: Path, name: str, say: Callable[[str], None]) -> Path | None:
             continue
         if not isinstance(job.get("train_data"), str):
             raise ValueError(f"{path} does not say which data set {run.name} began with: restore it, or, {anew}")
-        was, found = Path(job["train_data"]).parent, set_folder(job["train_data"], job.get("train_digest", ""))
+        was, found = Path(job["train_data"]).parent, split_folder(job["train_data"], job.get("train_digest", ""))
         of = was.name if found is None else read_manifest(found)["name"]
         if name not in (was.name, of) and (found is not None or not was.name.startswith(f"{name}-")):
             continue  # then the preset named other data

@@ -70,10 +70,10 @@ def _named(run: Path) -> Iterator[str]:
             job = read_json(path) or {}
             for split, pinned in ((job.get(field), job.get(digest, "")) for field, digest in fields.items()):
                 if isinstance(split, str):
-                    yield (set_folder(split, pinned) or Path(split)).parent.name
+                    yield (split_folder(split, pinned) or Path(split)).parent.name
 
 
-def set_folder(split: str, pinned: str) -> Path | None:
+def split_folder(split: str, pinned: str) -> Path | None:
     """The folder of a split that a job names, wherever MDM_HOME lies now: what has the pinned digest, below datasets()
     under its name or another, or where it was. None where it is gone.
     """
@@ -93,7 +93,7 @@ def set_of_samples(data: str, pinned: str) -> Path:
     Raises ValueError where it is gone, or of another digest than the pinned one.
     """
     was = Path(data)
-    folder = set_folder(data, pinned) or (was if was.exists() else datasets() / was.parent.name / was.name)
+    folder = split_folder(data, pinned) or (was if was.exists() else datasets() / was.parent.name / was.name)
     load_manifest(folder, pinned)
     return folder.parent
 

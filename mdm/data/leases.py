@@ -130,6 +130,12 @@ def live(folder: Path, kind: Kind) -> list[dict[str, Any]]:
     return found
 
 
+def others(folder: Path) -> list[dict[str, Any]]:
+    """The living users of a data set besides this process."""
+    me = (_machine(), os.getpid())
+    return [owner for owner in live(folder, "use") if (owner.get("machine"), owner.get("pid")) != me]
+
+
 def _read(path: Path) -> dict[str, Any] | None:
     """A lease, None where it cannot be read. Raises FileNotFoundError."""
     try:
