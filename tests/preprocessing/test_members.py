@@ -3,8 +3,6 @@
 import io
 import json
 import shutil
-import subprocess
-import sys
 import tarfile
 from pathlib import Path
 
@@ -80,13 +78,6 @@ def test_an_index_of_another_order_is_refused_before_anything_is_removed(foreign
     with pytest.raises(ValueError, match=r"00000\.tar: its index points at 'train001' where 'train006' stands"):
         remove(foreign, {"train001"})
     assert (foreign / "00000.tar").read_bytes() == before and not (foreign / "removed.json").exists()
-
-
-def test_the_format_page_reads_a_shard(squares: Path) -> None:
-    page = (Path(__file__).parents[2] / "docs" / "dataset-format.md").read_text()
-    program = page.partition("```python\n")[2].partition("```")[0]
-    done = subprocess.run([sys.executable, "-c", program], cwd=squares / "train", capture_output=True, text=True)
-    assert done.stdout.splitlines()[0] == "train000 (32, 32) red square" and len(done.stdout.splitlines()) == 8
 
 
 META = json.dumps({"key": "a"}).encode()
