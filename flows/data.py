@@ -10,9 +10,10 @@ from joblib import cpu_count
 from prefect import task
 
 from flows.artifacts import StageProgress
-from flows.home import datasets
+from flows.home import datasets, pasted
 from flows.progress import board
 from flows.removal import clear_set, hold_in_turn
+from flows.sets import split_folder
 from flows.text import Captions, Progress
 from mdm.data.embeddings import TextSource
 from mdm.presets import Preset
@@ -20,7 +21,6 @@ from preprocessing.manifest import read_json, read_manifest, write_json
 from preprocessing.sets import (
     RECIPE,
     SPLITS,
-    finished_sets,
     made_set,
     mark_cleared,
     newest_set,
@@ -86,13 +86,29 @@ def wanted_set(preset: Preset) -> Path:
 
 
 def pinned_set(run: Path, name: str, say: Callable[[str], None]) -> Path | None:
-    """The set of a name that a run's trainings began with, though a newer one may be there by now."""
-    for job in sorted(run.glob("*/job.json")):
-        folder = Path((read_json(job) or {}).get("train_data", "")).parent
-        if folder in (found := finished_sets(datasets(), name)):
-            if folder != found[-1]:
-                say(f"{run.name} goes on with {folder.name}, which it began with; {found[-1].name} is newer")
-            return folder
+    """The set of a name that a run's trainings began with, though a newer one may be there by now; None: none began.
+
+    Raises ValueError where it is gone: with another one everything would be trained anew.
+    """
+    anew = f"to train it anew: {pasted('mv', run, f'{run}.old')}"
+    for path in sorted(run.glob("*/job.json")):
+        job = read_json(path) or {}
+        if ".old" in path.parent.name:  # moved aside
+            continue
+        if not isinstance(job.get("train_data"), str):
+            raise ValueError(f"{path} does not say which data set {run.name} began with: restore it, or, {anew}")
+        was, found = Path(job["train_data"]).parent, split_folder(job["train_data"], job.get("train_digest", ""))
+        of = was.name if found is None else read_manifest(found)["name"]
+        if name not in (was.name, of) and (found is not None or not was.name.startswith(f"{name}-")):
+            continue  # then the preset named other data
+        if found is None or found.parent.parent != datasets():
+            raise ValueError(
+                f"{run.name} began with the data set {was.name} (digest {job.get('train_digest', '')[:12]}), which is "
+                f"not in {datasets()}: put it back there, or, {anew}"
+            )
+        if found.parent != (newest := newest_set(datasets(), name)):
+            say(f"{run.name} goes on with {found.parent.name}, which it began with; {newest.name} is newer")
+        return found.parent
     return None
 
 

@@ -8,7 +8,7 @@ from itertools import chain, product
 from pathlib import Path
 from typing import Any
 
-from flows.home import Trouble, datasets, hold, home
+from flows.home import Trouble, datasets, hold, home, mlflow_uri, without_secrets
 from flows.launch import JobDied
 from flows.sets import sets_of_run
 from mdm.data.leases import give_way, live, removal
@@ -111,37 +111,74 @@ def _count(found: Places) -> str:
     return f"{len(places)} samples in {len({file for file, _ in places})} shards"
 
 
-def kept_elsewhere(name: str, keys: set[str]) -> list[str]:
-    """A line for whatever was made from samples before they were removed and still shows them, and what to do."""
-    lines = []
+def kept_elsewhere(name: str, keys: set[str]) -> Iterator[str]:
+    """A line for whatever was made from samples before they were removed and still shows them, and what to do.
+
+    What cannot be read is named as well: it may show them.
+    """
     folders = finished_sets(datasets(), name)
     gone = {folder.name: removed_places(read_manifest(folder / "train")) for folder in folders}
     for run in sorted((home() / "runs").glob("*")):
-        used = sets_of_run(run) & set(gone)
-        kept = sorted({path.relative_to(run).parts[0] for path in _showing(run, keys, [gone[name] for name in used])})
-        if not used or not kept:
-            continue
-        lines.append(f"{run}: {', '.join(kept)} still show them: delete these, `mdm run` makes anew what it needs")
-        tracked = read_json(run / "mlflow.json") or {"uri": "", "runs": {}}
+        try:
+            if used := sets_of_run(run) & set(gone):
+                yield from _of_run(run, keys, [gone[name] for name in used])
+        except OSError as error:
+            yield _unread(Path(error.filename or run), error)
+
+
+def _unread(path: Path, error: Exception) -> str:
+    return f"{path} cannot be read ({type(error).__name__}: {error}): it may show them; look, and delete it if it does"
+
+
+def _of_run(run: Path, keys: set[str], gone: list[set[int]]) -> Iterator[str]:
+    showing, unread = _showing(run, keys, gone)
+    yield from unread
+    if not showing:
+        return
+    kept = ", ".join(sorted(showing))
+    yield f"{run}: {kept} still show them: delete these, `mdm run` makes anew what it needs"
+    if not (run / "mlflow.json").exists():  # it was never tracked
+        return
+    tracked = read_json(run / "mlflow.json") or {}
+    if isinstance(tracked.get("runs"), dict):  # as an earlier version wrote it
         for stage, number in tracked["runs"].items():
-            if (stage or "report") in kept:
-                lines.append(f"{tracked['uri']}: so do the artifacts of run {number} ({run.name} {stage}): delete them")
-    return lines
+            if (stage or "report") in showing:
+                yield f"{tracked.get('uri')}: so do the artifacts of run {number} ({run.name} {stage}): delete them"
+        return
+    tag = f"mdm.folder` = '{tracked['id']}" if "id" in tracked else f"mdm.run` = '{run.name}"
+    yield (  # MLflow is not asked: it may be away, and takes seconds to import
+        f"MLflow ({without_secrets(mlflow_uri())}, or where {run.name} was tracked) may keep them as artifacts, too: "
+        f"search its runs for tags.`{tag}', and delete the artifacts of what is found and of the runs nested below it"
+    )
 
 
-def _showing(run: Path, keys: set[str], gone: list[set[int]]) -> Iterator[Path]:
-    """Files of a run, moved-aside folders included, that show samples with these keys, or training pictures of these
-    numbers.
+def _showing(run: Path, keys: set[str], gone: list[set[int]]) -> tuple[set[str], list[str]]:
+    """The parts of a run, moved-aside folders included, that show samples with these keys, or training pictures of
+    these numbers; and a line for each file that cannot be read.
     """
-    for path in run.glob("*/*/captions.jsonl"):
-        drawn = [json.loads(line) for line in path.read_text().splitlines()]
-        if any(sample["key"] in keys for sample in drawn):
-            yield path
-            yield from run.glob("*/samples/[0-9]*.png")  # the sheets that trainers draw of held-out captions
-    for path in run.glob("*/results.json"):
-        for sample in (read_json(path) or {"samples": []})["samples"]:
-            near = sample.get("nearest_key") in keys or any(sample.get("nearest_index") in places for places in gone)
-            if sample["key"] in keys or near:
-                yield path
-                yield from run.glob("report*/index.html")
-                break
+    showing: set[str] = set()
+    unread: list[str] = []
+    for pattern, shows, drawn in (
+        ("*/*/captions.jsonl", _draws, "*/samples/[0-9]*.png"),  # the sheets that trainers draw of held-out captions
+        ("*/results.json", _measures, "report*/index.html"),
+    ):
+        for path in run.glob(pattern):
+            try:
+                if shows(path, keys, gone):
+                    showing |= {file.relative_to(run).parts[0] for file in (path, *run.glob(drawn))}
+            except (OSError, ValueError, KeyError, TypeError) as error:
+                unread.append(_unread(path, error))
+    return showing, unread
+
+
+def _draws(captions: Path, keys: set[str], gone: list[set[int]]) -> bool:
+    return any(json.loads(line)["key"] in keys for line in captions.read_text().splitlines())
+
+
+def _measures(results: Path, keys: set[str], gone: list[set[int]]) -> bool:
+    return any(
+        sample["key"] in keys
+        or sample.get("nearest_key") in keys
+        or any(sample.get("nearest_index") in places for places in gone)
+        for sample in json.loads(results.read_text())["samples"]
+    )

@@ -64,10 +64,27 @@ def sets_of_run(run: Path) -> set[str]:
 
 
 def _named(run: Path) -> Iterator[str]:
-    for pattern, fields in (("job.json", ("train_data", "val_data")), ("generate.json", ("data",))):
+    training = {"train_data": "train_digest", "val_data": "val_digest"}
+    for pattern, fields in (("job.json", training), ("generate.json", {"data": "data_digest"})):
         for path in [*run.glob(pattern), *run.glob(f"*/{pattern}")]:
             job = read_json(path) or {}
-            yield from (Path(job[field]).parent.name for field in fields if isinstance(job.get(field), str))
+            for split, pinned in ((job.get(field), job.get(digest, "")) for field, digest in fields.items()):
+                if isinstance(split, str):
+                    yield (split_folder(split, pinned) or Path(split)).parent.name
+
+
+def split_folder(split: str, pinned: str) -> Path | None:
+    """The folder of a split that a job names, wherever MDM_HOME lies now: what has the pinned digest, below datasets()
+    under its name or another, or where it was. None where it is gone.
+    """
+    was = Path(split)
+    here = datasets() / was.parent.name / was.name
+    others = (folder / was.name for folder in sorted(datasets().glob("*")) if is_finished(folder))
+    for place in (here, *others, was) if pinned else (was, here):  # in jobs of before only the place tells
+        manifest = read_json(place / "manifest.json")
+        if manifest is not None and pinned in ("", manifest.get("digest")):
+            return place
+    return None
 
 
 def set_of_samples(data: str, pinned: str) -> Path:
@@ -75,32 +92,41 @@ def set_of_samples(data: str, pinned: str) -> Path:
 
     Raises ValueError where it is gone, or of another digest than the pinned one.
     """
-    there = Path(data)
-    folder = there if there.exists() else datasets() / there.parent.name / there.name
+    was = Path(data)
+    folder = split_folder(data, pinned) or (was if was.exists() else datasets() / was.parent.name / was.name)
     load_manifest(folder, pinned)
     return folder.parent
 
 
 def prune(dry_run: bool, say: Callable[[str], None]) -> None:
-    """Remove every set that no living user holds, no run below MDM_HOME/runs names, and that can be made again."""
-    unused = [entry for entry in list_sets() if not entry.users and entry.ours]
-    for entry in unused:
+    """Remove every set that no living user holds, no run below MDM_HOME/runs names, and that can be made again.
+
+    Links stay: what they lead to may be others', too.
+    """
+    freed = []
+    for entry in list_sets():
+        if entry.users or not entry.ours:
+            continue
+        if entry.folder.is_symlink():
+            target = entry.folder.resolve()
+            say(f"{entry.folder.name} stays: it is a link to {target}; where unused, remove both by hand")
+            continue
         say(entry.line())
-        if not dry_run:
-            _remove(entry.folder, say)
-    total = sum(entry.size_bytes for entry in unused) / 1e6
-    say(f"{len(unused)} unused, {total:,.1f} MB{' would be freed' if dry_run else ''}")
+        try:
+            if not dry_run:
+                _remove(entry.folder)
+            freed.append(entry.size_bytes)
+        except (Trouble, OSError) as error:
+            say(f"{entry.folder.name} stays: {error}")
+    say(f"{len(freed)} unused, {sum(freed) / 1e6:,.1f} MB{' would be freed' if dry_run else ''}")
 
 
-def _remove(folder: Path, say: Callable[[str], None]) -> None:
+def _remove(folder: Path) -> None:
     owner = folder.with_name(folder.name.removesuffix(".part"))
     lock = owner.with_name(owner.name + ".lock")
-    try:
-        with hold(lock, f"dataset {owner.name}"):
-            gone = folder.with_name(folder.name.removesuffix(".deleted") + ".deleted")
-            if users := live(folder, "use"):
-                raise Trouble(f"{names(users)} began to use it")
-            folder.rename(gone)  # so that a kill leaves no half set under its name
-            shutil.rmtree(gone)
-    except Trouble as busy:
-        say(f"{folder.name} stays: {busy}")
+    with hold(lock, f"dataset {owner.name}"):
+        gone = folder.with_name(folder.name.removesuffix(".deleted") + ".deleted")
+        if users := live(folder, "use"):
+            raise Trouble(f"{names(users)} began to use it")
+        folder.rename(gone)  # so that a kill leaves no half set under its name
+        shutil.rmtree(gone)

@@ -1,6 +1,5 @@
 """Which caption states a preset's jobs work with: its frozen encoder, and the way that was asked for or is cheapest."""
 
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, get_args
@@ -8,7 +7,7 @@ from typing import Any, get_args
 from flows.home import weights
 from mdm.config import ENCODERS, Way
 from mdm.data.embeddings import TextSource
-from mdm.data.leases import live, names
+from mdm.data.leases import names, others
 from mdm.data.text import TextEncoder, encoder_digest, find_encoder, load_encoder
 from mdm.files import write_json
 from mdm.presets import Preset
@@ -93,11 +92,11 @@ class Captions:
         return [read_json(set_folder(self.folder / split, name, precision) / "manifest.json") for split in SPLITS]
 
     def _refuse_to_replace(self, way: Way) -> None:
-        others = [owner for owner in live(self.folder, "use") if owner["pid"] != os.getpid()]
+        readers = others(self.folder)
         made = {manifest["encoder_digest"] for manifest in self.manifests(way) if manifest is not None}
-        if others and made - {self.digest}:
+        if readers and made - {self.digest}:
             raise ValueError(
-                f"the caption states of {self.folder} are another {self.name}'s, and {names(others)} may be reading "
+                f"the caption states of {self.folder} are another {self.name}'s, and {names(readers)} may be reading "
                 "them: embed again when that has ended"
             )
 

@@ -5,12 +5,13 @@ Shards of other writers hold a sample's members in any order, and more of them t
 
 import re
 import tarfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
+END = bytes(2 * tarfile.BLOCKSIZE)  # of every tar; padding after it may be missing
 IMAGES = ("png", "jpg", "jpeg", "webp")
 READ = (*IMAGES, "txt", "json")
 NAME = re.compile(r"((?:.*/|)[^.]+)[.]([^/]*)")  # webdataset's: the key ends at the first dot of the file's name
@@ -32,27 +33,41 @@ def check_key(key: str) -> None:
 
 
 def samples_in(path: Path) -> list[Stored]:
-    """The samples of a tar, in order. Raises ValueError naming the tar and the member that is not as it must be."""
+    """The samples of a tar, in order. Raises ValueError naming the tar, and the member that is not as it must be."""
     samples: dict[str, Stored] = {}
     last = ""
-    with tarfile.open(path) as tar:
-        for member in tar:
-            found = NAME.fullmatch(member.name)
-            if not member.isfile() or found is None:  # webdataset passes them over, too
-                continue
-            key, extension = found[1], found[2].lower()
-            if "." in extension and extension.rpartition(".")[2] in READ:
-                raise ValueError(
-                    f"{path}: {member.name!r} has a dot in its key, where webdataset ends it (at {key!r}): rename it"
-                )
-            if key != last and key in samples:
-                raise ValueError(f"{path}: the members of {key!r} do not stand together, or two samples have that key")
-            sample = samples.setdefault(key, Stored(key, member.offset))
-            if extension in sample.members:
-                raise ValueError(f"{path}: {member.name!r} is there twice")
-            sample.members[extension] = (member.offset_data, member.size)
-            last = key
+    for member in _members(path):
+        found = NAME.fullmatch(member.name)
+        if not member.isfile() or found is None:  # webdataset passes them over, too
+            continue
+        key, extension = found[1], found[2].lower()
+        if "." in extension and extension.rpartition(".")[2] in READ:
+            raise ValueError(
+                f"{path}: {member.name!r} has a dot in its key, where webdataset ends it (at {key!r}): rename it"
+            )
+        if key != last and key in samples:
+            raise ValueError(f"{path}: the members of {key!r} do not stand together, or two samples have that key")
+        sample = samples.setdefault(key, Stored(key, member.offset))
+        if extension in sample.members:
+            raise ValueError(f"{path}: {member.name!r} is there twice")
+        sample.members[extension] = (member.offset_data, member.size)
+        last = key
     return list(samples.values())
+
+
+def _members(path: Path) -> Iterator[tarfile.TarInfo]:
+    """What a tar that was not compressed holds. Raises ValueError naming it where it does not end as a tar ends.
+
+    ``tarfile`` takes a file that is cut between two members for a whole one, and a damaged header for the end.
+    """
+    try:
+        with path.open("rb") as file, tarfile.open(fileobj=file, mode="r:") as tar:
+            yield from tar
+            file.seek(tar.offset)
+            if file.read(len(END)) != END:
+                raise tarfile.ReadError(f"no end of a tar at byte {tar.offset:,}")
+    except tarfile.TarError as error:
+        raise ValueError(f"{path} is truncated or damaged: {error}. Make it again") from error
 
 
 def index_tar(path: Path, removed: Sequence[int] = ()) -> np.ndarray:

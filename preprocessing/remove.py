@@ -42,7 +42,7 @@ from preprocessing.manifest import (
     write_file,
     write_json,
 )
-from preprocessing.members import index_tar, samples_in
+from preprocessing.members import END, index_tar, samples_in
 
 LIST = "removed.json"
 READERS = 32  # threads that look for keys: on networked storage each read is a wait
@@ -241,7 +241,7 @@ def _without(path: Path, numbers: list[int]) -> bytes:
     starts = [sample.start for sample in samples_in(path)]
     data, gone = path.read_bytes(), set(numbers)
     kept = [data[a:b] for i, (a, b) in enumerate(pairwise([*starts, end])) if i not in gone]
-    return data[: starts[0]] + b"".join(kept) + bytes(2 * tarfile.BLOCKSIZE)
+    return data[: starts[0]] + b"".join(kept) + END
 
 
 def _blank_captions(path: Path, places: list[int], samples: int) -> None:

@@ -14,7 +14,7 @@ from flows.cli import main
 from flows.data import make_set, pinned_set, wanted_set
 from flows.home import Trouble
 from flows.removal import between_removals, remove_samples
-from flows.sets import list_sets, set_of_samples
+from flows.sets import list_sets, set_of_samples, sets_of_run
 from mdm.data import leases
 from mdm.data.leases import REMOVAL, Lease, live
 from mdm.files import write_json
@@ -150,6 +150,38 @@ def test_a_name_means_the_newest_finished_set_and_a_run_keeps_to_its_own(
     write_json_in(run / "16" / "job.json", to_dict(small_job(squares_here)))
     assert pinned_set(run, "squares", said.append) == squares_here
     assert said == ["r goes on with squares, which it began with; squares-2027 is newer"]
+
+
+def test_a_run_in_a_moved_home_keeps_to_its_set_and_takes_no_other(
+    squares_here: Path, root: Path, tmp_path: Path
+) -> None:
+    newer = shutil.copytree(squares_here, root / "squares-2027")
+    for split in ("train", "val"):
+        manifest = read_manifest(newer / split)
+        write_json(newer / split / "manifest.json", {**manifest, "digest": "e" * 64})
+    run, digest = tmp_path / "runs" / "r", read_manifest(squares_here / "train")["digest"]
+    job = {"train_data": "/another/home/datasets/squares/train", "train_digest": digest}
+    path = write_json_in(run / "16" / "job.json", job)
+    said: list[str] = []
+    assert pinned_set(run, "squares", said.append) == squares_here
+    assert said == ["r goes on with squares, which it began with; squares-2027 is newer"]
+    assert sets_of_run(run) == {"squares"}
+    renamed = squares_here.rename(root / "squares-2026")
+    shutil.copytree(newer, squares_here)  # of its name, but other data
+    assert pinned_set(run, "squares", said.append) == renamed and sets_of_run(run) == {"squares-2026"}
+    write_json(path, {**job, "train_digest": ""})  # of a version that pinned none
+    assert pinned_set(run, "squares", said.append) == squares_here
+    assert pinned_set(run, "others", said.append) is None
+    write_json(path, job)
+    shutil.rmtree(renamed)
+    told = rf"^r began with the data set squares \(digest {digest[:12]}\), which is not in {root}: put it back there"
+    with pytest.raises(ValueError, match=rf"{told}, or, to train it anew: mv {run} {run}\.old$"):
+        pinned_set(run, "squares", said.append)
+    path.write_text("{")
+    with pytest.raises(ValueError, match=r"job\.json does not say which data set r began with"):
+        pinned_set(run, "squares", said.append)
+    path.parent.rename(run / "16.old-1")
+    assert pinned_set(run, "squares", said.append) is None
 
 
 def write_json_in(path: Path, value: object) -> Path:
@@ -313,6 +345,33 @@ def test_sets_are_listed_with_their_users_and_unused_ones_pruned(
     assert main(["data", "tiny", "--prune"]) == 1 and main(["data", "--set", "seed=1"]) == 1
 
 
+def test_a_link_to_another_disk_stays_and_nothing_ends_a_prune(
+    squares_here: Path, root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    manifest = read_manifest(squares_here / "train")
+    write_json(squares_here / "train" / "manifest.json", {**manifest, "source": {"openmoji": "17"}})
+    disk = shutil.copytree(squares_here, tmp_path / "disk")
+    shutil.copytree(squares_here, root / "squares-2")
+    for name in ("half.part", "left.deleted", "linked"):
+        (root / name).symlink_to(disk)
+    remove = shutil.rmtree
+
+    def refuses(folder: Path) -> None:
+        if folder.name == "squares.deleted":
+            raise OSError(16, "Device or resource busy", str(folder))
+        remove(folder)
+
+    monkeypatch.setattr(shutil, "rmtree", refuses)
+    for settings in (["--dry-run"], []):
+        assert main(["data", "--prune", *settings]) == 0
+        out = capsys.readouterr().out
+        for name in ("half.part", "left.deleted", "linked"):
+            assert f"{name} stays: it is a link to {disk}; where unused, remove both by hand" in out
+            assert (root / name).is_symlink() and is_finished(disk)
+    assert "squares stays: [Errno 16] Device or resource busy" in out and "1 unused, 0.1 MB" in out
+    assert not (root / "squares-2").exists()
+
+
 def test_what_still_shows_removed_samples_is_listed(
     squares_here: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -335,4 +394,34 @@ def test_what_still_shows_removed_samples_is_listed(
     assert "run a1 (r )" in out and "run c3 (r evaluation)" in out and "b2" not in out
     assert main(verb(tmp_path, "val000")) == 0
     out = capsys.readouterr().out
-    assert f"{run}: 16, evaluation, report, samples, samples.old-1 still show them" in out and "run b2 (r 16)" in out
+    parts = f"{run}: 16, evaluation, report, samples, samples.old-1 still show them"
+    assert parts in out and "run b2 (r 16)" in out
+    for text, tag in (('{"id": "a1b2"}', "mdm.folder` = 'a1b2'"), ("{", "mdm.run` = 'r'"), ("[]", "mdm.run` = 'r'")):
+        (run / "mlflow.json").write_text(text)
+        assert main(verb(tmp_path, "val000")) == 0
+        out = capsys.readouterr().out
+        assert parts in out and f"search its runs for tags.`{tag}, and delete" in out
+    (run / "mlflow.json").unlink()
+    (run / "mlflow.json").mkdir()
+    assert main(verb(tmp_path, "val000")) == 0
+    out = capsys.readouterr().out
+    assert parts in out and f"{run / 'mlflow.json'} cannot be read (IsADirectoryError" in out
+
+
+def test_what_cannot_be_read_may_show_removed_samples_and_ends_no_list(
+    squares_here: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run, later = tmp_path / "runs" / "r", tmp_path / "runs" / "s"
+    write_json_in(run / "16" / "job.json", to_dict(small_job(squares_here)))
+    shutil.copytree(run, later)
+    torn = [run / "samples" / "samples" / "captions.jsonl", run / "a" / "b" / "captions.jsonl"]
+    torn += [run / name / "results.json" for name in ("evaluation", "evaluation-again", "evaluation.old-1", "e")]
+    for path, text in zip(torn, ('{"key": "va', "[]", "{", "{}", '{"samples": [3]}', '{"samples": [[]]}'), strict=True):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    near = {"index": 0, "key": "val003", "nearest_index": 5}
+    write_json_in(later / "evaluation" / "results.json", {"samples": [near]})
+    assert main(verb(tmp_path, "train005")) == 0
+    out = capsys.readouterr().out
+    assert all(f"{path} cannot be read (" in out for path in torn)
+    assert f"{later}: evaluation still show them" in out and "MLflow" not in out

@@ -1,7 +1,9 @@
 """Which way of caption states a preset's jobs are given: chosen once, then kept."""
 
+import json
 import os
 import shutil
+import time
 from pathlib import Path
 from typing import Any
 
@@ -74,10 +76,16 @@ def test_states_that_another_process_reads_are_not_replaced_by_another_encoders(
     embed_captions(folder / "val", "minilm", "of another tokenizer", fake_encode, 8)
     before = (folder / "val" / "text-minilm" / "00000.safetensors").read_bytes()
     with Lease(folder, "training a") as lease:
-        lease.owner["pid"] = os.getppid()  # another process that lives
-        lease._beat()
-        with pytest.raises(ValueError, match=r"are another minilm's, and training a \(process .* may be reading them"):
-            captions.embed("cached", lambda start: lambda done, total: None)
+        torn = lease.path.with_name("x-1-00.json")
+        for other, told in (
+            ({"pid": os.getppid(), "started": None}, r"training a \(process .*"),  # another process that lives
+            ({"machine": "elsewhere"}, r"training a \(process .*"),  # numbers are each machine's own
+            ({}, rf"an unknown owner \({torn} cannot be read\)"),
+        ):
+            owner = {**lease.owner, "time": time.time(), **other}
+            torn.write_text(json.dumps(owner) if other else "")
+            with pytest.raises(ValueError, match=rf"are another minilm's, and {told} may be reading them"):
+                captions.embed("cached", lambda start: lambda done, total: None)
     assert (folder / "val" / "text-minilm" / "00000.safetensors").read_bytes() == before
 
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -87,3 +88,83 @@ def test_a_folder_that_cannot_be_written_is_used_all_the_same(
     (tmp_path / "leases").write_text("a file in the way, as root writes everywhere")
     with Lease(tmp_path, "training a"):
         assert "is used without a lease: " in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("text", ["", '{"kind": "use", "wh', '{"a": 1}', "[]", "null"])
+def test_a_lease_that_cannot_be_read_is_anybodys_until_its_file_is_old(tmp_path: Path, text: str) -> None:
+    unread = tmp_path / "leases" / "x-1-00.json"
+    with Lease(tmp_path, "training a") as lease:
+        unread.write_text(text)
+        told = f"an unknown owner ({unread} cannot be read)"
+        until(lambda: lease.asked == told)  # it may be a removal's: its users leave
+        assert told in leases.names(live(tmp_path, "use"))  # and it may be a user's: a removal waits
+        before = json.loads(lease.path.read_text())["time"]
+        until(lambda: json.loads(lease.path.read_text())["time"] > before)
+        with pytest.raises(ValueError, match=f"by {re.escape(told)}: run this again"), Lease(tmp_path, "new"):
+            pass
+        os.utime(unread, (0, 0))
+        until(lambda: not lease.asked)
+        assert [owner["what"] for owner in live(tmp_path, "use")] == ["training a"] and not unread.exists()
+
+
+@pytest.mark.parametrize("change", [{"time": None}, {"time": "soon"}, {"kind": "other"}, {"pid": 0}, {"machine": None}])
+def test_a_lease_with_a_field_that_is_none_cannot_be_read(tmp_path: Path, change: dict[str, object]) -> None:
+    with Lease(tmp_path, "training a") as lease:
+        path = lease.path.with_name("x-1-00.json")
+        path.write_text(json.dumps({**lease.owner, "time": time.time(), **change}))
+        assert f"{path} cannot be read" in leases.names(live(tmp_path, "removal"))
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")  # it is ended on purpose
+def test_heartbeats_outlive_every_error_and_their_end_is_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    beat = Lease._beat
+
+    def fails(error: BaseException) -> None:
+        def raises(lease: Lease) -> None:
+            raise error
+
+        monkeypatch.setattr(Lease, "_beat", raises)
+
+    with Lease(tmp_path, "training a") as lease:
+        fails(RuntimeError("no reason known"))
+        lease.path.unlink()
+        until(lambda: "trying again: no reason known" in capsys.readouterr().err)
+        monkeypatch.setattr(Lease, "_beat", beat)
+        until(lease.path.exists)
+        assert removal_asked() == ""
+        fails(SystemExit())
+        until(removal_asked)
+        assert removal_asked() == f"{lease.path} is no longer refreshed: others would take {tmp_path} for unused"
+    assert removal_asked() == ""
+
+
+def test_a_process_of_this_machine_is_alive_however_old_its_heartbeat(tmp_path: Path) -> None:
+    with Lease(tmp_path, "training a") as lease:
+        lease._ended.set()  # as suspended
+        lease._thread.join()
+        for ago in (10 * leases.DEAD_S, -10 * leases.DEAD_S):
+            lease.path.write_text(json.dumps({**lease.owner, "time": time.time() - ago}))
+            os.utime(lease.path, (0, 0))
+            assert len(live(tmp_path, "use")) == 1
+        lease.path.write_text(json.dumps({**lease.owner, "started": 1, "time": time.time()}))
+        assert live(tmp_path, "use") == []  # another process had that number
+
+
+def test_a_process_that_ended_unseen_by_its_parent_is_dead(tmp_path: Path) -> None:
+    code = f"from mdm.data.leases import Lease; Lease({str(tmp_path)!r}, 'x').__enter__(); import os; os._exit(9)"
+    with subprocess.Popen([sys.executable, "-c", code]) as process:
+        os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
+        assert len(list((tmp_path / "leases").iterdir())) == 1
+        assert live(tmp_path, "use") == []
+
+
+def test_a_heartbeat_of_the_future_is_as_old_as_its_file(tmp_path: Path) -> None:
+    path = tmp_path / "leases" / "elsewhere-1-00.json"
+    path.parent.mkdir()
+    record = {"kind": "use", "what": "x", "host": "elsewhere", "pid": 1, "machine": "another"}
+    path.write_text(json.dumps({**record, "time": time.time() + 9e5}))
+    assert len(live(tmp_path, "use")) == 1
+    os.utime(path, (0, 0))
+    assert live(tmp_path, "use") == [] and not path.exists()
