@@ -13,6 +13,7 @@ import time
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from mlflow.entities import Metric
@@ -20,10 +21,11 @@ from mlflow.entities import Metric
 from flows.cli import main as cli
 from flows.following import Follower, record_stage
 from flows.home import Stopped, Trouble, mlflow_database, quiet_services, sqlite_address, without_secrets
+from flows.markers import once
 from flows.progress import board
 from flows.reproduction import part_times
 from flows.store import set_up_store
-from flows.tracking import Tracker, history
+from flows.tracking import Tracker, folder_id, history
 from mdm.files import write_json
 from mdm.structure import to_dict
 from small import small_job
@@ -236,6 +238,60 @@ def test_a_stage_made_from_other_inputs_is_another_run(home: Path) -> None:
     write_points(run / "16", 0, 2)
     record_stage(tracker, "16")
     assert tracker.child("16") != first and losses(tracker) == [0, 10]
+
+
+def test_a_folder_that_is_begun_again_from_the_same_inputs_is_another_run(home: Path) -> None:
+    run = flow_run(home)
+    stage, before = run / "16", run / "16.old"
+    shutil.rmtree(stage)
+
+    def train(first: int) -> str:
+        def work() -> dict[str, Any]:
+            write_points(stage, first, first + 2)
+            Follower(tracker, "16").finish()
+            raise Stopped("asked to")
+
+        tracker = Tracker(run, "small")
+        with pytest.raises(Stopped):
+            once(stage, {"rate": 1}, work, print)
+        return tracker.child("16")
+
+    first = train(0)
+    assert train(2) == first and losses(Tracker(run, "small")) == [0, 10, 20, 30]  # resumed
+    stage.rename(before)
+    second = train(0)
+    assert second != first and losses(Tracker(run, "small")) == [0, 10]
+    shutil.rmtree(stage)
+    before.rename(stage)
+    assert Tracker(run, "small").child("16") == first
+    begun = json.loads((stage / "inputs.json").read_text())
+    write_json(stage / "inputs.json", {"digest": begun["digest"], "inputs": begun["inputs"]})  # of before
+    assert (tracker := Tracker(run, "small")).child("16") not in (first, second)
+    assert Tracker(run, "small").child("16") == tracker.child("16")
+
+
+def test_a_copied_home_goes_on_as_a_run_of_its_own_in_a_store_of_both(
+    home: Path, empty_store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, copied, moved = flow_run(home), home / "copy", home / "moved"
+    (server := home / "server").mkdir()
+    shutil.copyfile(empty_store, server / "mlflow.db")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", sqlite_address(server / "mlflow.db"))
+    Tracker(run, "small")
+    shutil.copytree(home / "home", copied)
+    of_copy = copied / "runs" / "small"
+    assert folder_id(of_copy, shared=False) == folder_id(run, shared=False)  # a store of its own was copied with it
+    record_stage(original := Tracker(run, "small"), "16")
+    original.reopen("")
+    monkeypatch.setenv("MDM_HOME", str(copied))
+    write_points(of_copy / "16", 4, 6)
+    with (copy := Tracker(of_copy, "small")).recording():  # closes what it finds abandoned: not the original
+        record_stage(copy, "16")
+    assert losses(original) == [0, 10, 20, 30] and losses(copy) == [0, 10, 20, 30, 40, 50]
+    assert (status_of(original, ""), status_of(copy, "")) == (("RUNNING", ""), ("FINISHED", ""))
+    copied.rename(moved)
+    for again, parent in ((moved / "runs" / "small", copy.parent), (run, original.parent)):
+        assert Tracker(again, "small").parent == parent
 
 
 def test_another_server_and_a_run_deleted_by_hand_have_all_points_at_the_next_command(
