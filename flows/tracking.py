@@ -105,7 +105,7 @@ class Tracker:
         if key not in self.children:
             for other, run_id in self.children.items():
                 if other.stage == stage and self.client.get_run(run_id).info.status == "RUNNING":
-                    self._end(run_id, "KILLED", "given up: went back to a checkpoint, or made anew from other inputs")
+                    self._end(run_id, "KILLED", "given up: went back to a checkpoint, or begun anew")
             tags = {f"mdm.{field}": str(value) for field, value in key._asdict().items()}
             name = f"{self.name} {stage}" + (f" (return {key.branch})" if key.branch else "")
             created = self.client.create_run(

@@ -1,5 +1,6 @@
 """Jobs that outlive their flow are found and waited for."""
 
+import json
 import math
 import os
 import subprocess
@@ -14,8 +15,10 @@ import pytest
 from flows import launch
 from flows.cancel import Cancelled
 from flows.launch import JobDied, job_processes, run_job
-from mdm.files import is_locked, try_lock
+from mdm.files import is_locked, try_lock, write_json
 from mdm.run.grace import grace_s
+from mdm.structure import to_dict
+from small import small_job
 
 HERE = Path(__file__).parent
 
@@ -30,6 +33,10 @@ def wait_for(condition: Callable[[], bool], seconds: float = 60) -> None:
     while not condition():
         assert time.monotonic() < deadline, "waited in vain"
         time.sleep(0.05)
+
+
+def leave() -> None:
+    raise KeyboardInterrupt
 
 
 @pytest.fixture
@@ -52,7 +59,7 @@ def test_a_job_that_lost_its_flow_is_adopted_not_doubled(lost: Path) -> None:
         if len(polls) == 3:
             (lost / "go").touch()
 
-    with pytest.raises(JobDied, match="was started by a flow that is gone"):  # how it ended is looked up, or tried
+    with pytest.raises(JobDied, match="was not started by this flow"):  # how it ended is looked up, or tried
         run_job("stub_job", lost, 1, 1, poll)
     assert (lost / "ended").exists()
     assert (lost / "starts").read_text() == "start\n"
@@ -66,13 +73,51 @@ def test_whoever_adopts_a_job_ends_it_when_told_to_stop(lost: Path, torchrun_liv
         launcher.kill()
         wait_for(lambda: not is_locked(lost / "launch.lock"))
 
-    def leave() -> None:
-        raise KeyboardInterrupt
-
     with pytest.raises(KeyboardInterrupt):
         run_job("stub_job", lost, 1, 1, leave)
     assert not is_locked(lost / "lock") and not job_processes("stub_job", lost)
     assert not (lost / "ended").exists()
+
+
+@pytest.mark.kills
+def test_a_trainer_that_was_started_by_hand_ends_well_when_told_to_stop(squares: Path, tmp_path: Path) -> None:
+    (run := tmp_path / "run").mkdir()
+    write_json(run / "job.json", to_dict(small_job(squares, nimg=1_000_000, eval_every_nimg=1_000_000)))
+    command = [sys.executable, "-m", "mdm.train", "run", "--attempt=3", "--tolerate=0"]
+    environment = {**os.environ, "PYTHONPATH": str(HERE.parents[1])}
+    trainer = subprocess.Popen(command, cwd=tmp_path, env=environment, stdout=subprocess.DEVNULL)
+
+    try:
+        wait_for((run / "metrics.jsonl").exists)
+        with pytest.raises(KeyboardInterrupt):
+            run_job("mdm.train", run, 1, 1, leave)
+        assert not is_locked(run / "lock")
+        assert json.loads((run / "outcome.json").read_text())["outcome"] == "stopped"
+    finally:
+        trainer.kill()
+        trainer.wait()
+
+
+def test_a_trainer_whose_process_is_not_seen_finds_the_stop_file_and_is_waited_for(tmp_path: Path) -> None:
+    """On another machine, say. Its number is one of this machine's, too, which is left alone."""
+    write_json(tmp_path / "grace.json", {"step_s": 0, "save_s": 0})
+    (tmp_path / "attempts").mkdir()
+    with subprocess.Popen(["sleep", "600"]) as other:
+        write_json(tmp_path / "attempts" / "1.json", {"attempt": 1, "host": "far-away", "pid": other.pid, "time": 1})
+        code = (
+            "import fcntl, os, time; file = open('lock', 'w'); fcntl.flock(file, fcntl.LOCK_EX)\n"
+            "while not os.path.exists('STOP'): time.sleep(0.05)\n"
+            "time.sleep(1)"
+        )
+        with subprocess.Popen([sys.executable, "-c", code], cwd=tmp_path) as trainer:
+            wait_for(lambda: is_locked(tmp_path / "lock"))
+
+            with pytest.raises(KeyboardInterrupt):
+                run_job("mdm.train", tmp_path, 1, 1, leave)
+            assert not is_locked(tmp_path / "lock")
+            trainer.kill()
+        assert other.poll() is None
+        other.kill()
 
 
 def test_leaving_early_ends_the_job(tmp_path: Path) -> None:
