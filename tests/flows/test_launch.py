@@ -1,12 +1,13 @@
 """Jobs that outlive their flow are found and waited for."""
 
+import contextlib
 import json
 import math
 import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -33,6 +34,17 @@ def wait_for(condition: Callable[[], bool], seconds: float = 60) -> None:
     while not condition():
         assert time.monotonic() < deadline, "waited in vain"
         time.sleep(0.05)
+
+
+@contextlib.contextmanager
+def started(command: list[str], folder: Path, **environment: str) -> Iterator[subprocess.Popen[bytes]]:
+    """A process that nothing of this test is told of, and that does not outlive it."""
+    process = subprocess.Popen(command, cwd=folder, env={**os.environ, **environment}, stdout=subprocess.DEVNULL)
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.wait()
 
 
 def leave() -> None:
@@ -84,40 +96,29 @@ def test_a_trainer_that_was_started_by_hand_ends_well_when_told_to_stop(squares:
     (run := tmp_path / "run").mkdir()
     write_json(run / "job.json", to_dict(small_job(squares, nimg=1_000_000, eval_every_nimg=1_000_000)))
     command = [sys.executable, "-m", "mdm.train", "run", "--attempt=3", "--tolerate=0"]
-    environment = {**os.environ, "PYTHONPATH": str(HERE.parents[1])}
-    trainer = subprocess.Popen(command, cwd=tmp_path, env=environment, stdout=subprocess.DEVNULL)
-
-    try:
+    with started(command, tmp_path, PYTHONPATH=str(HERE.parents[1])):
         wait_for((run / "metrics.jsonl").exists)
         with pytest.raises(KeyboardInterrupt):
             run_job("mdm.train", run, 1, 1, leave)
         assert not is_locked(run / "lock")
         assert json.loads((run / "outcome.json").read_text())["outcome"] == "stopped"
-    finally:
-        trainer.kill()
-        trainer.wait()
 
 
 def test_a_trainer_whose_process_is_not_seen_finds_the_stop_file_and_is_waited_for(tmp_path: Path) -> None:
     """On another machine, say. Its number is one of this machine's, too, which is left alone."""
-    write_json(tmp_path / "grace.json", {"step_s": 0, "save_s": 0})
     (tmp_path / "attempts").mkdir()
-    with subprocess.Popen(["sleep", "600"]) as other:
+    code = (
+        "import fcntl, os, time; file = open('lock', 'w'); fcntl.flock(file, fcntl.LOCK_EX)\n"
+        "while not os.path.exists('STOP'): time.sleep(0.05)\n"
+        "time.sleep(1)"
+    )
+    with started(["sleep", "60"], tmp_path) as other, started([sys.executable, "-c", code], tmp_path):
         write_json(tmp_path / "attempts" / "1.json", {"attempt": 1, "host": "far-away", "pid": other.pid, "time": 1})
-        code = (
-            "import fcntl, os, time; file = open('lock', 'w'); fcntl.flock(file, fcntl.LOCK_EX)\n"
-            "while not os.path.exists('STOP'): time.sleep(0.05)\n"
-            "time.sleep(1)"
-        )
-        with subprocess.Popen([sys.executable, "-c", code], cwd=tmp_path) as trainer:
-            wait_for(lambda: is_locked(tmp_path / "lock"))
-
-            with pytest.raises(KeyboardInterrupt):
-                run_job("mdm.train", tmp_path, 1, 1, leave)
-            assert not is_locked(tmp_path / "lock")
-            trainer.kill()
+        wait_for(lambda: is_locked(tmp_path / "lock"))
+        with pytest.raises(KeyboardInterrupt):
+            run_job("mdm.train", tmp_path, 1, 1, leave)
+        assert not is_locked(tmp_path / "lock")
         assert other.poll() is None
-        other.kill()
 
 
 def test_leaving_early_ends_the_job(tmp_path: Path) -> None:
