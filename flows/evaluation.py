@@ -103,7 +103,7 @@ def evaluate_samples(
         return first_metrics(folder, found, images, inputs, real_images)
 
     give_way(data, board().say)
-    done = once(folder, inputs, work, board().say, translate)
+    done = once(folder, inputs, work, board().say, translate, (folder / "results.json").exists)
     log_results(tracker, folder, done)
     progress.done()
     headline = next(metric for metric in done["metrics"] if metric["name"] == HEADLINE.name)
@@ -146,7 +146,7 @@ def write_report(preset: Preset, run: Path, data: Path, images: Path, tracker: T
     board().start("report")
     for stage in preset.stages:  # unless somebody deleted them meanwhile they are there
         record_stage(tracker, stage)
-    folder = run / "report"
+    folder, names = run / "report", ("records.json", "index.html")
     made_from = {
         stage: json.loads((run / stage / "done.json").read_text())["inputs"]
         for stage in [*preset.stages, "samples", "evaluation"]
@@ -159,8 +159,8 @@ def write_report(preset: Preset, run: Path, data: Path, images: Path, tracker: T
         show_link("report", page.as_uri(), "The report page")
         return {"page": page.name}
 
-    done = once(folder, made_from, work, board().say)
-    for name in ("records.json", "index.html"):
+    done = once(folder, made_from, work, board().say, whole=lambda: all((folder / name).exists() for name in names))
+    for name in names:
         tracker.artifact("", folder / name)
     board().finish("report", "reused" if done["reused"] else "done", done["seconds"])
     return folder / "index.html"
