@@ -9,6 +9,7 @@ somebody deleted it or the server is another one, it is made anew and everything
 
 import contextlib
 import json
+import sqlite3
 import uuid
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -19,7 +20,7 @@ from mlflow.entities import Metric, Param, Run, RunTag
 from mlflow.exceptions import MlflowException
 
 from flows.home import Stopped, Trouble, home, mlflow_database, mlflow_uri, sqlite_address, without_secrets
-from flows.store import artifact_root, set_up_store
+from flows.store import artifact_root, damaged, is_damage, set_up_store
 from mdm.files import is_locked, write_json
 from mdm.structure import digest
 from preprocessing.manifest import read_json
@@ -62,7 +63,7 @@ class Tracker:
         """Raises Trouble instead of what MLflow raises."""
         try:
             yield
-        except (MlflowException, OSError) as error:
+        except (MlflowException, OSError, sqlite3.Error) as error:
             raise Trouble(unreachable(self.uri, error)) from error
 
     # -- which run is which ----------------------------------------------------------------------------------------
@@ -263,6 +264,8 @@ def returned_to(folder: Path) -> list[int]:
 
 
 def unreachable(uri: str, error: Exception) -> str:
+    if uri == sqlite_address(mlflow_database()) and is_damage(error):
+        return damaged(mlflow_database(), error)
     why = without_secrets(f"{type(error).__name__}: {str(error).splitlines()[0][:200]}")
     return (
         f"MLflow at {without_secrets(uri)} cannot be used ({why}). Start it or set MLFLOW_TRACKING_URI, then run the "

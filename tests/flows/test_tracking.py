@@ -3,6 +3,8 @@
 import contextlib
 import json
 import os
+import re
+import shlex
 import shutil
 import signal
 import socket
@@ -17,6 +19,8 @@ from typing import Any
 
 import pytest
 from mlflow.entities import Metric
+from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
+from mlflow.tracking._tracking_service import utils
 
 from flows.cli import main as cli
 from flows.following import Follower, record_stage
@@ -394,6 +398,39 @@ def test_a_store_whose_set_up_was_killed_is_made_anew(home: Path, monkeypatch: p
     Follower(tracker := Tracker(run, "small"), "16").finish()
     assert losses(tracker) == [0, 10, 20, 30]
     assert not left.exists()
+
+
+def as_another_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """MLflow has no connection open, as in the next command."""
+    utils._tracking_store_registry._get_store_with_resolved_uri.cache_clear()
+    monkeypatch.setattr(SqlAlchemyStore, "_engine_map", {})
+
+
+@pytest.mark.parametrize("damage", ["text", "truncated", "inside"])
+def test_a_damaged_store_is_named_and_the_advice_makes_a_new_one_with_all_points(
+    home: Path, damage: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, database = flow_run(home), mlflow_database()
+    record_stage(Tracker(run, "small"), "16")
+    whole = database.read_bytes()
+    page = int.from_bytes(whole[16:18])
+    database.write_bytes(
+        {
+            "text": b"no database\n" * 100,
+            "truncated": whole[: len(whole) // 2],
+            "inside": whole[: 8 * page] + bytes(len(whole) - 8 * page),
+        }[damage]
+    )
+    as_another_process(monkeypatch)
+    with pytest.raises(Trouble) as trouble:
+        record_stage(Tracker(run, "small"), "16")
+    assert str(trouble.value).startswith(f"{database} is damaged (") and "\n" not in str(trouble.value)
+    advice = re.search(r"mv [^,]*", str(trouble.value))
+    assert advice is not None
+    subprocess.run(shlex.split(advice[0]), check=True)
+    as_another_process(monkeypatch)
+    record_stage(tracker := Tracker(run, "small"), "16")
+    assert losses(tracker) == [0, 10, 20, 30]
 
 
 def test_a_torn_line_is_named_and_ends_nothing(home: Path) -> None:
