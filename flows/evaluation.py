@@ -51,6 +51,7 @@ def sample_images(preset: Preset, folder: Path, weights: Path, data: Path, text:
         threads=preset.hardware.threads,
     )
     inputs = sample_inputs(preset, sha256(weights / "model.safetensors"), text)
+    resolutions = list(preset.stages.values())[-1].model.resolutions
     prompts = held_out_prompts(Shards(data / "val"), preset.evaluation.num_samples, labelled=text is None)
     total = len(prompts) * len(sets)
     board().start("sample", total, "img")
@@ -68,7 +69,7 @@ def sample_images(preset: Preset, folder: Path, weights: Path, data: Path, text:
         return {"images": total}
 
     def whole() -> bool:
-        return all(is_whole(folder / images.name, prompts) for images in sets)
+        return all(is_whole(folder / images.name, prompts, resolutions) for images in sets)
 
     done = once(folder, inputs, lambda: between_removals(data, work, board().say), board().say, first_samples, whole)
     progress.done()
