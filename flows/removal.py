@@ -122,8 +122,11 @@ def kept_elsewhere(name: str, keys: set[str]) -> list[str]:
         if not used or not kept:
             continue
         lines.append(f"{run}: {', '.join(kept)} still show them: delete these, `mdm run` makes anew what it needs")
-        tracked = read_json(run / "mlflow.json") or {"uri": "", "runs": {}}
-        for stage, number in tracked["runs"].items():
+        tracked = read_json(run / "mlflow.json") or {}
+        if "id" in tracked:
+            below = f"run {run.name} with the tag mdm.folder = {tracked['id']}, and of those below it"
+            lines.append(f"MLflow: so may the artifacts of {below}: delete these that show them")
+        for stage, number in tracked.get("runs", {}).items():  # the first format
             if (stage or "report") in kept:
                 lines.append(f"{tracked['uri']}: so do the artifacts of run {number} ({run.name} {stage}): delete them")
     return lines

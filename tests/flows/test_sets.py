@@ -336,3 +336,6 @@ def test_what_still_shows_removed_samples_is_listed(
     assert main(verb(tmp_path, "val000")) == 0
     out = capsys.readouterr().out
     assert f"{run}: 16, evaluation, report, samples, samples.old-1 still show them" in out and "run b2 (r 16)" in out
+    write_json_in(run / "mlflow.json", {"id": "d4", "folder": str(run)})  # which run is whose stands in MLflow alone
+    assert main(verb(tmp_path, "val000")) == 0
+    assert "run r with the tag mdm.folder = d4, and of those below it" in capsys.readouterr().out
