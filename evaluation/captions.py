@@ -102,10 +102,15 @@ def lines_of(folder: Path, prompts: list[Prompt]) -> list[Line]:
     )
 
 
-def is_whole(folder: Path, prompts: list[Prompt]) -> bool:
-    """Whether every prompt has its image."""
+def is_drawn(folder: Path, line: Line, resolutions: Sequence[int]) -> bool:
+    """Whether an image is there, and below ``levels/`` at every resolution."""
+    return all((folder / place / line.file).exists() for place in ("", *(f"levels/{px}" for px in resolutions)))
+
+
+def is_whole(folder: Path, prompts: list[Prompt], resolutions: Sequence[int]) -> bool:
+    """Whether every prompt has its image, at every resolution."""
     lines = lines_of(folder, prompts)
-    return len(lines) == len(prompts) and all((folder / line.file).exists() for line in lines)
+    return len(lines) == len(prompts) and all(is_drawn(folder, line, resolutions) for line in lines)
 
 
 def assign(folder: Path, prompts: list[Prompt], seed: int) -> None:

@@ -17,7 +17,7 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
-from evaluation.captions import Line, Prompt, assign, read_lines, unique
+from evaluation.captions import Line, Prompt, assign, is_drawn, read_lines, unique
 from mdm.config import Device, Model, Sampling
 from mdm.data.embeddings import TextSource
 from mdm.data.leases import Lease, removal_asked
@@ -82,7 +82,8 @@ def generate_images(folder: Path, job: ImageJob, rank: int, world: int) -> None:
     for images in job.sets:
         network = _network(job, images).to(device).to(memory_format=torch.channels_last)
         target, mine = folder / images.name, lines[images.name]
-        missing = [line for line in mine if line.key in conditions and not (target / line.file).exists()]
+        px = network.config.resolutions
+        missing = [line for line in mine if line.key in conditions and not is_drawn(target, line, px)]
         bar = tqdm(total=len(mine), initial=len(mine) - len(missing), desc=images.name, disable=rank != 0)
         for start in range(0, len(missing), images.sampling.batch_size):
             if removal_asked():
@@ -95,7 +96,7 @@ def generate_images(folder: Path, job: ImageJob, rank: int, world: int) -> None:
 
 
 def save_images(xs: list[Tensor], folder: Path, lines: list[Line]) -> None:
-    """Write levels of [B, 3, H_r, H_r] as PNG: the lower ones first, so that a top one vouches for its set."""
+    """Write levels of [B, 3, H_r, H_r] as PNG."""
     for x in xs:
         levels = folder / "levels" / str(x.shape[-1])
         for line, picture in zip(lines, to_uint8(x), strict=True):

@@ -51,6 +51,7 @@ def sample_images(preset: Preset, folder: Path, weights: Path, data: Path, text:
         threads=preset.hardware.threads,
     )
     inputs = sample_inputs(preset, sha256(weights / "model.safetensors"), text)
+    resolutions = list(preset.stages.values())[-1].model.resolutions
     prompts = held_out_prompts(Shards(data / "val"), preset.evaluation.num_samples, labelled=text is None)
     total = len(prompts) * len(sets)
     board().start("sample", total, "img")
@@ -68,7 +69,7 @@ def sample_images(preset: Preset, folder: Path, weights: Path, data: Path, text:
         return {"images": total}
 
     def whole() -> bool:
-        return all(is_whole(folder / images.name, prompts) for images in sets)
+        return all(is_whole(folder / images.name, prompts, resolutions) for images in sets)
 
     done = once(folder, inputs, lambda: between_removals(data, work, board().say), board().say, first_samples, whole)
     progress.done()
@@ -103,7 +104,7 @@ def evaluate_samples(
         return first_metrics(folder, found, images, inputs, real_images)
 
     give_way(data, board().say)
-    done = once(folder, inputs, work, board().say, translate)
+    done = once(folder, inputs, work, board().say, translate, (folder / "results.json").exists)
     log_results(tracker, folder, done)
     progress.done()
     headline = next(metric for metric in done["metrics"] if metric["name"] == HEADLINE.name)
@@ -146,7 +147,7 @@ def write_report(preset: Preset, run: Path, data: Path, images: Path, tracker: T
     board().start("report")
     for stage in preset.stages:  # unless somebody deleted them meanwhile they are there
         record_stage(tracker, stage)
-    folder = run / "report"
+    folder, names = run / "report", ("records.json", "index.html")
     made_from = {
         stage: json.loads((run / stage / "done.json").read_text())["inputs"]
         for stage in [*preset.stages, "samples", "evaluation"]
@@ -159,8 +160,8 @@ def write_report(preset: Preset, run: Path, data: Path, images: Path, tracker: T
         show_link("report", page.as_uri(), "The report page")
         return {"page": page.name}
 
-    done = once(folder, made_from, work, board().say)
-    for name in ("records.json", "index.html"):
+    done = once(folder, made_from, work, board().say, whole=lambda: all((folder / name).exists() for name in names))
+    for name in names:
         tracker.artifact("", folder / name)
     board().finish("report", "reused" if done["reused"] else "done", done["seconds"])
     return folder / "index.html"

@@ -1,11 +1,13 @@
 """Start a job under torchrun in a process group of its own, watch it, end it; take over one that outlived its flow.
 
 A job is a module run on a folder. The launcher's lock file is inherited by torchrun and freed by its end, whoever
-started it; the job's own ``lock`` is held by rank 0. So a job that lost its flow is found and waited for, not doubled;
-and whoever waits for a job ends it when told to stop, by the processes of this machine that run it.
+started it; the job's own ``lock`` is held by rank 0. So a job that lost its flow, or was started by hand, is found and
+waited for, not doubled; and whoever waits for a job ends it when told to stop: by the processes of this machine that
+run it, and a trainer that is none of them by the STOP file.
 """
 
 import contextlib
+import json
 import os
 import subprocess
 import time
@@ -18,6 +20,7 @@ from joblib import cpu_count  # sees affinity and a container's quota, which os.
 
 from flows.cancel import heed_cancel
 from mdm.files import is_locked, try_lock
+from mdm.run.attempts import newest_attempt
 from mdm.run.grace import grace_s
 from mdm.run.torchrun import torchrun, torchrun_environment
 
@@ -38,7 +41,7 @@ def died(_task: object, _run: object, state: Any) -> bool:
 def run_job(module: str, folder: Path, processes: int, threads: int, on_poll: Callable[[], None]) -> None:
     """Run ``torchrun -m module folder`` to its end, calling ``on_poll`` all along; its output goes to folder/log.txt.
 
-    Raises JobDied with the end of the log if it fails, and at the end of a job that another flow had started: how that
+    Raises JobDied with the end of the log if it fails, and at the end of a job that this flow had not started: how that
     ended is not known here. Leaving early (cancel, error) ends the job.
     """
     launcher = folder / "launch.lock"
@@ -57,12 +60,12 @@ def run_job(module: str, folder: Path, processes: int, threads: int, on_poll: Ca
             time.sleep(POLL_S)
     finally:
         if lives():
-            end(module, folder)
+            end(module, folder, lives)
             if job is not None:
                 job.wait()
     on_poll()
     if job is None:
-        raise JobDied(f"{module} on {folder} was started by a flow that is gone, and has ended")
+        raise JobDied(f"{module} on {folder} was not started by this flow, and has ended")
     if job.returncode != 0:
         raise JobDied(f"{module} on {folder} ended with code {job.returncode}:\n{tail(folder / 'log.txt')}")
 
@@ -84,22 +87,43 @@ def _start(module: str, folder: Path, processes: int, threads: int, lock: int) -
         )
 
 
-def end(module: str, folder: Path) -> None:
+def end(module: str, folder: Path, lives: Callable[[], bool]) -> None:
     """SIGTERM to torchrun, or to the ranks that outlived it; time to save; SIGKILL to whatever is left."""
+    if newest_attempt(
+        folder
+    ):  # a trainer, on another machine perhaps: it looks for this, and its next start removes it
+        with contextlib.suppress(OSError):  # a full disk
+            (folder / "STOP").touch()
     processes = job_processes(module, folder)
     known = set(processes)
     for process in processes:
         if _parent(process) not in known:
             _signal(process.terminate)
-    _, left = psutil.wait_procs(processes, timeout=grace_s(folder) + MARGIN_S)
-    for process in {*left, *job_processes(module, folder)}:
+    deadline = time.monotonic() + grace_s(folder) + MARGIN_S
+    while (lives() or job_processes(module, folder)) and time.monotonic() < deadline:
+        time.sleep(POLL_S)
+    for process in job_processes(module, folder):
         _signal(process.kill)
 
 
 def job_processes(module: str, folder: Path) -> list[psutil.Process]:
-    """This machine's processes of a job, by what they were started with: torchrun, the ranks, their data workers."""
+    """This machine's processes of a job: torchrun, the ranks, their data workers, by what a flow starts them with.
+
+    Whoever started a trainer otherwise, its rank 0 is among them, which ends the others.
+    """
     wanted = ["-m", module, str(folder)]
-    return [p for p in psutil.process_iter(["cmdline"]) if (p.info["cmdline"] or [])[-3:] == wanted]
+    found = [p for p in psutil.process_iter(["cmdline"]) if (p.info["cmdline"] or [])[-3:] == wanted]
+    return list({*found, *_owner(folder)})
+
+
+def _owner(folder: Path) -> list[psutil.Process]:
+    """The process that the newest attempt says it is, where it has the folder's lock open: none of the same number."""
+    newest, lock = folder / "attempts" / f"{newest_attempt(folder)}.json", str((folder / "lock").resolve())
+    try:
+        process = psutil.Process(json.loads(newest.read_text())["pid"])
+        return [process] * any(file.path == lock for file in process.open_files())
+    except (OSError, ValueError, psutil.Error):  # none, torn, gone, or another user's
+        return []
 
 
 def _parent(process: psutil.Process) -> psutil.Process | None:

@@ -1,12 +1,14 @@
-"""Which stages are done: ``inputs.json`` is written when a stage starts, ``done.json`` last.
+"""Which stages are done: ``inputs.json`` is written when a stage's folder is begun, ``done.json`` last.
 
 A stage is done when done.json is there and was made from the same inputs. The markers decide, not Prefect's memory.
 What is compared is what inputs.json says, read as today's inputs are: a field that came later has its default, and a
 file of an earlier shape is translated (``flows/inputs.py``), so that what it marks is neither made nor written again.
+Its random ``id`` tells a folder from another one that was made from the same inputs, before or after it.
 """
 
 import itertools
 import time
+import uuid
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -46,7 +48,7 @@ def once(
     folder.mkdir(parents=True, exist_ok=True)
     if begun is None:
         begun = digest(inputs)
-        write_json(folder / "inputs.json", {"digest": begun, "inputs": to_dict(inputs)})
+        write_json(folder / "inputs.json", {"digest": begun, "id": uuid.uuid4().hex, "inputs": to_dict(inputs)})
     started_s = time.time()
     result = work()
     now = time.time()

@@ -7,8 +7,11 @@ import sqlite3
 import tempfile
 import time
 from pathlib import Path
+from shlex import quote
 
 from flows.home import home, mlflow_database, sqlite_address
+
+DAMAGED = ("file is not a database", "database disk image is malformed")  # SQLite's words
 
 
 def artifact_root() -> str:
@@ -17,7 +20,7 @@ def artifact_root() -> str:
 
 
 def set_up_store() -> None:
-    """Make MDM_HOME's store usable: there, whole, and with addresses of where it lies now."""
+    """Make MDM_HOME's store usable: there, whole, and with addresses of where it lies now. Raises sqlite3.Error."""
     database = mlflow_database()
     for left in database.parent.glob("set-up-*"):  # of a set-up that was killed; it takes seconds
         if time.time() - left.stat().st_mtime > 3600:
@@ -27,6 +30,21 @@ def set_up_store() -> None:
     if not database.exists():
         _make(database)
     _move_artifacts(database)
+
+
+def is_damage(error: Exception) -> bool:
+    """Whether an error, SQLite's own or MLflow's account of it, says that the file is not what was written."""
+    return any(words in str(error) for words in DAMAGED)
+
+
+def damaged(database: Path, error: Exception) -> str:
+    """What to do. The whole folder goes: SQLite would play a journal that is left into the new file."""
+    why = next(words for words in DAMAGED if words in str(error))
+    away = f"{database.parent}.damaged-{time.strftime('%Y%m%d-%H%M%S')}"
+    return (
+        f"{database} is damaged ({why}). Put back a whole one, or: mv {quote(str(database.parent))} {quote(away)}, and "
+        "the same command makes a new one and sends all its points there"
+    )
 
 
 def _make(database: Path) -> None:

@@ -9,26 +9,36 @@ somebody deleted it or the server is another one, it is made anew and everything
 
 import contextlib
 import json
+import sqlite3
 import uuid
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from mlflow import MlflowClient
 from mlflow.entities import Metric, Param, Run, RunTag
 from mlflow.exceptions import MlflowException
 
 from flows.home import Stopped, Trouble, home, mlflow_database, mlflow_uri, sqlite_address, without_secrets
-from flows.store import artifact_root, set_up_store
+from flows.store import artifact_root, damaged, is_damage, set_up_store
 from mdm.files import is_locked, write_json
 from mdm.structure import digest
+from preprocessing.manifest import read_json
 
 EXPERIMENT = "mdm/reproduction"
-Key = tuple[str, str, int]  # a stage's name, the digest of its inputs, how often its training went back
+
+
+class Key(NamedTuple):
+    """Which child run holds a stage's points: they are of one folder, and of one branch of its training."""
+
+    stage: str
+    inputs: str  # their digest
+    branch: int  # how often the training went back
+    begun: str  # the id of its folder (markers.py); "" of folders of before, and of trainings without a flow
 
 
 class Tracker:
-    """One MLflow run per run folder, below it a child per stage: per digest of its inputs, and per branch of it.
+    """One MLflow run per run folder, below it a child per stage: per folder that it had, its inputs, its branches.
 
     A training that returns to an earlier checkpoint leaves its branch: MLflow deletes no points, so the branch that is
     kept is another child. Raises Trouble where MLflow cannot be used.
@@ -38,9 +48,10 @@ class Tracker:
         """``alone``: the folder is no flow's run but that of one training, which is its only stage."""
         self.run, self.name, self.say, self.alone, self.uri = run, name, say, alone, mlflow_uri()
         known = (run / "mlflow.json").exists()
-        self.id = folder_id(run)
+        self.is_own = self.uri == sqlite_address(mlflow_database())
+        self.id = folder_id(run, not self.is_own)
         with self.reachable():
-            if self.uri == sqlite_address(mlflow_database()):
+            if self.is_own:
                 set_up_store()
             self.client = MlflowClient(self.uri)
             self.connect()
@@ -52,7 +63,7 @@ class Tracker:
         """Raises Trouble instead of what MLflow raises."""
         try:
             yield
-        except (MlflowException, OSError) as error:
+        except (MlflowException, OSError, sqlite3.Error) as error:
             raise Trouble(unreachable(self.uri, error)) from error
 
     # -- which run is which ----------------------------------------------------------------------------------------
@@ -74,7 +85,7 @@ class Tracker:
                 self.client.restore_experiment(found.experiment_id)
                 self.say(f"the experiment {EXPERIMENT} had been deleted in MLflow: it is restored")
             return found.experiment_id
-        artifacts = artifact_root() if self.uri == sqlite_address(mlflow_database()) else None
+        artifacts = artifact_root() if self.is_own else None
         # Without the kind MLflow's page opens on its view of chat traces, where a training shows nothing.
         kind = {"mlflow.experimentKind": "custom_model_development"}
         return self.client.create_experiment(EXPERIMENT, artifact_location=artifacts, tags=kind)
@@ -91,14 +102,13 @@ class Tracker:
         """The run of a stage as its folder is now, made on first use; "" is the parent."""
         if not stage:
             return self.parent
-        key = (stage, *made_from(self.folder(stage)))
+        key = key_of_folder(stage, self.folder(stage))
         if key not in self.children:
             for other, run_id in self.children.items():
-                if other[0] == stage and self.client.get_run(run_id).info.status == "RUNNING":
-                    self._end(run_id, "KILLED", "given up: went back to a checkpoint, or made anew from other inputs")
-            _, inputs, branch = key
-            tags = {"mdm.stage": stage, "mdm.inputs": inputs, "mdm.branch": str(branch)}
-            name = f"{self.name} {stage}" + (f" (return {branch})" if branch else "")
+                if other.stage == stage and self.client.get_run(run_id).info.status == "RUNNING":
+                    self._end(run_id, "KILLED", "given up: went back to a checkpoint, or begun anew")
+            tags = {f"mdm.{field}": str(value) for field, value in key._asdict().items()}
+            name = f"{self.name} {stage}" + (f" (return {key.branch})" if key.branch else "")
             created = self.client.create_run(
                 self.experiment, run_name=name, tags={**tags, "mlflow.parentRunId": self.parent}
             )
@@ -133,7 +143,9 @@ class Tracker:
 
     def close_abandoned(self) -> None:
         """Runs of this home that no flow works at are not RUNNING."""
-        folders = {folder_id(path.parent): path.parent for path in (home() / "runs").glob("*/mlflow.json")}
+        folders = {
+            folder_id(path.parent, not self.is_own): path.parent for path in (home() / "runs").glob("*/mlflow.json")
+        }
         for run in self._search("attributes.status = 'RUNNING'"):
             folder = folders.get(run.data.tags.get("mdm.folder", ""))
             if folder is not None and folder.name != self.name and not is_locked(folder / "flow.lock"):
@@ -208,34 +220,41 @@ class Tracker:
         self.client.log_artifact(self.child(stage), str(path), folder)
 
 
-def folder_id(run: Path) -> str:
-    """The name by which MLflow knows a run folder wherever it lies: random, made on first use."""
-    file = run / "mlflow.json"
-    with contextlib.suppress(FileNotFoundError, ValueError, KeyError, TypeError):
-        return str(json.loads(file.read_text())["id"])
-    made = uuid.uuid4().hex
-    write_json(file, {"id": made})
-    return made
+def folder_id(run: Path, shared: bool) -> str:
+    """The name by which MLflow knows a run folder wherever it lies: random, made on first use.
+
+    A copy has its own in a store that is ``shared`` with others, so that its points do not go among the original's. It
+    is known by the original, which is still where mlflow.json was written; one on another machine is not seen.
+    """
+    file, place = run / "mlflow.json", str(run.resolve())
+    held = read_json(file) or {}
+    known, original = held.get("id"), Path(held.get("folder", place))
+    there = read_json(original / file.name) or {}
+    is_copy = known is not None and there.get("id") == known and not original.samefile(run)
+    if is_copy and not shared:
+        return str(known)
+    now = {"id": uuid.uuid4().hex if is_copy or known is None else known, "folder": place}
+    if now != held:
+        write_json(file, now)
+    return now["id"]
 
 
 def key_of(child: Run) -> Key:
     tags = child.data.tags
-    return tags.get("mdm.stage", ""), tags.get("mdm.inputs", ""), int(tags.get("mdm.branch", "0"))
+    branch = int(tags.get("mdm.branch", "0"))
+    return Key(tags.get("mdm.stage", ""), tags.get("mdm.inputs", ""), branch, tags.get("mdm.begun", ""))
 
 
-def made_from(folder: Path) -> tuple[str, int]:
-    """What a stage's folder holds now: the digest of its inputs, and how often its training went back."""
-    return _inputs(folder), len(returned_to(folder))
+def key_of_folder(stage: str, folder: Path) -> Key:
+    """Of what a stage's folder holds now."""
+    begun = read_json(folder / "inputs.json") or {}
+    return Key(stage, begun.get("digest") or _job_digest(folder), len(returned_to(folder)), begun.get("id", ""))
 
 
-def _inputs(folder: Path) -> str:
-    for name in ("inputs.json", "job.json"):
-        with contextlib.suppress(FileNotFoundError, ValueError, KeyError, TypeError):
-            held = json.loads((folder / name).read_text())
-            if name == "inputs.json":
-                return held["digest"]
-            return digest({k: held[k] for k in ("model", "training", "seed", "init", "train_data")})
-    return digest(None)
+def _job_digest(folder: Path) -> str:
+    """What a training without a flow is made from."""
+    job = read_json(folder / "job.json") or {}
+    return digest({k: job.get(k) for k in ("model", "training", "seed", "init", "train_data")} if job else None)
 
 
 def returned_to(folder: Path) -> list[int]:
@@ -245,6 +264,8 @@ def returned_to(folder: Path) -> list[int]:
 
 
 def unreachable(uri: str, error: Exception) -> str:
+    if uri == sqlite_address(mlflow_database()) and is_damage(error):
+        return damaged(mlflow_database(), error)
     why = without_secrets(f"{type(error).__name__}: {str(error).splitlines()[0][:200]}")
     return (
         f"MLflow at {without_secrets(uri)} cannot be used ({why}). Start it or set MLFLOW_TRACKING_URI, then run the "

@@ -22,8 +22,8 @@ from mdm.run.checkpoint import Damaged, last_checkpoint, milestone_checkpoint
 from mdm.run.folder import nimg_of
 from mdm.run.job import Job
 from mdm.structure import to_dict
-from mdm.training.progressive import start_folder
-from preprocessing.manifest import read_manifest
+from mdm.training.progressive import is_start, start_folder
+from preprocessing.manifest import read_json, read_manifest
 
 
 def trained_weights(folder: Path) -> Path:
@@ -34,9 +34,10 @@ def trained_weights(folder: Path) -> Path:
     except Damaged as error:
         others = f", from {error.whole.name} on" if error.whole else ", once the damaged ones are moved away"
         raise Trouble(f"{error}. {again}{others}") from error
-    if checkpoint is None:
-        raise Trouble(f"{folder} holds no checkpoint: train it first")
-    wanted = read_outcome(folder)["nimg"]
+    told = read_json(folder / "outcome.json") or read_json(folder / "done.json")
+    if checkpoint is None or told is None:
+        raise Trouble(f"{folder} holds no {'checkpoint' if checkpoint is None else 'outcome.json'}: train it first")
+    wanted = told["nimg"]
     if nimg_of(checkpoint) != wanted:
         raise Trouble(f"{folder} was trained to {wanted:,} images, its last checkpoint is {checkpoint.name}. {again}")
     return checkpoint / "ema"
@@ -75,15 +76,20 @@ def train_stages(
 def grow_stage(stage_name: str, preset: Preset, run: Path, made_of: DataInputs) -> Path:
     """What a stage starts from: another one's checkpoint, larger by any number of levels, none included (Sec. 3.3)."""
     name, folder, stage = f"grow {stage_name}", run / f"grow-{stage_name}", preset.stages[stage_name]
+    start = stage.start
+    assert start is not None
     board().start(name)
 
     def work() -> dict[str, Any]:
-        assert stage.start is not None
         checkpoint = parent_checkpoint(preset, stage_name, run)
-        start_folder(checkpoint, stage.start, stage.model, folder, preset.seed)
-        return {"from": f"{stage.start.stage}/{checkpoint.name}"}
+        start_folder(checkpoint, start, stage.model, folder, preset.seed)
+        return {"from": f"{start.stage}/{checkpoint.name}"}
 
-    done = once(folder, start_inputs(preset, stage_name, made_of), work, board().say, first_start)
+    def whole() -> bool:
+        trained = read_done(run / stage_name, stage_inputs(preset, stage_name, made_of), first_stage)
+        return trained is not None or is_start(folder, start)  # a stage that is done starts no more
+
+    done = once(folder, start_inputs(preset, stage_name, made_of), work, board().say, first_start, whole)
     board().finish(name, "reused" if done["reused"] else "done", done["seconds"])
     return folder
 

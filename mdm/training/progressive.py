@@ -11,6 +11,8 @@ from mdm.network.nested import NestedUNet
 from mdm.network.weights import load_weights, save_weights
 from mdm.stage import Start
 
+CARRIED = "optimizer.safetensors"
+
 
 def grow(model: Model, weights: dict[str, Tensor], grown: Model, seed: int) -> dict[str, Tensor]:
     """Weights of ``grown``: those of ``model`` where it has them, fresh ones (from the seed) in the new levels.
@@ -37,7 +39,13 @@ def start_folder(checkpoint: Path, start: Start, grown: Model, folder: Path, see
     for target, source in (("raw", start.weights), ("ema", "ema")):
         model, weights = load_weights(checkpoint / source)
         save_weights(folder / target, grown, grow(model, weights, grown, seed))
-    carried = folder / "optimizer.safetensors"
+    carried = folder / CARRIED
     carried.unlink(missing_ok=True)
     if start.optimizer == "carried":
-        shutil.copyfile(checkpoint / "state" / "optimizer.safetensors", carried)
+        shutil.copyfile(checkpoint / "state" / CARRIED, carried)
+
+
+def is_start(folder: Path, start: Start) -> bool:
+    """Whether every file that ``start_folder`` writes is there."""
+    weights = [f"{which}/{file}" for which in ("raw", "ema") for file in ("config.json", "model.safetensors")]
+    return all((folder / name).exists() for name in [*weights, *[CARRIED] * (start.optimizer == "carried")])

@@ -118,14 +118,14 @@ def test_only_what_is_missing_or_asked_for_anew_is_drawn(squares: Path, tmp_path
     drawn = ImageSet(name="samples", weights=str(tmp_path / "weights"), sampling=replace(job.sampling, steps=1))
     wanted = ImageJob(sets=(drawn,), data=str(squares / "val"), text=FAKE, device="cpu")
     prompts, folder = held_out_prompts(Shards(squares / "val"), 6, labelled=False), tmp_path / "drawn"
-    pictures = folder / "samples"
+    pictures, px = folder / "samples", job.model.resolutions
 
     def draw(asked: list[Prompt]) -> set[str]:
         """Draw -> the files that were not there before, or are new."""
         before = {path.name: path.stat().st_mtime_ns for path in pictures.glob("0*.png")}
         prepare(folder, wanted, asked)
         generate_images(folder, wanted, 0, 1)
-        assert is_whole(pictures, asked)
+        assert is_whole(pictures, asked, px)
         after = {path.name: path.stat().st_mtime_ns for path in pictures.glob("0*.png")}
         assert {path.name for path in (pictures / "levels" / "8").glob("*.png")} == set(after)
         return {name for name, time_ns in after.items() if before.get(name) != time_ns}
@@ -135,11 +135,14 @@ def test_only_what_is_missing_or_asked_for_anew_is_drawn(squares: Path, tmp_path
     (pictures / "stray.png").write_text("not ours")
     assert draw(prompts) == set()
     (pictures / "00002.png").unlink()
-    assert not is_whole(pictures, prompts)
+    assert not is_whole(pictures, prompts, px)
     assert draw(prompts) == {"00002.png"} and (pictures / "00002.png").read_bytes() == picture
-    assert is_whole(pictures, prompts[1:])  # what nobody asks for any more stands in no one's way
+    (pictures / "levels" / "8" / "00003.png").unlink()  # the page shows it
+    assert not is_whole(pictures, prompts, px)
+    assert draw(prompts) == {"00003.png"}
+    assert is_whole(pictures, prompts[1:], px)  # what nobody asks for any more stands in no one's way
     other = [*prompts[:1], replace(prompts[1], caption="green square, again"), *prompts[2:]]
-    assert not is_whole(pictures, other)
+    assert not is_whole(pictures, other, px)
     assert draw(other) == {"00001.png"}
     assert draw(other[::-1]) == set()  # the order of a list means nothing
     assert draw(other[:1] + other[2:]) == set() and not (pictures / "00001.png").exists()

@@ -16,6 +16,7 @@ from flows import evaluation, records
 from flows.progress import board
 from mdm.config import Labels, Sampling
 from mdm.data.shards import Shards
+from mdm.files import write_json
 from mdm.network.nested import NestedUNet
 from mdm.network.weights import save_weights
 from mdm.presets import Data, Evaluation, Hardware, Preset
@@ -23,6 +24,7 @@ from mdm.stage import Stage, Training
 from mdm.structure import from_dict
 from preprocessing.remove import find, take_out
 from small import small_model, write_dataset
+from tests.evaluation.example_records import example_records
 
 MODEL = replace(small_model(2), text=None, labels=Labels(num_classes=4))
 PRESET = Preset(
@@ -97,6 +99,28 @@ def test_only_what_depends_on_the_held_out_data_is_made_again(go: Callable[[], l
     assert go() == [every, "measured"]  # other captions
     (tmp_path / "run" / "samples" / "samples" / "00003.png").unlink()
     assert go() == ["00003"]
+    (tmp_path / "run" / "evaluation" / "results.json").unlink()
+    assert go() == ["measured"] and (tmp_path / "run" / "evaluation" / "results.json").exists()
+    assert go() == []
+
+
+def test_a_page_that_was_lost_is_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for stage in ("16", "samples", "evaluation"):
+        (tmp_path / stage).mkdir()
+        write_json(tmp_path / stage / "done.json", {"inputs": stage})
+    for name in ("record_stage", "show_link"):
+        monkeypatch.setattr(evaluation, name, lambda *_: None)
+    monkeypatch.setattr(evaluation, "export_records", lambda *_: example_records())
+    board(["report"], lambda line: None)
+    nobody: Any = Silent()
+
+    def make() -> Path:
+        return evaluation.write_report.fn(PRESET, tmp_path, tmp_path, tmp_path, nobody)
+
+    page = make().read_text()
+    for name in ("index.html", "records.json"):
+        (tmp_path / "report" / name).unlink()
+        assert make().read_text() == page and (tmp_path / "report" / name).exists()
 
 
 def test_the_page_shows_each_sample_beside_its_own_picture(

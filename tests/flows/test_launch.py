@@ -1,11 +1,13 @@
 """Jobs that outlive their flow are found and waited for."""
 
+import contextlib
+import json
 import math
 import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -14,8 +16,10 @@ import pytest
 from flows import launch
 from flows.cancel import Cancelled
 from flows.launch import JobDied, job_processes, run_job
-from mdm.files import is_locked, try_lock
+from mdm.files import is_locked, try_lock, write_json
 from mdm.run.grace import grace_s
+from mdm.structure import to_dict
+from small import small_job
 
 HERE = Path(__file__).parent
 
@@ -30,6 +34,21 @@ def wait_for(condition: Callable[[], bool], seconds: float = 60) -> None:
     while not condition():
         assert time.monotonic() < deadline, "waited in vain"
         time.sleep(0.05)
+
+
+@contextlib.contextmanager
+def started(command: list[str], folder: Path, **environment: str) -> Iterator[subprocess.Popen[bytes]]:
+    """A process that nothing of this test is told of, and that does not outlive it."""
+    process = subprocess.Popen(command, cwd=folder, env={**os.environ, **environment}, stdout=subprocess.DEVNULL)
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.wait()
+
+
+def leave() -> None:
+    raise KeyboardInterrupt
 
 
 @pytest.fixture
@@ -52,7 +71,7 @@ def test_a_job_that_lost_its_flow_is_adopted_not_doubled(lost: Path) -> None:
         if len(polls) == 3:
             (lost / "go").touch()
 
-    with pytest.raises(JobDied, match="was started by a flow that is gone"):  # how it ended is looked up, or tried
+    with pytest.raises(JobDied, match="was not started by this flow"):  # how it ended is looked up, or tried
         run_job("stub_job", lost, 1, 1, poll)
     assert (lost / "ended").exists()
     assert (lost / "starts").read_text() == "start\n"
@@ -66,13 +85,40 @@ def test_whoever_adopts_a_job_ends_it_when_told_to_stop(lost: Path, torchrun_liv
         launcher.kill()
         wait_for(lambda: not is_locked(lost / "launch.lock"))
 
-    def leave() -> None:
-        raise KeyboardInterrupt
-
     with pytest.raises(KeyboardInterrupt):
         run_job("stub_job", lost, 1, 1, leave)
     assert not is_locked(lost / "lock") and not job_processes("stub_job", lost)
     assert not (lost / "ended").exists()
+
+
+@pytest.mark.kills
+def test_a_trainer_that_was_started_by_hand_ends_well_when_told_to_stop(squares: Path, tmp_path: Path) -> None:
+    (run := tmp_path / "run").mkdir()
+    write_json(run / "job.json", to_dict(small_job(squares, nimg=1_000_000, eval_every_nimg=1_000_000)))
+    command = [sys.executable, "-m", "mdm.train", "run", "--attempt=3", "--tolerate=0"]
+    with started(command, tmp_path, PYTHONPATH=str(HERE.parents[1])):
+        wait_for((run / "metrics.jsonl").exists)
+        with pytest.raises(KeyboardInterrupt):
+            run_job("mdm.train", run, 1, 1, leave)
+        assert not is_locked(run / "lock")
+        assert json.loads((run / "outcome.json").read_text())["outcome"] == "stopped"
+
+
+def test_a_trainer_whose_process_is_not_seen_finds_the_stop_file_and_is_waited_for(tmp_path: Path) -> None:
+    """On another machine, say. Its number is one of this machine's, too, which is left alone."""
+    (tmp_path / "attempts").mkdir()
+    code = (
+        "import fcntl, os, time; file = open('lock', 'w'); fcntl.flock(file, fcntl.LOCK_EX)\n"
+        "while not os.path.exists('STOP'): time.sleep(0.05)\n"
+        "time.sleep(1)"
+    )
+    with started(["sleep", "60"], tmp_path) as other, started([sys.executable, "-c", code], tmp_path):
+        write_json(tmp_path / "attempts" / "1.json", {"attempt": 1, "host": "far-away", "pid": other.pid, "time": 1})
+        wait_for(lambda: is_locked(tmp_path / "lock"))
+        with pytest.raises(KeyboardInterrupt):
+            run_job("mdm.train", tmp_path, 1, 1, leave)
+        assert not is_locked(tmp_path / "lock")
+        assert other.poll() is None
 
 
 def test_leaving_early_ends_the_job(tmp_path: Path) -> None:

@@ -3,6 +3,8 @@
 import contextlib
 import json
 import os
+import re
+import shlex
 import shutil
 import signal
 import socket
@@ -13,17 +15,21 @@ import time
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from mlflow.entities import Metric
+from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
+from mlflow.tracking._tracking_service import utils
 
 from flows.cli import main as cli
 from flows.following import Follower, record_stage
 from flows.home import Stopped, Trouble, mlflow_database, quiet_services, sqlite_address, without_secrets
+from flows.markers import once
 from flows.progress import board
 from flows.reproduction import part_times
 from flows.store import set_up_store
-from flows.tracking import Tracker, history
+from flows.tracking import Tracker, folder_id, history
 from mdm.files import write_json
 from mdm.structure import to_dict
 from small import small_job
@@ -238,6 +244,60 @@ def test_a_stage_made_from_other_inputs_is_another_run(home: Path) -> None:
     assert tracker.child("16") != first and losses(tracker) == [0, 10]
 
 
+def test_a_folder_that_is_begun_again_from_the_same_inputs_is_another_run(home: Path) -> None:
+    run = flow_run(home)
+    stage, before = run / "16", run / "16.old"
+    shutil.rmtree(stage)
+
+    def train(first: int) -> str:
+        def work() -> dict[str, Any]:
+            write_points(stage, first, first + 2)
+            Follower(tracker, "16").finish()
+            raise Stopped("asked to")
+
+        tracker = Tracker(run, "small")
+        with pytest.raises(Stopped):
+            once(stage, {"rate": 1}, work, print)
+        return tracker.child("16")
+
+    first = train(0)
+    assert train(2) == first and losses(Tracker(run, "small")) == [0, 10, 20, 30]  # resumed
+    stage.rename(before)
+    second = train(0)
+    assert second != first and losses(Tracker(run, "small")) == [0, 10]
+    shutil.rmtree(stage)
+    before.rename(stage)
+    assert Tracker(run, "small").child("16") == first
+    begun = json.loads((stage / "inputs.json").read_text())
+    write_json(stage / "inputs.json", {"digest": begun["digest"], "inputs": begun["inputs"]})  # of before
+    assert (tracker := Tracker(run, "small")).child("16") not in (first, second)
+    assert Tracker(run, "small").child("16") == tracker.child("16")
+
+
+def test_a_copied_home_goes_on_as_a_run_of_its_own_in_a_store_of_both(
+    home: Path, empty_store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, copied, moved = flow_run(home), home / "copy", home / "moved"
+    (server := home / "server").mkdir()
+    shutil.copyfile(empty_store, server / "mlflow.db")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", sqlite_address(server / "mlflow.db"))
+    Tracker(run, "small")
+    shutil.copytree(home / "home", copied)
+    of_copy = copied / "runs" / "small"
+    assert folder_id(of_copy, shared=False) == folder_id(run, shared=False)  # a store of its own was copied with it
+    record_stage(original := Tracker(run, "small"), "16")
+    original.reopen("")
+    monkeypatch.setenv("MDM_HOME", str(copied))
+    write_points(of_copy / "16", 4, 6)
+    with (copy := Tracker(of_copy, "small")).recording():  # closes what it finds abandoned: not the original
+        record_stage(copy, "16")
+    assert losses(original) == [0, 10, 20, 30] and losses(copy) == [0, 10, 20, 30, 40, 50]
+    assert (status_of(original, ""), status_of(copy, "")) == (("RUNNING", ""), ("FINISHED", ""))
+    copied.rename(moved)
+    for again, parent in ((moved / "runs" / "small", copy.parent), (run, original.parent)):
+        assert Tracker(again, "small").parent == parent
+
+
 def test_another_server_and_a_run_deleted_by_hand_have_all_points_at_the_next_command(
     home: Path, empty_store: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -338,6 +398,39 @@ def test_a_store_whose_set_up_was_killed_is_made_anew(home: Path, monkeypatch: p
     Follower(tracker := Tracker(run, "small"), "16").finish()
     assert losses(tracker) == [0, 10, 20, 30]
     assert not left.exists()
+
+
+def as_another_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """MLflow has no connection open, as in the next command."""
+    utils._tracking_store_registry._get_store_with_resolved_uri.cache_clear()
+    monkeypatch.setattr(SqlAlchemyStore, "_engine_map", {})
+
+
+@pytest.mark.parametrize("damage", ["text", "truncated", "inside"])
+def test_a_damaged_store_is_named_and_the_advice_makes_a_new_one_with_all_points(
+    home: Path, damage: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, database = flow_run(home), mlflow_database()
+    record_stage(Tracker(run, "small"), "16")
+    whole = database.read_bytes()
+    page = int.from_bytes(whole[16:18])
+    database.write_bytes(
+        {
+            "text": b"no database\n" * 100,
+            "truncated": whole[: len(whole) // 2],
+            "inside": whole[: 8 * page] + bytes(len(whole) - 8 * page),
+        }[damage]
+    )
+    as_another_process(monkeypatch)
+    with pytest.raises(Trouble) as trouble:
+        record_stage(Tracker(run, "small"), "16")
+    assert str(trouble.value).startswith(f"{database} is damaged (") and "\n" not in str(trouble.value)
+    advice = re.search(r"mv [^,]*", str(trouble.value))
+    assert advice is not None
+    subprocess.run(shlex.split(advice[0]), check=True)
+    as_another_process(monkeypatch)
+    record_stage(tracker := Tracker(run, "small"), "16")
+    assert losses(tracker) == [0, 10, 20, 30]
 
 
 def test_a_torn_line_is_named_and_ends_nothing(home: Path) -> None:

@@ -137,6 +137,19 @@ def test_branches_each_start_where_they_say_and_their_parent_is_trained_once(tra
     assert (run / "trained.txt").read_text().split() == ["a", "b", "c", "d"]
 
 
+def test_what_was_lost_of_finished_stages_is_made_again_where_it_is_needed(train: Callable[[Preset], Path]) -> None:
+    run = train(BRANCHES)
+    (run / "a" / "outcome.json").unlink()
+    shutil.rmtree(run / "grow-b" / "raw")
+    (run / "grow-c" / "optimizer.safetensors").unlink()
+    (run / "c" / "done.json").unlink()
+    train(BRANCHES)
+    assert (run / "trained.txt").read_text().split() == ["a", "b", "c", "d", "c"]
+    assert (run / "grow-c" / "optimizer.safetensors").exists()
+    assert not (run / "grow-b" / "raw").exists()  # b is trained
+    assert trained_weights(run / "a") == run / "a" / "checkpoints" / "nimg-000000000032" / "ema"
+
+
 def test_a_branch_that_changes_leaves_the_others_alone(train: Callable[[Preset], Path]) -> None:
     run = train(BRANCHES)
     changed = replace(BRANCHES, stages={**BRANCHES.stages, "c": stage(1, Start(stage="a"))})
