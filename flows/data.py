@@ -8,6 +8,7 @@ from typing import Any
 
 from joblib import cpu_count
 from prefect import task
+from prefect.cache_policies import NO_CACHE
 
 from flows.artifacts import StageProgress
 from flows.home import datasets, pasted
@@ -34,7 +35,7 @@ from preprocessing.sources import OpenMoji
 PER_SHARD = 250
 
 
-@task(task_run_name="data")
+@task(task_run_name="data", cache_policy=NO_CACHE)
 def prepare_data(preset: Preset) -> OpenMoji | None:
     """The list of captioned drawings, or nothing where a finished dataset was put in place by hand."""
     begun = time.time()
@@ -56,7 +57,7 @@ def openmoji(preset: Preset) -> OpenMoji:
     return OpenMoji(people=data.people, skin_tones=data.skin_tones, val_fraction=data.val_fraction, limit=data.limit)
 
 
-@task(task_run_name="shards")
+@task(task_run_name="shards", cache_policy=NO_CACHE)
 def write_shard_set(preset: Preset, source: OpenMoji | None, run: Path) -> tuple[Path, str]:
     """Shards of both splits -> the dataset's folder and a digest of its training split."""
     if source is None:
@@ -140,7 +141,7 @@ def make_set(
     return made, [read_manifest(made / split) for split in SPLITS]
 
 
-@task(task_run_name="text embeddings")
+@task(task_run_name="text embeddings", cache_policy=NO_CACHE)
 def embed_text(preset: Preset, folder: Path) -> TextSource | None:
     """Where the jobs' caption states come from, made where they are stored."""
     if preset.text is None:

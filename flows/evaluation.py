@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from prefect import task
+from prefect.cache_policies import NO_CACHE
 
 from evaluation.captions import held_out_prompts, is_whole
 from evaluation.generate import AS_MADE, ImageJob, ImageSet, prepare
@@ -30,7 +31,7 @@ from mdm.presets import Preset
 from preprocessing.manifest import read_manifest
 
 
-@task(task_run_name="sample", retries=3, retry_delay_seconds=1, retry_condition_fn=died)
+@task(task_run_name="sample", retries=3, retry_delay_seconds=1, retry_condition_fn=died, cache_policy=NO_CACHE)
 def sample_images(preset: Preset, folder: Path, weights: Path, data: Path, text: TextSource | None) -> Path:
     """Images of held-out captions from the trained weights, and from an untrained network for comparison.
 
@@ -78,7 +79,7 @@ def sample_images(preset: Preset, folder: Path, weights: Path, data: Path, text:
     return folder
 
 
-@task(task_run_name="evaluate")
+@task(task_run_name="evaluate", cache_policy=NO_CACHE)
 def evaluate_samples(
     preset: Preset, run: Path, weights: Path, data: Path, text: TextSource | None, tracker: Tracker
 ) -> dict[str, Any]:
@@ -141,7 +142,7 @@ def log_results(tracker: Tracker, folder: Path, done: dict[str, Any]) -> None:
     show_metrics("metrics", rows, "Stand-ins where named; every value at the N given")
 
 
-@task(task_run_name="report")
+@task(task_run_name="report", cache_policy=NO_CACHE)
 def write_report(preset: Preset, run: Path, data: Path, images: Path, tracker: Tracker) -> Path:
     """records.json, exported from MLflow, and the page made from it; both are kept there too."""
     board().start("report")

@@ -10,6 +10,7 @@ import contextlib
 import json
 import os
 import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -60,6 +61,7 @@ def run_job(module: str, folder: Path, processes: int, threads: int, on_poll: Ca
             time.sleep(POLL_S)
     finally:
         if lives():
+            print(f"stopping {module} on {folder.name}: it saves what it has first", file=sys.stderr, flush=True)
             end(module, folder, lives)
             if job is not None:
                 job.wait()

@@ -5,6 +5,7 @@ from shlex import quote
 from typing import Any
 
 from prefect import task
+from prefect.cache_policies import NO_CACHE
 
 from flows.artifacts import StageProgress
 from flows.following import Follower, record_stage
@@ -72,7 +73,7 @@ def train_stages(
     return folder
 
 
-@task(task_run_name="grow {stage_name}")
+@task(task_run_name="grow {stage_name}", cache_policy=NO_CACHE)
 def grow_stage(stage_name: str, preset: Preset, run: Path, made_of: DataInputs) -> Path:
     """What a stage starts from: another one's checkpoint, larger by any number of levels, none included (Sec. 3.3)."""
     name, folder, stage = f"grow {stage_name}", run / f"grow-{stage_name}", preset.stages[stage_name]
@@ -94,7 +95,9 @@ def grow_stage(stage_name: str, preset: Preset, run: Path, made_of: DataInputs) 
     return folder
 
 
-@task(task_run_name="train {stage_name}", retries=3, retry_delay_seconds=1, retry_condition_fn=died)
+@task(
+    task_run_name="train {stage_name}", retries=3, retry_delay_seconds=1, retry_condition_fn=died, cache_policy=NO_CACHE
+)
 def train_stage(
     stage_name: str,
     preset: Preset,

@@ -12,9 +12,12 @@ from typing import Any
 
 import pytest
 import torch
+from prefect.cache_policies import NO_CACHE
 from safetensors.torch import load_file
 
 from flows import training
+from flows.data import embed_text, prepare_data, write_shard_set
+from flows.evaluation import evaluate_samples, sample_images, write_report
 from flows.home import Trouble, quiet_services
 from flows.inputs import DataInputs, stage_inputs
 from flows.progress import board
@@ -22,7 +25,7 @@ from flows.records import seen_before
 from flows.reproduction import stage_names
 from flows.status import stage_states
 from flows.tracking import Tracker
-from flows.training import parent_checkpoint, trained_weights
+from flows.training import grow_stage, parent_checkpoint, train_stage, trained_weights
 from mdm.config import Labels, Model, Sampling
 from mdm.files import write_json
 from mdm.network.nested import NestedUNet
@@ -267,3 +270,10 @@ def test_names_of_stages_and_milestones_determine_nothing() -> None:
     assert list(known_as(other).values()) == [known_as(BRANCHES)[name] for name in "ad"]
     for data in (DataInputs(train="other", encoder=None), DataInputs(train="data", encoder="other")):
         assert set(known_as(BRANCHES, data).values()).isdisjoint(known_as(BRANCHES).values())
+
+
+def test_prefect_keeps_no_results_of_tasks() -> None:
+    """The markers decide what is done; a key for Prefect's cache could not be made of a tracker, loudly."""
+    tasks = (prepare_data, write_shard_set, embed_text, grow_stage, train_stage)
+    for task in (*tasks, sample_images, evaluate_samples, write_report):
+        assert task.cache_policy == NO_CACHE
