@@ -1,6 +1,5 @@
 """Tasks after training: draw samples, measure them, make the page. Thin: the work is evaluation's."""
 
-import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -26,7 +25,7 @@ from flows.tracking import Tracker
 from mdm.data.embeddings import TextSource
 from mdm.data.leases import give_way
 from mdm.data.shards import Shards
-from mdm.files import sha256, write_json
+from mdm.files import load_json, sha256, write_json
 from mdm.presets import Preset
 from preprocessing.manifest import read_manifest
 
@@ -150,8 +149,7 @@ def write_report(preset: Preset, run: Path, data: Path, images: Path, tracker: T
         record_stage(tracker, stage)
     folder, names = run / "report", ("records.json", "index.html")
     made_from = {
-        stage: json.loads((run / stage / "done.json").read_text())["inputs"]
-        for stage in [*preset.stages, "samples", "evaluation"]
+        stage: load_json(run / stage / "done.json")["inputs"] for stage in [*preset.stages, "samples", "evaluation"]
     }
 
     def work() -> dict[str, Any]:

@@ -168,6 +168,6 @@ def stages_of(folder: Path) -> tuple[Path, list[str]]:
 def preset_stages(run: Path) -> list[str]:
     """The stages of a flow's run folder, none of another folder."""
     try:
-        return list(json.loads((run / "config.json").read_text())["stages"])
-    except (OSError, ValueError, KeyError, TypeError):
+        return list(load_json(run / "config.json")["stages"])
+    except (OSError, ValueError, KeyError, TypeError):  # another program's, or none
         return []

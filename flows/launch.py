@@ -91,9 +91,7 @@ def _start(module: str, folder: Path, processes: int, threads: int, lock: int) -
 
 def end(module: str, folder: Path, lives: Callable[[], bool]) -> None:
     """SIGTERM to torchrun, or to the ranks that outlived it; time to save; SIGKILL to whatever is left."""
-    if newest_attempt(
-        folder
-    ):  # a trainer, on another machine perhaps: it looks for this, and its next start removes it
+    if newest_attempt(folder):  # a trainer, on another machine perhaps: it looks for this, its next start removes it
         with contextlib.suppress(OSError):  # a full disk
             (folder / "STOP").touch()
     processes = job_processes(module, folder)

@@ -8,7 +8,6 @@ somebody deleted it or the server is another one, it is made anew and everything
 """
 
 import contextlib
-import json
 import sqlite3
 import uuid
 from collections.abc import Callable, Iterable, Iterator
@@ -21,7 +20,7 @@ from mlflow.exceptions import MlflowException
 
 from flows.home import Stopped, Trouble, home, mlflow_database, mlflow_uri, sqlite_address, without_secrets
 from flows.store import artifact_root, damaged, is_damage, set_up_store
-from mdm.files import is_locked, write_json
+from mdm.files import is_locked, load_json, write_json
 from mdm.structure import digest
 from preprocessing.manifest import read_json
 
@@ -260,7 +259,7 @@ def _job_digest(folder: Path) -> str:
 def returned_to(folder: Path) -> list[int]:
     """The counts of images that a training went back to, in order."""
     path = folder / "returns.json"
-    return [entry["to"] for entry in json.loads(path.read_text())] if path.exists() else []
+    return [entry["to"] for entry in load_json(path)] if path.exists() else []
 
 
 def unreachable(uri: str, error: Exception) -> str:

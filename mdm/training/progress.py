@@ -1,6 +1,5 @@
 """Where a training is: its counters, its returns to earlier checkpoints, and the checkpoints that keep all of it."""
 
-import json
 import shlex
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, fields
@@ -173,4 +172,4 @@ class Checkpoints:
 
 def read_state(checkpoint: Path) -> dict[str, Any]:
     """``state.json``: counters, and what else a resumed training needs that is no tensor."""
-    return json.loads((checkpoint / "state" / "state.json").read_text())
+    return load_json(checkpoint / "state" / "state.json")
