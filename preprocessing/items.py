@@ -1,0 +1,61 @@
+"""What a source lists: samples with their captions, and where the bytes of each lie."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, Protocol
+from zipfile import ZipFile
+
+Split = Literal["train", "val"]
+
+
+@dataclass(frozen=True)
+class Place:
+    """Bytes on this machine: a whole file, a tar's member (``length`` bytes at ``offset``), or a zip's ``member``."""
+
+    file: Path
+    offset: int = 0
+    length: int | None = None
+    member: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.file}: {self.member}" if self.member else str(self.file)
+
+    def read(self) -> bytes:
+        """Raises OSError, or zipfile.BadZipFile."""
+        if self.member and self.length is None:
+            with ZipFile(self.file) as archive:
+                return archive.read(self.member)
+        with self.file.open("rb") as file:
+            file.seek(self.offset)
+            return file.read(self.length)
+
+
+@dataclass(frozen=True)
+class Item:
+    """One sample that a source lists: its bytes lie at ``place`` on this machine or at ``url`` on the web.
+
+    ``problem``: why it cannot be used, as CLASS or CLASS: DETAIL, where the source's rules tolerate such items; they
+    are counted by class on the data card, and make no sample. The text in it may come from anyone.
+    """
+
+    key: str  # as webdataset takes it: no dot, no slash
+    caption: str
+    split: Split = "train"
+    place: Place | None = None
+    url: str = ""
+    meta: dict[str, Any] = field(default_factory=dict)  # into the sample's .json: label, synset, image_id, …
+    problem: str = ""
+
+
+class Source(Protocol):
+    """Where items come from. Two sources of equal fingerprints list equal items in the same order."""
+
+    def fingerprint(self) -> dict[str, Any]:
+        """What decides the contents, as JSON: settings, and sha256 of the list or files. Raises ValueError."""
+
+    def items(self) -> Iterator[Item]:
+        """In a fixed order, each key once. Raises ValueError naming file and line, member or key."""
+
+    def notes(self) -> list[str]:
+        """Lines for the data card, complete once ``items`` is exhausted: a header skipped, an unexpected count, …"""
