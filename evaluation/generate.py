@@ -22,7 +22,7 @@ from mdm.config import Device, Model, Sampling
 from mdm.data.embeddings import TextSource
 from mdm.data.leases import Lease, removal_asked
 from mdm.data.order import hash64
-from mdm.data.pixels import to_uint8
+from mdm.data.ranges import to_uint8
 from mdm.data.shards import Shards
 from mdm.data.text import known_conditions, online_encoder
 from mdm.diffusion.generate import generate

@@ -17,7 +17,7 @@ from tqdm import tqdm
 from evaluation.captions import image_seed
 from mdm.config import Device
 from mdm.data.embeddings import same_encoder
-from mdm.data.pixels import tile
+from mdm.data.ranges import tile
 from mdm.data.text import load_encoder
 from mdm.diffusion.generate import generate
 from mdm.files import load_as

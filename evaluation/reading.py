@@ -12,7 +12,7 @@ from evaluation.features import load_folder
 from evaluation.heads import pool_tokens
 from evaluation.protocols import NOISE, SAMPLES, UNTRAINED
 from mdm.data.order import hash64
-from mdm.data.pixels import to_uint8
+from mdm.data.ranges import to_uint8
 from mdm.data.shards import Shards
 from mdm.data.text import TextEncoder, caption_states
 

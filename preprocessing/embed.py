@@ -136,7 +136,7 @@ def read_captions(tar: Path) -> list[str]:
     try:
         spans = np.load(tar.with_suffix(".idx.npy"))
         with tar.open("rb") as file:
-            return [os.pread(file.fileno(), int(length), int(offset)).decode() for offset, length in spans[:, 1]]
+            return [os.pread(file.fileno(), int(length), int(offset)).decode() for offset, length in spans[:, -2]]
     except (OSError, ValueError, EOFError) as error:
         raise ValueError(f"{tar} or its index cannot be read ({error}): make the shards again") from error
 

@@ -38,3 +38,10 @@ def encode_png(pixels: NDArray[np.uint8]) -> bytes:
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, format="png", optimize=False, compress_level=6)
     return buffer.getvalue()
+
+
+def encode_jpeg(pixels: NDArray[np.uint8]) -> bytes:
+    """Quality 95 without chroma subsampling, and the same bytes for the same pixels and version of Pillow."""
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, format="jpeg", quality=95, subsampling=0)
+    return buffer.getvalue()

@@ -14,6 +14,7 @@ import numpy as np
 END = bytes(2 * tarfile.BLOCKSIZE)  # of every tar; padding after it may be missing
 IMAGES = ("png", "jpg", "jpeg", "webp")
 READ = (*IMAGES, "txt", "json")
+FRAME = re.compile(r"[0-9]{2}[.]jpg")  # an extension: clips have several pictures, 00.jpg, 01.jpg, …
 NAME = re.compile(r"((?:.*/|)[^.]+)[.]([^/]*)")  # webdataset's: the key ends at the first dot of the file's name
 
 
@@ -41,7 +42,7 @@ def samples_in(path: Path) -> list[Stored]:
         if not member.isfile() or found is None:  # webdataset passes them over, too
             continue
         key, extension = found[1], found[2].lower()
-        if "." in extension and extension.rpartition(".")[2] in READ:
+        if "." in extension and extension.rpartition(".")[2] in READ and not FRAME.fullmatch(extension):
             raise ValueError(
                 f"{path}: {member.name!r} has a dot in its key, where webdataset ends it (at {key!r}): rename it"
             )
@@ -71,22 +72,29 @@ def _members(path: Path) -> Iterator[tarfile.TarInfo]:
 
 
 def index_tar(path: Path, removed: Sequence[int] = ()) -> np.ndarray:
-    """Where each sample's members lie in a tar: int64 [N, 3, 2], offset and length of image, txt, json, in bytes.
+    """Where each sample's members lie in a tar: int64 [N, F + 2, 2], offset and length of images, txt, json, in bytes.
 
-    Samples that were removed are counted too, at their places: their rows are zeros. Raises ValueError as
-    ``samples_in`` does, and for a sample that lacks a member.
+    F is 1 for pictures, and the number of frames for clips. Samples that were removed are counted too, at their places:
+    their rows are zeros. Raises ValueError as ``samples_in`` does, for a sample that lacks a member, and for one that
+    has another number of frames than the first.
     """
-    spans = [_image_text_meta(path, sample) for sample in samples_in(path)]
-    there = np.array(spans, dtype=np.int64).reshape(-1, 3, 2)
-    whole = np.zeros((len(there) + len(removed), 3, 2), dtype=np.int64)
+    spans = [_images_text_meta(path, sample) for sample in samples_in(path)]
+    width = len(spans[0]) if spans else 3
+    if any(len(row) != width for row in spans):
+        raise ValueError(f"{path}: not all samples have {width - 2} images, as the first one has")
+    there = np.array(spans, dtype=np.int64).reshape(-1, width, 2)
+    whole = np.zeros((len(there) + len(removed), width, 2), dtype=np.int64)
     whole[np.setdiff1d(np.arange(len(whole)), removed)] = there
     return whole
 
 
-def _image_text_meta(path: Path, sample: Stored) -> list[tuple[int, int]]:
-    images = [extension for extension in IMAGES if extension in sample.members]
-    for count, what in ((len(images), "image"), *((e in sample.members, f".{e}") for e in ("txt", "json"))):
-        if count != 1:
-            there = ", ".join(sorted(sample.members))
-            raise ValueError(f"{path}: sample {sample.key!r} must have one {what}; it has {there}")
-    return [sample.members[extension] for extension in (images[0], "txt", "json")]
+def _images_text_meta(path: Path, sample: Stored) -> list[tuple[int, int]]:
+    frames = sorted(extension for extension in sample.members if FRAME.fullmatch(extension))
+    pictures = [extension for extension in IMAGES if extension in sample.members]
+    wrong = [f".{extension}" for extension in ("txt", "json") if extension not in sample.members]
+    if len(pictures) != (0 if frames else 1):
+        wrong.insert(0, "image")
+    if wrong:
+        there = ", ".join(sorted(sample.members))
+        raise ValueError(f"{path}: sample {sample.key!r} must have one {wrong[0]}; it has {there}")
+    return [sample.members[extension] for extension in (*frames, *pictures, "txt", "json")]

@@ -137,8 +137,8 @@ def describe(folder: Path, found: Places) -> dict[str, dict[str, list[str]]]:
         for file, place in places:
             spans = np.load((folder / file).with_suffix(".idx.npy"))[place]
             with (folder / file).open("rb") as tar:
-                image, _, meta = (os.pread(tar.fileno(), int(length), int(offset)) for offset, length in spans)
-            known[key]["sha256"].append(hashlib.sha256(image).hexdigest())
+                *images, _, meta = (os.pread(tar.fileno(), int(length), int(offset)) for offset, length in spans)
+            known[key]["sha256"] += [hashlib.sha256(image).hexdigest() for image in images]
             known[key]["url"] += [url] if isinstance(url := json.loads(meta).get("url"), str) else []
     return known
 
@@ -207,7 +207,7 @@ def read_keys(tar: Path) -> list[str | None]:
     try:
         spans = np.load(tar.with_suffix(".idx.npy"))
         with tar.open("rb") as file:
-            metas = [os.pread(file.fileno(), int(length), int(offset)) for offset, length in spans[:, 2]]
+            metas = [os.pread(file.fileno(), int(length), int(offset)) for offset, length in spans[:, -1]]
         return [json.loads(meta)["key"] if meta else None for meta in metas]
     except (OSError, ValueError, EOFError, KeyError, TypeError) as error:
         raise ValueError(f"{tar} or its index cannot be read ({error}): make the shards again") from error

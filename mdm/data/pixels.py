@@ -1,18 +1,16 @@
-"""Pixels: bytes of pictures -> RGB, and RGB in and out of the range that the diffusion process works in.
+"""Bytes of pictures -> RGB, and RGB -> squares.
 
-``read_rgb`` is the one reader, for training, held-out loss, neighbours and evaluation; preprocessing is handed it.
+``read_rgb`` is the one reader, for training, held-out loss, neighbours and evaluation; preprocessing is handed it, and
+``centre_crop``. Without torch: the processes that pack shards start in a moment.
 """
 
 import io
 import warnings
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
-from torch import Tensor
 
-SCALE = 127.5  # half of uint8's range
 DEEP = {"I", "I;16", "I;16B", "I;16L", "I;16N"}  # Pillow's modes of 16-bit grey
 
 
@@ -57,21 +55,16 @@ def _deep_grey(picture: Image.Image) -> NDArray[np.uint8]:
     return np.stack([grey] * 3, axis=2)
 
 
-def from_uint8(images: Tensor) -> Tensor:
-    """uint8 pixels -> float32 in [-1, 1]."""
-    return images.float() / SCALE - 1
+def centre_crop(rgb: NDArray[np.uint8], px: int) -> NDArray[np.uint8]:
+    """The largest centred square of uint8 [H, W, 3], resized to [px, px, 3] by Pillow's bicubic filter (antialiased).
 
-
-def to_uint8(x: Tensor) -> Tensor:
-    """Pixels in [-1, 1] -> uint8, rounded."""
-    return ((x.clamp(-1, 1) + 1) * SCALE).round().to(torch.uint8).cpu()
-
-
-def tile(xs: list[Tensor]) -> np.ndarray:
-    """Levels of [B, 3, H_r, H_r] -> one uint8 picture [R * H, B * H, 3], a row per level."""
-    px = xs[-1].shape[-1]
-    rows = [
-        torch.cat(list(to_uint8(x).repeat_interleave(px // x.shape[-1], 2).repeat_interleave(px // x.shape[-1], 3)), 2)
-        for x in xs
-    ]
-    return torch.cat(rows, 1).permute(1, 2, 0).numpy()
+    Smaller pictures are enlarged (App. F). The square's border falls between pixels where H and W differ by an odd
+    number; it is rounded down.
+    """
+    height, width = rgb.shape[:2]
+    side = min(height, width)
+    top, left = (height - side) // 2, (width - side) // 2
+    square = np.ascontiguousarray(rgb[top : top + side, left : left + side])
+    if side == px:
+        return square
+    return np.asarray(Image.fromarray(square).resize((px, px), Image.Resampling.BICUBIC))

@@ -18,7 +18,7 @@ import numpy as np
 from mdm.files import load_json, sha256
 from mdm.stage import Storage
 
-IMAGE, TEXT, META = 0, 1, 2  # a sample's members, in the order of the index
+TEXT, META = -2, -1  # a sample's members, in the order of the index; before them its picture, or its frames
 LOOKERS = 32  # threads of the first look: on networked storage each look is a wait
 
 
@@ -45,9 +45,10 @@ class Tars:
     def path(self, shard: int) -> Path:
         return self.folder / self.shards[shard]["file"]
 
-    def read(self, shard: int, place: int, members: Sequence[int] = (IMAGE, TEXT, META)) -> list[bytes]:
-        """The asked members of a sample, in one read. Raises DamagedShard."""
-        file, spans = self._open(shard), self._index(shard)[place, list(members)]  # [M, 2]: offset, length
+    def read(self, shard: int, place: int, members: Sequence[int] | None = None) -> list[bytes]:
+        """The asked members of a sample (none: all), in one read. Raises DamagedShard."""
+        file, spans = self._open(shard), self._index(shard)[place]  # [M, 2]: offset, length
+        spans = spans if members is None else spans[list(members)]
         begin, end = int(spans[:, 0].min()), int(spans.sum(1).max())
         try:
             data = os.pread(file, end - begin, begin)
@@ -108,7 +109,7 @@ class Tars:
 
     @lru_cache(maxsize=1024)  # noqa: B019 (about 50 MB at 1000 samples a shard; one Tars lives as long as its process)
     def _index(self, shard: int) -> np.ndarray:
-        """int64 [N, 3, 2]: offset and length, in bytes, of each sample's members; a removed sample has zeros."""
+        """int64 [N, F + 2, 2]: offset and length, in bytes, of each sample's members; a removed sample has zeros."""
         path, entry = self.path(shard).with_suffix(".idx.npy"), self.shards[shard]
         try:
             spans = np.load(path)
@@ -117,7 +118,7 @@ class Tars:
         except (ValueError, EOFError):
             raise DamagedShard(f"{path} is no index: make it again") from None
         inside = spans.min(initial=0) >= 0 and spans.sum(-1).max(initial=0) <= entry["bytes"]
-        if spans.shape != (entry["samples"], 3, 2) or not inside:
+        if spans.ndim != 3 or len(spans) != entry["samples"] or spans.shape[1] < 3 or not inside:
             raise DamagedShard(f"{path} does not fit {self.path(shard).name}: make it again")
         return spans
 

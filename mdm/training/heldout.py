@@ -9,7 +9,7 @@ from PIL import Image
 
 from mdm.config import LossSpace, Model, Sampling, padded_length
 from mdm.data.order import hash64
-from mdm.data.pixels import from_uint8, tile
+from mdm.data.ranges import from_uint8, tile
 from mdm.data.shards import Shards
 from mdm.data.text import TextEncoder, known_conditions
 from mdm.diffusion.generate import generate
