@@ -20,9 +20,8 @@ from mdm.data.embeddings import same_encoder
 from mdm.data.ranges import tile
 from mdm.data.text import load_encoder
 from mdm.diffusion.generate import generate
-from mdm.files import load_as
 from mdm.network.nested import NestedUNet
-from mdm.presets import Preset
+from mdm.presets import Preset, load_preset
 from mdm.run.checkpoint import Damaged, last_checkpoint, newest_checkpoint
 from mdm.run.folder import find_damage, list_folders
 from mdm.run.job import Job, load_job
@@ -62,7 +61,7 @@ def sample_prompts(
         if not prompt.isprintable() and any("\udc80" <= letter <= "\udcff" for letter in prompt):
             raise ValueError(f"the prompt {prompt!r} is no UTF-8 text")
     path = picture_path(run, prompts, seed, output)
-    preset = load_as(Preset, run / "config.json")
+    preset = load_preset(run / "config.json")
     stage, chosen = this_checkpoint(run, checkpoint) if checkpoint else furthest_checkpoint(run, preset)
     drawn_on = pick_device(device)
     network = NestedUNet.from_pretrained(chosen).to(drawn_on)

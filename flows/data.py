@@ -3,86 +3,74 @@
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
 
-from joblib import cpu_count
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
 from flows.artifacts import StageProgress
 from flows.home import datasets, pasted
+from flows.making import Opened, Say, count_items, list_set, make_set, open_source
 from flows.progress import board
 from flows.removal import clear_set, hold_in_turn
 from flows.sets import split_folder
-from flows.text import Captions, Progress
+from flows.text import Captions
 from mdm.data.embeddings import TextSource
 from mdm.presets import Preset
-from preprocessing.manifest import read_json, read_manifest, write_json
-from preprocessing.sets import (
-    RECIPE,
-    SPLITS,
-    made_set,
-    mark_cleared,
-    newest_set,
-    recipe,
-    recipe_folder,
-    removals,
-)
-from preprocessing.shards import write_openmoji
-from preprocessing.sources import OpenMoji
+from preprocessing.catalogue import Options
+from preprocessing.manifest import read_json, read_manifest
+from preprocessing.sets import SPLITS, newest_set, removals
 
-PER_SHARD = 250
+
+def options_of(preset: Preset) -> Options:
+    return Options(limit=preset.data.limit, held_out=preset.data.val_fraction)
 
 
 @task(task_run_name="data", cache_policy=NO_CACHE)
-def prepare_data(preset: Preset) -> OpenMoji | None:
-    """The list of captioned drawings, or nothing where a finished dataset was put in place by hand."""
+def prepare_data(preset: Preset) -> tuple[Opened | None, int]:
+    """The source of the preset's data and how many items it lists; nothing where a finished set is all there is."""
     begun = time.time()
     board().start("data")
-    if preset.data.source == "prepared":
-        board().finish("data", "reused", 0, f"prepared: {preset.data.name}")
-        return None
-    source = openmoji(preset)
-    held_out = len(source.split("val"))
-    board().finish(
-        "data", "done", time.time() - begun, f"{len(source.drawings)} captioned drawings, {held_out} held out"
-    )
-    return source
-
-
-def openmoji(preset: Preset) -> OpenMoji:
-    """The drawings that a preset names."""
-    data = preset.data
-    return OpenMoji(people=data.people, skin_tones=data.skin_tones, val_fraction=data.val_fraction, limit=data.limit)
+    opened = open_source(preset.data.name, options_of(preset))
+    if opened is None:
+        board().finish("data", "reused", 0, f"no source is at hand, a finished set is: {preset.data.name}")
+        return None, 0
+    total = count_items(list_set(opened, board().say))
+    board().finish("data", "done", time.time() - begun, f"{opened.row.name}: {total:,} samples listed")
+    return opened, total
 
 
 @task(task_run_name="shards", cache_policy=NO_CACHE)
-def write_shard_set(preset: Preset, source: OpenMoji | None, run: Path) -> tuple[Path, str]:
+def write_shard_set(preset: Preset, opened: Opened | None, total: int, run: Path) -> tuple[Path, str]:
     """Shards of both splits -> the dataset's folder and a digest of its training split."""
-    if source is None:
+    name = preset.data.name
+    pinned = pinned_set(run, name, board().say) if opened is None or opened.row.wants else None
+    if opened is None or (pinned is not None and pinned != opened.made()):
         board().start("shards")
-        folder = pinned_set(run, preset.data.name, board().say) or newest_set(datasets(), preset.data.name)
-        clear_set(folder, removals(datasets(), preset.data.name), board().say)
-        digests = [read_manifest(folder / split)["digest"] for split in SPLITS]
+        folder = pinned or wanted_set(preset)
+        clear_set(folder, removals(datasets(), name), board().say)
         board().finish("shards", "reused", 0, folder.name)
-        return folder, digests[0]
-    with _stage("shards", len(source.drawings), "img") as update:
-        before = made_set(datasets(), preset.data.name, source, preset.data.resolution, PER_SHARD)
-        folder, manifests = make_set(preset, source, update.after, board().say)
-        update.reused = folder == before
-        update.note = f"{folder.name}, {sum(s['bytes'] for m in manifests for s in m['shards']) / 1e6:.1f} MB"
-    return folder, manifests[0]["digest"]
+        return folder, read_manifest(folder / "train")["digest"]
+    with _stage("shards", total, "img") as update:
+        before = opened.made()
+        made = make_set(opened, update, board().say)
+        assert made is not None, "the whole set was asked for"
+        update.reused = made == before
+        manifests = [read_manifest(made / split) for split in SPLITS]
+        update.note = f"{made.name}, {sum(s['bytes'] for m in manifests for s in m['shards']) / 1e6:.1f} MB"
+    return made, manifests[0]["digest"]
 
 
 def wanted_set(preset: Preset) -> Path:
     """The finished set that a preset means. Raises ValueError where there is none."""
-    data = preset.data
-    if data.source == "prepared":
-        return newest_set(datasets(), data.name)
-    folder = made_set(datasets(), data.name, openmoji(preset), data.resolution, PER_SHARD)
+    options, name = options_of(preset), preset.data.name
+    opened = open_source(name, options)
+    if opened is None:
+        return newest_set(datasets(), name, asdict(options) if options != Options() else None)
+    folder = opened.made()
     if folder is None:
-        raise ValueError(f"the shards of preset {preset.name} are not made yet: `mdm data {preset.name}` makes them")
+        raise ValueError(f"the shards of {name} are not made yet: `mdm data {preset.name}` makes them")
     return folder
 
 
@@ -113,32 +101,13 @@ def pinned_set(run: Path, name: str, say: Callable[[str], None]) -> Path | None:
     return None
 
 
-def make_set(
-    preset: Preset, source: OpenMoji, progress: Progress, say: Callable[[str], None]
-) -> tuple[Path, list[dict[str, Any]]]:
-    """The set of a preset's recipe, made unless it is there -> its folder and the splits' manifests.
-
-    It is made under another name and named last. Of several processes that want it one makes it, the others wait. What
-    is missing from a finished one is made again. ``progress(start)`` gives the callback of a part beginning there.
-    """
-    name, px = preset.data.name, preset.data.resolution
-    wanted = recipe(source, px, PER_SHARD)
-    folder = recipe_folder(datasets(), name, wanted)
-    with hold_in_turn(folder, say):
-        made = made_set(datasets(), name, source, px, PER_SHARD)
-        target, removed = made or folder.with_name(folder.name + ".part"), removals(datasets(), name)
-        manifests: list[dict[str, Any]] = []
-        for split in SPLITS:
-            update, workers = progress(sum(m["samples"] for m in manifests)), min(2, cpu_count())
-            part = target / split
-            manifests.append(write_openmoji(source, split, name, px, part, PER_SHARD, workers, update, removed))
-        if made is None:
-            mark_cleared(target, removed)
-            write_json(target / RECIPE, {**wanted, "finished_s": time.time()})
-            target.rename(folder)
-            made = folder
-    clear_set(made, removals(datasets(), name), say)  # also of what was removed while it was made
-    return made, [read_manifest(made / split) for split in SPLITS]
+def fitted(preset: Preset, folder: Path, say: Say) -> Preset:
+    """The preset for a set that may be small: at most as many samples are measured as are held out."""
+    there, asked = read_manifest(folder / "val")["samples"], preset.evaluation.num_samples
+    if asked <= there:
+        return preset
+    say(f"{there} samples are drawn and measured, not {asked}: {folder.name} holds out no more")
+    return replace(preset, evaluation=replace(preset.evaluation, num_samples=there))
 
 
 @task(task_run_name="text embeddings", cache_policy=NO_CACHE)

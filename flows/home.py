@@ -31,6 +31,11 @@ def datasets() -> Path:
     return home() / "datasets"
 
 
+def sources() -> Path:
+    """Where the source of a data set is looked for, under the set's name, unless another place is given."""
+    return home() / "sources"
+
+
 def weights() -> Path:
     return home() / "weights"
 

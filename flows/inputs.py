@@ -160,11 +160,9 @@ def metrics_inputs(
 
 def results_inputs(preset: Preset) -> dict[str, Any]:
     """All fields that decide a run's results: what tells runs of one preset apart."""
-    # What is made here is decided by the other fields, whatever its folder is called.
-    data = replace(preset.data, name="data") if preset.data.source == "openmoji" else preset.data
     nothing = DataInputs(train="", encoder=None)
     return {
-        "data": data,
+        "data": preset.data,
         "text": preset.text,
         "stages": {name: stage_inputs(preset, name, nothing) for name in preset.stages},
         "sampling": without_batch(preset.sampling),

@@ -5,15 +5,19 @@ import shutil
 import urllib.error
 import urllib.request
 from dataclasses import replace
+from pathlib import Path
 
 import psutil
 
 from evaluation.protocols import memory_bytes
-from flows.home import Trouble, datasets, home, make_home, weights
+from flows.home import Trouble, datasets, home, make_home, sources, weights
 from flows.text import SPLITS
 from mdm.config import ENCODERS
+from mdm.data.shards import choose_tier
+from mdm.data.tars import load_manifest
 from mdm.data.text import how_to_get
 from mdm.presets import Preset
+from preprocessing.catalogue import find
 from preprocessing.manifest import read_json
 from preprocessing.sets import finished_sets
 
@@ -74,12 +78,24 @@ def _gpus(preset: Preset) -> list[str]:
 
 
 def _data(preset: Preset) -> list[str]:
-    if preset.data.source != "prepared":
-        return []
-    folder = datasets() / preset.data.name
-    if finished_sets(datasets(), preset.data.name):
-        return []
-    return [f"data: no finished dataset at {folder} (train, val); put shards with index and manifest there"]
+    name, tops = preset.data.name, [stage.model.resolutions[-1] for stage in preset.stages.values()]
+    row = find(name)
+    sets = finished_sets(datasets(), name)
+    if not sets and row.wants and not (sources() / name).exists():
+        return [f"data: no finished data set {name}: `mdm data {name} --source PATH` makes it, of {row.wants}"]
+    if sets and row.wants:
+        return list(filter(None, (_unfit(sets[-1] / "train", px) for px in tops)))
+    lacking = [px for px in tops if not any(tier.px % px == 0 for tier in row.tiers)]
+    return [f"data: {name} has no pictures of {px} px, which a stage trains" for px in lacking]
+
+
+def _unfit(split: Path, px: int) -> str:
+    """Why a split cannot be trained on at a resolution, or nothing."""
+    try:
+        choose_tier(split, load_manifest(split), px)
+    except ValueError as error:
+        return f"data: {error}"
+    return ""
 
 
 def _encoder(preset: Preset) -> list[str]:
@@ -123,7 +139,7 @@ def _memory(preset: Preset) -> list[str]:
     """Evaluation holds all its images and their kernels at once; what a machine cannot hold is refused, not begun."""
     settings, found = preset.evaluation, _counts(preset)
     real = min(settings.num_real or found["train"], found["train"] or settings.num_real) + found["val"]
-    px = preset.data.resolution
+    px = preset.px
     wanted, there = memory_bytes(settings.num_samples, real, px) / 1e9, psutil.virtual_memory().total / 1e9
     if wanted <= there:
         return []

@@ -63,7 +63,7 @@ def verdict(preset: Preset, metrics: list[dict[str, Any]]) -> str:
         fits = f" Captions score {higher} on their own samples than shuffled ones do."
     return " ".join(
         [
-            f"A run of preset {preset.name} on {preset.data.name} ({preset.data.resolution} px): a small stand-in for "
+            f"A run of preset {preset.name} on {preset.data.name} ({preset.px} px): a small stand-in for "
             "the paper's experiments, not one of them; none of its numbers is a FID or CLIP score.",
             f"Of the lesser of an untrained model's and noise's distance to real images the samples have {kernel:.0%} "
             f"(kernel distance, whose intervals {'do not overlap' if apart else 'OVERLAP'}) and {frechet:.0%} (Fréchet "

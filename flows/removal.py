@@ -4,7 +4,7 @@ import json
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from itertools import chain, product
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,16 @@ from preprocessing.remove import (
     removed_places,
     take_out,
 )
-from preprocessing.sets import SPLITS, Removed, finished_sets, is_cleared, mark_cleared, removals, write_removals
+from preprocessing.sets import (
+    SPLITS,
+    Removed,
+    finished_sets,
+    folders_of,
+    is_cleared,
+    mark_cleared,
+    removals,
+    write_removals,
+)
 
 WAIT_S = 900.0  # for a set's users to save and leave
 LOOK_S = 1.0
@@ -76,13 +85,13 @@ def remove_samples(name: str, keys: set[str], dry_run: bool, say: Say) -> None:
     for folder in () if dry_run else folders:
         clear_set(folder, listed, say)  # what an earlier removal left to do
     found: set[str] = set()
-    for folder, split in product(folders, SPLITS):
-        there = find(folder / split, keys)
+    for part in chain.from_iterable(map(folders_of, folders)):
+        there, shown = find(part, keys), part.relative_to(root)
         found |= set(there)
         if dry_run:
-            already = len(removed_keys(folder / split) & keys)
-            say(f"{folder.name}/{split}: {_count(there)} would be removed, {already} are already")
-        for key, known in describe(folder / split, there).items():
+            already = len(removed_keys(part) & keys)
+            say(f"{shown}: {_count(there)} would be removed, {already} are already")
+        for key, known in describe(part, there).items():
             before = listed.get(key, {})
             listed[key] = {what: sorted({*before.get(what, ()), *values}) for what, values in known.items()}
     refuse_unknown(root / name, keys - set(listed))
@@ -90,9 +99,9 @@ def remove_samples(name: str, keys: set[str], dry_run: bool, say: Say) -> None:
         write_removals(root, name, listed)  # first: whatever is made from now on is made without them
     for folder in () if dry_run else folders:
         clear_set(folder, listed, say)
-        for split in SPLITS:
-            gone, revision = removed_keys(folder / split) & keys, read_manifest(folder / split).get("revision", 0)
-            say(f"{folder.name}/{split}: {len(gone)} of {len(keys)} keys removed; revision {revision}")
+        for part in folders_of(folder):
+            gone, revision = removed_keys(part) & keys, read_manifest(part).get("revision", 0)
+            say(f"{part.relative_to(root)}: {len(gone)} of {len(keys)} keys removed; revision {revision}")
 
 
 def clear_set(folder: Path, removed: Removed, say: Say) -> None:
@@ -100,9 +109,9 @@ def clear_set(folder: Path, removed: Removed, say: Say) -> None:
     if is_cleared(folder, removed):
         return
     with removal(folder, "mdm data --remove", say, WAIT_S), hold_in_turn(folder, say):
-        for split in SPLITS:
-            finish(folder / split)
-            take_out(folder / split, find(folder / split, set(removed) - removed_keys(folder / split)))
+        for part in folders_of(folder):
+            finish(part)
+            take_out(part, find(part, set(removed) - removed_keys(part)))
         mark_cleared(folder, removed)
 
 

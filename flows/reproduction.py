@@ -9,7 +9,7 @@ from prefect import State, flow, get_run_logger
 from prefect.runtime import deployment
 
 from flows.cancel import ends_cancelled
-from flows.data import embed_text, prepare_data, write_shard_set
+from flows.data import embed_text, fitted, prepare_data, write_shard_set
 from flows.evaluation import evaluate_samples, sample_images, write_report
 from flows.facts import run_facts
 from flows.home import Trouble, hold, quiet_services, run_folder
@@ -21,8 +21,8 @@ from flows.tracking import Tracker
 from flows.training import train_stages, trained_weights
 from mdm.data.leases import Lease
 from mdm.files import write_json
-from mdm.presets import PRESETS, Preset
-from mdm.structure import digest, from_dict, to_dict
+from mdm.presets import PRESETS, Preset, load_preset
+from mdm.structure import digest, to_dict
 from preprocessing.manifest import read_json
 
 
@@ -40,7 +40,7 @@ def run_name(preset: Preset) -> str:
         return name
     for config in sorted(run_folder(name).parent.glob(f"{preset.name}-*/config.json")):
         try:
-            known = from_dict(Preset, read_json(config))
+            known = load_preset(config)
         except ValueError:
             continue  # of another program, or of a time that had other fields
         if known.name == preset.name and to_dict(results_inputs(known)) == decides:
@@ -79,8 +79,9 @@ def _work(chosen: Preset, run: Path, tracker: Tracker) -> None:
             "", {"preset": chosen.name, "seed": chosen.seed, "text_encoder": chosen.text, "data": chosen.data.name}
         )
         tracker.tags("", run_facts(chosen))
-    source = prepare_data(chosen)
-    data, data_digest = write_shard_set(chosen, source, run)
+    opened, total = prepare_data(chosen)
+    data, data_digest = write_shard_set(chosen, opened, total, run)
+    chosen = fitted(chosen, data, board().say)
     with Lease(data, f"run {run.name}"):
         text = embed_text(chosen, data)
         last = train_stages(chosen, run, data, text, data_inputs(data_digest, text), tracker)

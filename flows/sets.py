@@ -9,8 +9,9 @@ from pathlib import Path
 from flows.home import Trouble, datasets, hold, home
 from mdm.data.leases import live, names
 from mdm.data.tars import load_manifest
+from preprocessing.catalogue import CATALOGUE, find
 from preprocessing.manifest import read_json, read_manifest
-from preprocessing.sets import SPLITS, is_finished, newest_set
+from preprocessing.sets import RECIPE, SPLITS, is_finished, name_of, names_of, newest_set
 
 
 @dataclass(frozen=True)
@@ -18,15 +19,19 @@ class Entry:
     """One folder below MDM_HOME/datasets."""
 
     folder: Path
-    samples: str  # train/val
+    name: str  # of its data set
+    samples: str  # train + val
+    made_of: str  # the share of listed items that became samples
     revision: int
+    digest: str  # of train
     size_bytes: int
     users: str  # living ones, and the runs that name it
     ours: bool  # made here, so that it can be made again
 
     def line(self) -> str:
-        what = f"{self.folder.name:40} {self.samples:>15} {self.size_bytes / 1e6:10,.1f} MB  revision {self.revision}"
-        return f"{what}  {self.users or ('unused' if self.ours else 'unused, put here by hand')}"
+        what = f"{self.folder.name:40} {self.samples:>15} {self.made_of:>6} {self.size_bytes / 1e6:10,.1f} MB  "
+        state = f"digest {self.digest[:12]}  revision {self.revision}" if self.digest else self.samples
+        return f"{what}{state}  {self.users or ('unused' if self.ours else 'unused, put here by hand')}"
 
 
 def list_sets() -> list[Entry]:
@@ -39,15 +44,35 @@ def _entry(folder: Path, runs: dict[str, set[str]]) -> Entry:
     size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
     using = [f"run {name}" for name, sets in runs.items() if folder.name in sets]
     users = ", ".join([*filter(None, [names(live(folder, "use"))]), *using])
+    recipe = read_json(folder / RECIPE) or {}
+    name = recipe.get("name") or name_of(folder)
     if not is_finished(folder):
-        return Entry(folder, "unfinished", 0, size, users, folder.name.endswith((".part", ".deleted")))
+        ours = folder.name.endswith((".part", ".deleted"))
+        return Entry(folder, name, "unfinished", "", 0, "", size, users, ours)
     try:
         splits = [read_manifest(folder / split) for split in SPLITS]
     except ValueError:  # the readers say what is wrong
-        return Entry(folder, "damaged", 0, size, users, False)
+        return Entry(folder, name, "damaged", "", 0, "", size, users, False)
     samples = " + ".join(f"{manifest['samples']:,}" for manifest in splits)
-    revision, ours = max(manifest.get("revision", 0) for manifest in splits), "openmoji" in splits[0]["source"]
-    return Entry(folder, samples, revision, size, users, ours)
+    revision = max(manifest.get("revision", 0) for manifest in splits)
+    listed = sum(((read_json(folder / "lists" / "plan.json") or {}).get("items") or {}).values())
+    made_of = f"{sum(manifest['samples'] for manifest in splits) / listed:.0%}" if listed else ""
+    return Entry(folder, name, samples, made_of, revision, splits[0]["digest"], size, users, bool(recipe))
+
+
+def overview() -> Iterator[str]:
+    """What can be made and of what, and below each name the sets that are here."""
+    here: dict[str, list[Entry]] = {}
+    for entry in list_sets():
+        known = next((name for name in CATALOGUE if entry.name in names_of(name)), entry.name)
+        here.setdefault(known, []).append(entry)
+    for name in [*CATALOGUE, *sorted(set(here) - set(CATALOGUE))]:
+        row = find(name) if name in CATALOGUE else None
+        yield f"{name}: {row.summary if row else 'your own'}"
+        yield from (f"  {entry.line()}" for entry in here.get(name, []))
+        if name not in here and row is not None:
+            yield f"  not here: `mdm data {name}{' --source PATH`: ' + row.wants if row.wants else '` makes it'}"
+    yield "your own pictures: `mdm data NAME --source FOLDER`, then `mdm run tiny --set data.name=NAME`"
 
 
 def sets_of_run(run: Path) -> set[str]:

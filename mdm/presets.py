@@ -4,28 +4,25 @@ Where the paper is silent, the choice is ours and the comment says so.
 """
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal
 
 from mdm.config import ENCODERS, MODELS, Device, Sampling, Way, check, check_growth
+from mdm.files import load_json
 from mdm.stage import Cadence, Compute, Stage, Start, Storage, Training
 from mdm.structure import from_dict, to_dict
 
 
 @dataclass(frozen=True, kw_only=True)
 class Data:
-    """Which images, at which size."""
+    """Which images."""
 
-    source: Literal["openmoji", "prepared"]  # prepared: a finished dataset folder, put there by hand
-    name: str  # folder below MDM_HOME/datasets, with train/ and val/
-    resolution: int  # px
-    people: bool = False  # openmoji: only faces, people, hands and hearts
-    skin_tones: bool = False  # openmoji: also the five skin-tone variants of people and hands
-    val_fraction: float = 0.05  # openmoji: held out; the paper holds out 1/1000 of CC12M (App. F)
-    limit: int = 0  # openmoji: use only so many drawings; 0 = all
+    name: str  # a data set that `mdm data` lists, or one made from your own pictures
+    val_fraction: float = 0.0  # held out; 0: as that data set's row has it
+    limit: int = 0  # only so many of what its source lists; 0 = all
 
     def __post_init__(self) -> None:
-        check(self.resolution >= 8, f"data.resolution must be at least 8, got {self.resolution}")
-        check(0 < self.val_fraction < 1, f"data.val_fraction must lie between 0 and 1, got {self.val_fraction}")
+        check(0 <= self.val_fraction < 1, f"data.val_fraction must lie between 0 and 1, got {self.val_fraction}")
         check(self.limit >= 0, f"data.limit must not be negative, got {self.limit}")
         check("/" not in self.name and self.name not in ("", ".", ".."), f"data.name {self.name!r} is no folder name")
 
@@ -84,15 +81,15 @@ class Preset:
         for name, stage in self.stages.items():
             _check_start(name, stage, earlier)
             earlier[name] = stage
-            top = stage.model.resolutions[-1]
-            check(
-                self.data.resolution % top == 0,
-                f"stages.{name} trains {top} px, which data.resolution {self.data.resolution} is no multiple of",
-            )
             width = None if stage.model.text is None else stage.model.text.dim
             wanted = None if self.text is None else ENCODERS[self.text].dim
             check(width == wanted, f"stages.{name}.model.text.dim is {width}, but text {self.text} has width {wanted}")
             stage.model.check_sampling(self.sampling)
+
+    @property
+    def px(self) -> int:
+        """The resolution that it ends with: that of its samples."""
+        return list(self.stages.values())[-1].model.resolutions[-1]
 
 
 def _check_start(name: str, stage: Stage, earlier: dict[str, Stage]) -> None:
@@ -148,12 +145,11 @@ def _paper_stage(
 
 def _cc12m(name: str, summary: str, disk_gb: float, *stages: tuple[str, int, int, int]) -> Preset:
     """App. B's text-to-image schedule; stages as (model, batch size, steps, images per GPU)."""
-    resolution = MODELS[stages[-1][0]].resolutions[-1]
     names = [str(MODELS[stage[0]].resolutions[-1]) for stage in stages]
     return Preset(
         name=name,
         summary=summary,
-        data=Data(source="prepared", name=f"cc12m-{resolution}", resolution=resolution),
+        data=Data(name="cc12m"),
         text="flan-t5-xl",
         stages={
             name: _paper_stage(*stage, start=start, caption_dropout=0.1)
@@ -170,7 +166,7 @@ def _imagenet(name: str, summary: str, models: str, label_dropout: float) -> Pre
     return Preset(
         name=name,
         summary=summary,
-        data=Data(source="prepared", name="imagenet-256", resolution=256),
+        data=Data(name="imagenet"),
         text=None,
         stages={
             "64": _paper_stage(f"MDM-S64-{models}", 512, 300_000, 64, label_dropout=label_dropout),
@@ -207,15 +203,7 @@ PRESETS = {
         Preset(
             name="tiny",
             summary="about ten minutes on two CPU cores: emoji at 16, 32 and 64 px, everything offline",
-            # Half of the set, drawn alike: a network of minutes learns people and faces, or a little of everything.
-            data=Data(
-                source="openmoji",
-                name="openmoji-people-64",
-                resolution=64,
-                people=True,
-                skin_tones=True,
-                val_fraction=0.075,
-            ),
+            data=Data(name="openmoji"),
             text="minilm",
             embeddings="cached",
             stages={
@@ -273,6 +261,25 @@ def resolve(name: str, overrides: dict[str, Any]) -> Preset:
     for stage in overrides.get("stages") or {}:
         check(stage in base["stages"], f"unknown field stages.{stage}; the stages are {', '.join(base['stages'])}")
     return from_dict(Preset, merge(base, overrides))
+
+
+def load_preset(path: Path) -> Preset:
+    """The preset of a run, as its config.json has it. Raises ValueError naming the file, and the wrong field."""
+    try:
+        return from_dict(Preset, today(load_json(path)))
+    except ValueError as error:
+        raise error if str(path) in str(error) else ValueError(f"{path}: {error}") from None
+
+
+def today(config: Any) -> Any:
+    """A run's config.json as of today: until November 2026 its data named a source, a size and kinds of drawings."""
+    if not isinstance(config, dict) or "source" not in (config.get("data") or {}):
+        return config
+    data = config["data"]
+    if data["source"] != "openmoji":
+        return {**config, "data": {"name": data["name"]}}
+    fraction = 0.0 if data["val_fraction"] == 0.075 else data["val_fraction"]  # that data set's own
+    return {**config, "data": {"name": "openmoji", "val_fraction": fraction, "limit": data["limit"]}}
 
 
 def merge(base: Any, changes: Any) -> Any:

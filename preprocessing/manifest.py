@@ -51,10 +51,14 @@ def write_file(path: Path, data: bytes) -> None:
     except OSError as error:
         with contextlib.suppress(OSError):
             temporary.unlink()
-        raise ValueError(
-            f"{path} cannot be written: {error.strerror}. Free some space or use another folder (MDM_HOME), "
-            "then run the same command again"
-        ) from error
+        raise unwritable(path, error) from error
+
+
+def unwritable(path: Path, error: OSError) -> ValueError:
+    return ValueError(
+        f"{path} cannot be written: {error.strerror or error}. Free some space or use another folder (MDM_HOME), "
+        "then run the same command again"
+    )
 
 
 def make_folder(folder: Path) -> None:
@@ -91,11 +95,16 @@ def update_marker(path: Path, entry: dict[str, Any]) -> None:
 
 
 def finished(path: Path, inputs: str) -> dict[str, Any] | None:
-    """The manifest's entry of a shard that was made from these inputs and is still what it was, or None."""
+    """The manifest's entry of a file that was made from these inputs and is as long as it was, or None.
+
+    Its bytes are not compared: among thousands of files that takes hours (``verify_dataset`` does it).
+    """
     marker = read_json(path.with_suffix(".done.json"))
     if marker is None or marker.get("inputs") != inputs or not path.exists():
         return None
-    return marker["shard"] if file_sha256(path) == marker.get("sha256") else None
+    entry = marker["shard"]
+    whole = path.stat().st_size == entry["bytes"] if "bytes" in entry else file_sha256(path) == marker.get("sha256")
+    return entry if whole else None
 
 
 def all_there(folder: Path, manifest: dict[str, Any], *suffixes: str) -> bool:

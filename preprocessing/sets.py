@@ -11,45 +11,33 @@ hand is a set of NAME if it is called NAME, or NAME-anything and its manifests s
 from pathlib import Path
 from typing import Any
 
-from preprocessing.manifest import digest, file_sha256, read_json, write_json
-from preprocessing.shards import FORMAT, split_inputs
-from preprocessing.sources import OpenMoji
+from preprocessing.lists import SPLITS
+from preprocessing.manifest import digest, read_json, write_json
+from preprocessing.shards import Recipe
 
-SPLITS = ("train", "val")
 RECIPE, CLEARED = "recipe.json", "cleared.json"
+FORMERLY = {"openmoji": ("openmoji-people-64",)}  # names that data sets had in earlier versions
 
 Removed = dict[str, dict[str, list[str]]]  # key -> what else its pictures can be known by
 
 
-def recipe(source: OpenMoji, px: int, per_shard: int) -> dict[str, Any]:
-    """Everything that decides a set's contents."""
-    listed = [(d.key, d.caption, d.split, file_sha256(d.path)) for d in source.drawings]
-    return {
-        "format": FORMAT,
-        "source": source.version,
-        "people": source.people,
-        "skin_tones": source.skin_tones,
-        "val_fraction": source.val_fraction,
-        "limit": source.limit,
-        "resolution_px": px,
-        "per_shard": per_shard,
-        "list": digest(listed),
-    }
-
-
-def recipe_folder(root: Path, name: str, wanted: dict[str, Any]) -> Path:
+def recipe_folder(root: Path, recipe: Recipe) -> Path:
     """Where the set of a recipe lies, or would."""
-    return root / f"{name}-{digest(wanted)[:12]}"
+    return root / f"{recipe.name}-{recipe.digest[:12]}"
 
 
-def made_set(root: Path, name: str, source: OpenMoji, px: int, per_shard: int) -> Path | None:
-    """The finished set of a recipe; one that an earlier version made at ``root / name`` is as good."""
-    folder = recipe_folder(root, name, recipe(source, px, per_shard))
+def made_set(root: Path, recipe: Recipe, first_inputs: dict[str, list[str]]) -> Path | None:
+    """The finished set of a recipe. ``first_inputs``: name -> what the manifests of both splits of a set of the first
+    format would say that it was made from; such a set is as good.
+    """
+    folder = recipe_folder(root, recipe)
     if is_finished(folder):
         return folder
-    inputs = [split_inputs(source, split, name, px, per_shard) for split in SPLITS]
-    there = [(read_json(root / name / split / "manifest.json") or {}).get("inputs") for split in SPLITS]
-    return root / name if there == inputs else None
+    for name, inputs in first_inputs.items():
+        for old in finished_sets(root, name):
+            if [(read_json(old / split / "manifest.json") or {}).get("inputs") for split in SPLITS] == inputs:
+                return old
+    return None
 
 
 def is_finished(folder: Path) -> bool:
@@ -59,15 +47,35 @@ def is_finished(folder: Path) -> bool:
 
 def finished_sets(root: Path, name: str) -> list[Path]:
     """The finished sets of a name, the oldest first."""
-    named = [path for path in root.glob("*") if path.name == name or _says(path, name)]
+    names = names_of(name)
+    named = [path for path in root.glob("*") if path.name in names or any(_says(path, name) for name in names)]
     return sorted(filter(is_finished, named), key=_finished_at)
 
 
-def newest_set(root: Path, name: str) -> Path:
-    """What a name means. Raises ValueError where it has no finished set."""
+def folders_of(folder: Path) -> list[Path]:
+    """Every folder of a finished set that has a manifest: its splits, and their other tiers."""
+    found = []
+    for split in SPLITS:
+        tiers = (read_json(folder / split / "manifest.json") or {}).get("tiers", {})
+        found += [folder / split, *(folder / split / tier for tier in tiers)]
+    return found
+
+
+def names_of(name: str) -> tuple[str, ...]:
+    """A data set's name, and those that it had."""
+    return (name, *FORMERLY.get(name, ()))
+
+
+def newest_set(root: Path, name: str, options: dict[str, Any] | None = None) -> Path:
+    """What a name means, or a name with options. Raises ValueError where it has no finished set."""
     found = finished_sets(root, name)
+    if options is not None:
+        found = [folder for folder in found if (read_json(folder / RECIPE) or {}).get("options") == options]
     if not found:
-        raise ValueError(f"no finished data set {name} or {name}-… in {root} (train/ and val/ with manifest.json)")
+        made = "" if options is None else f" made with {options}"
+        raise ValueError(
+            f"no finished data set {name} or {name}-…{made} in {root}: `mdm data {name} --source …` makes one"
+        )
     return found[-1]
 
 
@@ -88,11 +96,12 @@ def _finished_at(folder: Path) -> float:
 
 def removals(root: Path, name: str) -> Removed:
     """All that was ever removed from sets of a name. Raises ValueError where the list cannot be read."""
-    path = removal_list(root, name)
-    listed = read_json(path)
-    if path.exists() and (listed is None or listed.get("format") != 1):
-        raise ValueError(f"{path} is damaged or of another version: what was removed would come back; restore it")
-    known: Removed = {} if listed is None else dict(listed["removed"])
+    known: Removed = {}
+    for path in (removal_list(root, former) for former in names_of(name)):
+        listed = read_json(path)
+        if path.exists() and (listed is None or listed.get("format") != 1):
+            raise ValueError(f"{path} is damaged or of another version: what was removed would come back; restore it")
+        known |= {} if listed is None else listed["removed"]
     for folder in finished_sets(root, name):  # removed before there was a list
         for split in SPLITS:
             for key in (read_json(folder / split / "removed.json") or {"keys": []})["keys"]:

@@ -1,189 +1,340 @@
-"""Captioned images -> webdataset tars, each with an index beside it, and a manifest over all.
+"""Items -> webdataset tars, each with an index and its rows beside it.
 
 One shard is one unit of work: its marker ``00000.done.json`` is written last, with a digest of what went in, so that a
-killed run goes on with the shards that are missing, and makes the same bytes.
+killed run goes on with the shards that are missing, and makes the same bytes. ``00000.rows.parquet`` has a row for
+every item of the shard's list, with what became of it; it alone holds times, so that equal answers make equal tars.
 """
 
 import hashlib
-import io
 import json
 import os
+import signal
 import tarfile
 import threading
-from collections.abc import Callable, Collection, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
-from multiprocessing import get_context, parent_process
-from multiprocessing.connection import wait
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from types import TracebackType
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
-from preprocessing.images import encode_png, rasterise_svg
+from preprocessing.images import encode_jpeg, encode_png
+from preprocessing.items import Item, Split
+from preprocessing.lists import read_items
 from preprocessing.manifest import (
-    all_there,
-    as_made,
-    data_digest,
     digest,
     file_sha256,
     finished,
     index_bytes,
-    make_folder,
     mark_finished,
-    read_json,
+    unwritable,
     write_file,
-    write_json,
 )
-from preprocessing.members import check_key
-from preprocessing.remove import finish, reapply
-from preprocessing.sources import Drawing, OpenMoji
+from preprocessing.members import check_key, index_tar
+from preprocessing.originals import without_metadata
 
-FORMAT = 1
-Progress = Callable[[int, int], None]
+FORMAT = 2
+DEADLINE_S = 60  # for one picture's decoding
+ENCODERS = {"png": encode_png, "jpg": encode_jpeg}
+OK = "ok"
 
 
-def write_openmoji(
-    source: OpenMoji,
-    split: str,
-    name: str,
-    px: int,
-    folder: Path,
-    per_shard: int,
-    workers: int,
-    progress: Progress,
-    removed: Collection[str] = (),
-) -> dict[str, Any]:
-    """Rasterise one split of the drawings into ``folder`` -> its manifest. Done shards are not made again.
+@dataclass(frozen=True)
+class Pixels:
+    """The one reader of pictures, and the one way to make squares of them, as the trainer has them."""
 
-    The samples with the keys ``removed``, and those that were removed from the folder (preprocessing/remove.py), are
-    taken out before the manifest is written. In a finished set only what is missing is made again, and only if it
-    becomes what it was. Raises ValueError where it does not or the folder holds a finished set of other settings, where
-    the split is empty, a drawing cannot be drawn, or the folder cannot be written.
+    read_rgb: Callable[[bytes], NDArray[np.uint8]]  # bytes -> [H, W, 3]; ValueError: why they are no picture
+    centre_crop: Callable[[NDArray[np.uint8], int], NDArray[np.uint8]]  # [H, W, 3] -> [px, px, 3]
+
+
+@dataclass(frozen=True)
+class Tier:
+    """A size in which a set holds its pictures."""
+
+    px: int  # centre crops of so many pixels; 0: original bytes, of any size
+    image_ext: str = ""  # png or jpg; originals: as they are
+
+    @property
+    def name(self) -> str:
+        return f"{self.px}px" if self.px else "originals"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """Everything that decides a set's contents."""
+
+    format: int = FORMAT
+    name: str
+    source: dict[str, Any]  # its fingerprint
+    tiers: tuple[Tier, ...]  # the first is the set's own, others lie in folders of their names below each split
+    per_shard: int  # items of the list, usable or not
+    min_px: int = 1  # of the short side; smaller pictures are refused
+    least_val: int = 0  # held out in any case
+    clips: bool = False  # 16 frames of videos, not pictures
+    drop_duplicates: bool = False  # of samples with equal bytes only the first is kept
+
+    @property
+    def digest(self) -> str:
+        return digest(asdict(self))
+
+    def tier_folder(self, split_folder: Path, tier: Tier) -> Path:
+        return split_folder if tier == self.tiers[0] else split_folder / tier.name
+
+
+@dataclass(frozen=True)
+class Fetched:
+    """What became of an item's URL."""
+
+    outcome: str  # ok, or a class of failure
+    detail: str
+    final_url: str
+    status: int
+    fetched_s: float
+    data: bytes
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One shard of a set, whether it is there or not."""
+
+    folder: Path  # of the set
+    recipe: Recipe
+    split: Split
+    number: int
+
+    @property
+    def inputs(self) -> str:
+        return digest([self.recipe.digest, self.split, self.number])
+
+    @property
+    def paths(self) -> dict[Tier, Path]:
+        """Its tars."""
+        split = self.folder / self.split
+        return {tier: self.recipe.tier_folder(split, tier) / f"{self.number:05d}.tar" for tier in self.recipe.tiers}
+
+    @property
+    def rows(self) -> Path:
+        return self.folder / self.split / f"{self.number:05d}.rows.parquet"
+
+    def entries(self) -> dict[Tier, dict[str, Any]] | None:
+        """The manifests' entries of a shard that is whole in every tier, or None."""
+        found = {tier: finished(path, self.inputs) for tier, path in self.paths.items()}
+        there = self.rows.exists() and all(path.with_suffix(".idx.npy").exists() for path in self.paths.values())
+        whole = {tier: entry for tier, entry in found.items() if entry is not None}
+        return whole if there and len(whole) == len(found) else None
+
+
+class TarFile:
+    """A shard being written: the tar appears under its name when it is whole, and its index after it."""
+
+    def __init__(self, path: Path) -> None:
+        from webdataset.writer import TarWriter  # imports torch, which a caller that packs nothing need not wait for
+
+        self.path, self.temporary, self.samples = path, path.with_name(path.name + ".tmp"), 0
+        self.file = self.temporary.open("wb")
+        # Long names and other scripts' letters need PAX; what has neither is plain USTAR in it.
+        self.tar = TarWriter(self.file, user="", group="", mtime=0, encoder=False, format=tarfile.PAX_FORMAT)
+
+    def __enter__(self) -> "TarFile":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        self.file.close()
+        self.temporary.unlink(missing_ok=True)
+
+    def add(self, key: str, members: dict[str, bytes]) -> None:
+        """A sample: extension -> bytes. Equal samples make equal tars: members have no time and no owner."""
+        check_key(key)
+        self.tar.write({"__key__": key, **members})
+        self.samples += 1
+
+    def finish(self, made: str = "") -> dict[str, Any]:
+        """-> the manifest's entry. Raises ValueError where the tar is not the one that was ``made`` before."""
+        self.tar.close()
+        self.file.flush()
+        os.fsync(self.file.fileno())
+        sha256 = file_sha256(self.temporary)
+        if made not in ("", sha256):
+            raise ValueError(
+                f"{self.path}: what is made now differs from what is lost (other answers, or other versions of the "
+                f"libraries): copy it from elsewhere, or move {self.path.parents[1]} away to have the set made anew"
+            )
+        index = index_bytes(index_tar(self.temporary))
+        self.temporary.replace(self.path)
+        write_file(self.path.with_suffix(".idx.npy"), index)
+        return {"file": self.path.name, "samples": self.samples, "bytes": self.path.stat().st_size, "sha256": sha256}
+
+
+def pack_shard(
+    shard: Shard,
+    lists: Path,
+    pixels: Pixels,
+    fetched: Callable[[], dict[str, Fetched]] | None = None,
+    made: str = "",
+) -> None:
+    """Write a shard in all its tiers.
+
+    ``lists``: where its set's lists lie; ``fetched``: the answers to its items' URLs; ``made``: the sha256 that the
+    first tier's tar must have, where it is lost from a finished set. Raises ValueError where it has not, or naming a
+    file that cannot be read or written.
     """
-    if px < 1 or per_shard < 1 or workers < 1:
-        raise ValueError(f"px, per_shard and workers must be at least 1, got {px}, {per_shard}, {workers}")
-    drawings = source.split(split)
-    if not drawings:
-        raise ValueError(f"no drawings in the split {split!r}: raise data.val_fraction or data.limit")
-    inputs = split_inputs(source, split, name, px, per_shard)
-    present = read_json(folder / "manifest.json")
-    if present is not None and present.get("inputs") != inputs:
-        raise ValueError(f"{folder} holds a finished data set of other settings, which is never made into another")
-    if present is not None and all_there(folder, present, ".tar", ".idx.npy") and _of_right_size(folder, present):
-        progress(len(drawings), len(drawings))
-        return finish(folder)
-    make_folder(folder)
-    parts = [drawings[i : i + per_shard] for i in range(0, len(drawings), per_shard)]
-    known = ["" for _ in parts] if present is None else [as_made(shard)["sha256"] for shard in present["shards"]]
-    jobs = [(folder, number, part, px, made) for number, (part, made) in enumerate(zip(parts, known, strict=True))]
-    shards, done = [], 0
-    pool = ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=_start_worker)
+    answers = {} if fetched is None else fetched()
+    rows, paths, first = [], shard.paths, shard.recipe.tiers[0]
     try:
-        for shard in pool.map(_write_shard, jobs):
-            shards.append(shard)
-            done += shard["samples"]
-            progress(done, len(drawings))
-    except BrokenProcessPool as error:
-        raise RuntimeError(
-            f"a process that wrote shards into {folder} was killed (out of memory?): run the same command again"
-        ) from error
+        with ExitStack() as stack:
+            tars = {tier: stack.enter_context(TarFile(path)) for tier, path in paths.items()}
+            for item in read_items(lists, shard.split, shard.number):
+                row, members = _sample(item, answers.get(item.key), shard.recipe, pixels)
+                rows.append({**row, "place": tars[first].samples if members else -1})
+                for tier, parts in members.items():
+                    tars[tier].add(item.key, parts)
+            _write_rows(shard.rows, rows)
+            entries = {tier: tar.finish(made if tier == first else "") for tier, tar in tars.items()}
+    except OSError as error:
+        raise unwritable(Path(error.filename or paths[first]), error) from error
+    for tier in reversed(shard.recipe.tiers):  # the first one's last: it stands for all
+        mark_finished(paths[tier], shard.inputs, entries[tier])
+
+
+class Refused(ValueError):
+    """An item makes no sample: the class of reasons that this falls into, which the data card counts, and more."""
+
+    def __init__(self, outcome: str, detail: str = "") -> None:
+        super().__init__(f"{outcome}: {detail}" if detail else outcome)
+        self.outcome, self.detail = outcome, detail
+
+
+def _sample(
+    item: Item, answer: Fetched | None, recipe: Recipe, pixels: Pixels
+) -> tuple[dict[str, Any], dict[Tier, dict[str, bytes]]]:
+    """What became of an item, and its members in each tier; none where it makes no sample."""
+    row: dict[str, Any] = {"key": item.key, "url": item.url, "caption_chars": len(item.caption)}
+    if answer is not None:
+        row |= {"final_url": answer.final_url, "status": answer.status, "fetched_s": answer.fetched_s}
+    try:
+        data = _bytes(item, answer)
+        row |= {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+        found, pictures = _clip(item, recipe) if recipe.clips else _picture(data, recipe, pixels)
+    except Refused as error:
+        return {**row, "outcome": error.outcome, "detail": error.detail[:300]}, {}
+    known = {**found, **item.meta, "key": item.key, "sha256": row["sha256"]} | ({"url": item.url} if item.url else {})
+    texts = {"txt": item.caption.encode(), "json": json.dumps(known, sort_keys=True).encode()}
+    row |= {"outcome": OK, "detail": "", "width": found["width"], "height": found["height"]}
+    return row, {tier: {**parts, **texts} for tier, parts in pictures.items()}
+
+
+def _bytes(item: Item, answer: Fetched | None) -> bytes:
+    if item.problem:
+        outcome, _, detail = item.problem.partition(": ")
+        raise Refused(outcome, detail)
+    if item.place is not None:
+        try:
+            return item.place.read()
+        except (OSError, BadZipFile, KeyError) as error:
+            raise ValueError(
+                f"{item.place} cannot be read any more ({error}): the source has changed since it was listed. Put it "
+                "back, or run the same command again with one that stays as it is"
+            ) from error
+    if answer is None:
+        raise ValueError(f"nothing was fetched for {item.key} ({item.url})")
+    if answer.outcome != OK:
+        raise Refused(answer.outcome, answer.detail)
+    return answer.data
+
+
+Made = tuple[dict[str, Any], dict[Tier, dict[str, bytes]]]  # what is known of it, and its images by extension
+
+
+def _picture(data: bytes, recipe: Recipe, pixels: Pixels) -> Made:
+    try:
+        with _deadline(DEADLINE_S):
+            rgb = pixels.read_rgb(data)
+    except ValueError as error:
+        what, _, detail = str(error).partition(" (")
+        raise Refused(f"picture: {what}", detail.removesuffix(")")) from None
+    height, width = rgb.shape[:2]
+    if min(width, height) < recipe.min_px:
+        raise Refused(f"picture: its short side is below {recipe.min_px} px", f"{width} x {height}")
+    pictures = {}
+    for tier in recipe.tiers:
+        if tier.px:
+            ext, stored = tier.image_ext, ENCODERS[tier.image_ext](pixels.centre_crop(rgb, tier.px))
+        else:
+            stored, ext = without_metadata(data, rgb)
+        pictures[tier] = {ext: stored}
+    return {"width": width, "height": height}, pictures
+
+
+def _clip(item: Item, recipe: Recipe) -> Made:
+    from preprocessing import video
+
+    assert item.place is not None
+    pictures, known = {}, {}
+    for tier in recipe.tiers:
+        try:
+            clip = video.extract_clip(item.place.file, tier.px, seed_of(item.key))
+        except video.Refused as error:
+            raise Refused(f"video: {error.reason}", str(error)) from None
+        known = {"width": clip.width, "height": clip.height, "times_s": clip.times_s}
+        pictures[tier] = {f"{number:02d}.jpg": frame for number, frame in enumerate(clip.frames)}
+    return known, pictures
+
+
+def seed_of(key: str) -> int:
+    return int(hashlib.sha256(key.encode()).hexdigest()[:8], 16)
+
+
+@contextmanager
+def _deadline(seconds: float) -> Iterator[None]:
+    """TimeoutError in this thread after so long: decoders come back to Python for each piece of a file."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def over(*_: Any) -> None:
+        raise TimeoutError(f"it took more than {seconds:g} s")
+
+    before = signal.signal(signal.SIGALRM, over)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
     finally:
-        pool.shutdown(cancel_futures=True)  # after an error, don't write the rest first
-    _remove_leftovers(folder, {Path(shard["file"]).stem for shard in shards})
-    manifest = {
-        "format": FORMAT,
-        "name": name,
-        "split": split,
-        "resolution_px": px,
-        "image_ext": "png",
-        "samples": len(drawings),
-        "shards": shards,
-        "source": {
-            "openmoji": source.version,
-            "drawings": "faces, people, hands and hearts" if source.people else "all",
-            "skin tones": "all" if source.skin_tones else "none",
-        },
-        "licence": source.licence,
-        "credit": source.credit,
-        "inputs": inputs,
-    }
-    manifest["digest"] = data_digest(manifest)
-    manifest = reapply(folder, manifest, removed)
-    write_json(folder / "manifest.json", manifest)
-    return manifest
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
 
 
-def _of_right_size(folder: Path, manifest: dict[str, Any]) -> bool:
-    """Not so where a shard was being made again when a kill came: it may hold samples that had been removed."""
-    return all((folder / shard["file"]).stat().st_size == shard["bytes"] for shard in manifest["shards"])
+ROWS = pa.schema(
+    [
+        ("key", pa.string()),
+        ("place", pa.int32()),  # in the shard; -1: it makes no sample
+        ("outcome", pa.string()),  # ok, or a class
+        ("detail", pa.string()),
+        ("url", pa.string()),
+        ("final_url", pa.string()),
+        ("status", pa.int32()),
+        ("fetched_s", pa.float64()),  # Unix time
+        ("bytes", pa.int64()),  # as it came
+        ("sha256", pa.string()),
+        ("width", pa.int32()),
+        ("height", pa.int32()),
+        ("caption_chars", pa.int32()),
+    ]
+)
 
 
-def split_inputs(source: OpenMoji, split: str, name: str, px: int, per_shard: int) -> str:
-    """What a split is known by, in its manifest."""
-    listed = [(d.key, d.caption) for d in source.split(split)]
-    return digest([FORMAT, source.version, split, name, px, per_shard, listed])
+def _write_rows(path: Path, rows: list[dict[str, Any]]) -> None:
+    sink = pa.BufferOutputStream()
+    pq.write_table(pa.Table.from_pylist(rows, ROWS), sink)
+    write_file(path, sink.getvalue().to_pybytes())
 
 
-def _start_worker() -> None:
-    os.environ["VIPS_CONCURRENCY"] = "1"  # the processes are the parallelism
-    threading.Thread(target=_die_with_parent, daemon=True).start()
-
-
-def _die_with_parent() -> None:
-    """A pool's workers outlive a parent that was killed, and wait for ever."""
-    parent = parent_process()
-    assert parent is not None
-    wait([parent.sentinel])
-    os._exit(1)
-
-
-def _remove_leftovers(folder: Path, stems: set[str]) -> None:
-    """Half-written files, and shards that something else left: nothing lies beside the shards of the manifest."""
-    for pattern in ("[0-9]*.tar", "[0-9]*.idx.npy", "[0-9]*.done.json", "*.tmp"):
-        for path in folder.glob(pattern):
-            if path.name.split(".")[0] not in stems or path.suffix == ".tmp":
-                path.unlink()
-
-
-def _write_shard(job: tuple[Path, int, Sequence[Drawing], int, str]) -> dict[str, Any]:
-    folder, number, drawings, px, made = job
-    path = folder / f"{number:05d}.tar"
-    inputs = digest([FORMAT, px, [(d.key, d.caption, file_sha256(d.path)) for d in drawings]])
-    index = path.with_suffix(".idx.npy")
-    if index.exists() and (entry := finished(path, inputs)) is not None:
-        return entry
-    samples = []
-    for drawing in drawings:
-        meta = json.dumps({"key": drawing.key, "px": px}, sort_keys=True).encode()
-        samples.append((drawing.key, encode_png(rasterise_svg(drawing.path, px)), drawing.caption.encode(), meta))
-    data, spans = pack(samples)
-    if made not in ("", hashlib.sha256(data).hexdigest()):
-        raise ValueError(
-            f"{path}: this machine draws other bytes than those that are lost (another version of pyvips or Pillow?): "
-            f"copy it from elsewhere, or move {folder.parent} away to have the whole set made anew"
-        )
-    write_file(path, data)
-    write_file(index, index_bytes(spans))
-    shard = {"file": path.name, "samples": len(samples), "bytes": len(data), "sha256": file_sha256(path)}
-    mark_finished(path, inputs, shard)
-    return shard
-
-
-def pack(samples: Sequence[tuple[str, bytes, bytes, bytes]]) -> tuple[bytes, np.ndarray]:
-    """(key, png, caption, json) -> tar bytes, and int64 [N, 3, 2]: offset and length of each member's data.
-
-    Members have no time and no owner, so equal samples make equal bytes.
-    """
-    buffer, spans = io.BytesIO(), []
-    with tarfile.open(fileobj=buffer, mode="w", format=tarfile.USTAR_FORMAT) as tar:
-        for key, *members in samples:
-            check_key(key)
-            places = []
-            for extension, data in zip(("png", "txt", "json"), members, strict=True):
-                info = tarfile.TarInfo(f"{key}.{extension}")
-                info.size = len(data)
-                places.append((tar.offset + tarfile.BLOCKSIZE, len(data)))
-                tar.addfile(info, io.BytesIO(data))
-            spans.append(places)
-    return buffer.getvalue(), np.array(spans, dtype=np.int64).reshape(-1, 3, 2)
+def read_rows(folder: Path, columns: list[str] | None = None) -> pa.Table:
+    """What became of all items of a split: the table of ``ROWS``, or the columns asked for, of all its shards."""
+    tables = [pq.read_table(path, columns=columns) for path in sorted(folder.glob("[0-9]*.rows.parquet"))]
+    return pa.concat_tables(tables) if tables else ROWS.empty_table()

@@ -1,65 +1,124 @@
 """Shards and caption states."""
 
 import argparse
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from flows.cli.options import overrides, preset_options
+from tqdm import tqdm
+
+from flows.cli.options import field_options, overrides, preset_options
 
 
 def data_options(sub: argparse.ArgumentParser) -> None:
-    preset_options(sub, nargs="?")
+    sub.add_argument("name", metavar="NAME", nargs="?", help="a data set; none: list them; a new name: your pictures")
+    field_options(sub)
+    sub.add_argument("--source", type=Path, metavar="PATH", help="what it is made of; default: MDM_HOME/sources/NAME")
+    sub.add_argument("--limit", type=int, metavar="N", help="only the first N that the source lists")
+    sub.add_argument("--part", type=_part, default=(1, 1), metavar="I/N", help="make only every N-th shard, from I on")
+    sub.add_argument(
+        "--allow", action="append", default=[], metavar="HOST:PORT", help="may be connected to though not public"
+    )
+    sub.add_argument("--proxy", default="", metavar="URL", help="your site's own: it then decides what may be reached")
+    sub.add_argument("--contact", default="", metavar="ADDRESS", help="who can be asked about the downloads")
+    sub.add_argument("--drop-duplicates", action="store_true", help="keep one of equal pictures")
+    sub.add_argument("--verify", action="store_true", help="compare the newest set of that name with its manifests")
+    sub.add_argument("--decode", action="store_true", help="with --verify: decode every picture, too")
     sub.add_argument(
         "--remove",
         type=Path,
         metavar="FILE",
-        help="take the samples with these keys, one per line, out of all sets of the preset's data.name, later ones "
-        "included; all others keep their places in the order. Who uses a set is asked to leave and goes on afterwards",
+        help="take the samples with these keys, one per line, out of all sets of that name, later ones included; all "
+        "others keep their places in the order. Who uses a set is asked to leave and goes on afterwards",
     )
-    sub.add_argument("--prune", action="store_true", help="without a preset: delete sets made here that nobody uses")
+    sub.add_argument("--prune", action="store_true", help="without a name: delete sets made here that nobody uses")
     sub.add_argument("--dry-run", action="store_true", help="say what would be made or removed, start nothing")
 
 
+def _part(text: str) -> tuple[int, int]:
+    number, _, of = text.partition("/")
+    if not (number.isdecimal() and of.isdecimal() and 1 <= int(number) <= int(of)):
+        raise argparse.ArgumentTypeError(f"{text!r} is not of the form I/N, with I from 1 to N")
+    return int(number), int(of)
+
+
 def data(arguments: argparse.Namespace) -> int:
-    from tqdm import tqdm
+    from mdm.presets import PRESETS, resolve
+    from preprocessing.catalogue import Options
 
-    from flows.home import datasets, make_home
-    from mdm.presets import resolve
-
-    if arguments.preset is None:
+    if arguments.name is None:
         return _sets(arguments)
     if arguments.prune:
-        raise ValueError("--prune goes without a preset: it looks at all data sets")
-    from flows.data import make_set, openmoji
-
-    preset = resolve(arguments.preset, overrides(arguments))
+        raise ValueError("--prune goes without a name: it looks at all data sets")
+    name, options = arguments.name, Options(limit=arguments.limit or 0, drop_duplicates=arguments.drop_duplicates)
+    if name in PRESETS:
+        chosen = resolve(name, overrides(arguments, name)).data
+        name, options = chosen.name, replace(options, limit=options.limit or chosen.limit, held_out=chosen.val_fraction)
+    elif arguments.set or arguments.choice or arguments.config:
+        raise ValueError(f"--set, --choice and --config change a preset's fields; {name} is a data set")
     if arguments.remove is not None:
-        return _remove(preset.data.name, arguments)
-    if preset.data.source == "prepared":
-        raise ValueError(
-            f"preset {preset.name} takes a dataset that is put in place by hand, at {datasets() / preset.data.name}"
-        )
-    source = openmoji(preset)
-    print(f"{len(source.drawings)} drawings at {preset.data.resolution} px in {datasets()}")
+        return _remove(name, arguments)
+    return _verify(name, arguments.decode) if arguments.verify else _make(name, options, arguments)
+
+
+def _make(name: str, options: Any, arguments: argparse.Namespace) -> int:
+    from flows.home import make_home, sources
+    from flows.making import count_items, list_set, make_set, open_source
+    from preprocessing.card import card_lines
+    from preprocessing.catalogue import find
+    from preprocessing.download import Policy
+    from preprocessing.plan import plan_lines
+
+    given = arguments.source
+    if given is not None and not given.exists() and not any(given.parent.glob(given.name)):
+        raise ValueError(f"--source {given}: there is no such file or folder")
+    opened = open_source(name, options, given)
+    if opened is None:
+        raise ValueError(f"{name} needs a source: --source PATH, or {sources() / name}: {find(name).wants}")
+    print(f"{name}: {opened.row.summary}\nterms: {opened.row.licence}; {opened.row.terms}")
+    if opened.row.wants and opened.made() is None:
+        print(*plan_lines(opened.source, opened.recipe, arguments.part[1], arguments.proxy), sep="\n")
     if arguments.dry_run:
+        print(f"to be made: {opened.folder}" if opened.made() is None else f"made already: {opened.made()}")
         return 0
     make_home()
-    with tqdm(total=len(source.drawings), unit="img") as bar:
-        folder, _ = make_set(preset, source, lambda start: lambda done, _: _advance(bar, start + done), print)
-    print(folder)
+    policy = Policy(allow=tuple(arguments.allow), proxy=arguments.proxy, contact=arguments.contact)
+    with tqdm(total=count_items(list_set(opened, print)), unit="img") as bar:
+        folder = make_set(opened, lambda done: _advance(bar, done), print, arguments.part, policy)
+    if folder is None:
+        print("this part is made; whoever makes the last part finishes the set")
+        return 0
+    print(*card_lines(folder), folder, sep="\n")
+    return 0
+
+
+def _verify(name: str, decode: bool) -> int:
+    from flows.home import datasets
+    from flows.making import PIXELS
+    from preprocessing.manifest import verify_dataset
+    from preprocessing.sets import folders_of, newest_set
+    from preprocessing.verify import decode_all
+
+    folder = newest_set(datasets(), name)
+    for part in folders_of(folder):
+        verify_dataset(part)
+        if decode:
+            with tqdm(desc=str(part.relative_to(folder)), unit="img") as bar:
+                decode_all(part, PIXELS.read_rgb, bar.update)
+    print(f"{folder} is whole" + (", and every picture can be read" if decode else ""))
     return 0
 
 
 def _sets(arguments: argparse.Namespace) -> int:
-    from flows.home import datasets
-    from flows.sets import list_sets, prune
+    from flows.sets import overview, prune
 
-    if arguments.remove is not None or arguments.set or arguments.choice or arguments.config:
-        raise ValueError("--remove, --set, --choice and --config need a preset: mdm data PRESET …")
+    given = ("remove", "source", "limit", "verify", "set", "choice", "config")
+    if named := [f"--{name}" for name in given if getattr(arguments, name)]:
+        raise ValueError(f"{', '.join(named)}: name a data set, too (`mdm data` lists them)")
     if arguments.prune:
         prune(arguments.dry_run, print)
     else:
-        print(*[entry.line() for entry in list_sets()] or [f"no data sets in {datasets()}"], sep="\n")
+        print(*overview(), sep="\n")
     return 0
 
 
@@ -87,8 +146,6 @@ def embed_options(sub: argparse.ArgumentParser) -> None:
 
 
 def embed(arguments: argparse.Namespace) -> int:
-    from tqdm import tqdm
-
     from flows.data import wanted_set
     from flows.removal import hold_in_turn
     from flows.text import Captions

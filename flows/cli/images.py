@@ -74,14 +74,14 @@ def evaluate(arguments: argparse.Namespace) -> int:
     from flows.sets import set_of_samples
     from mdm.data.embeddings import TextSource
     from mdm.data.leases import Lease
-    from mdm.files import load_as, load_json
-    from mdm.presets import Preset
+    from mdm.files import load_json
+    from mdm.presets import load_preset
     from mdm.structure import from_dict
 
     folder = run_folder(arguments.run)
     if not (folder / "samples" / "done.json").exists():
         raise ValueError(f"{folder} has no finished samples (`mdm status` lists runs)")
-    preset = load_as(Preset, folder / "config.json")
+    preset = load_preset(folder / "config.json")
     settings, out = preset.evaluation, folder / "evaluation-again"
     print(f"{settings.num_samples} samples of {folder}, results to {out}")
     if arguments.dry_run:

@@ -11,6 +11,10 @@ from mdm.presets import PRESETS, merge, resolve
 
 def preset_options(sub: argparse.ArgumentParser, name: str = "preset", **preset: Any) -> None:
     sub.add_argument(name, metavar="PRESET", help=", ".join(PRESETS), **preset)
+    field_options(sub)
+
+
+def field_options(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--set", action="append", default=[], metavar="A.B=VALUE", help="replace a field (see mdm config)")
     sub.add_argument(
         "--choice",
@@ -22,7 +26,7 @@ def preset_options(sub: argparse.ArgumentParser, name: str = "preset", **preset:
     sub.add_argument("--config", type=Path, metavar="FILE", help="fields from a file, as mdm config prints them")
 
 
-def overrides(arguments: argparse.Namespace) -> dict[str, Any]:
+def overrides(arguments: argparse.Namespace, preset: str = "") -> dict[str, Any]:
     """The fields that --config, --choice and --set replace in the preset, in this order. Raises ValueError."""
     whole: dict[str, Any] = {}
     if arguments.config is not None:
@@ -33,7 +37,7 @@ def overrides(arguments: argparse.Namespace) -> dict[str, Any]:
         except json.JSONDecodeError as error:
             raise ValueError(f"{arguments.config} is not JSON: {error}") from error
     for chosen in arguments.choice:
-        whole = merge(whole, choices.overrides(resolve(arguments.preset, {}), chosen))
+        whole = merge(whole, choices.overrides(resolve(preset or arguments.preset, {}), chosen))
     return merge(whole, parse_assignments(arguments.set))
 
 

@@ -18,7 +18,7 @@ from torch.utils.data import Dataset
 from mdm.config import Model
 from mdm.data.embeddings import StoredStates, TextSource
 from mdm.data.order import Order, hash64
-from mdm.data.pixels import read_rgb
+from mdm.data.pixels import centre_crop, read_rgb
 from mdm.data.tars import META, TEXT, DamagedShard, Tars, load_manifest
 from mdm.network.conditioning import stack_conditions
 from mdm.stage import Storage
@@ -29,7 +29,10 @@ TRIES = 1000  # samples that may take the place of one, before all count as lost
 
 @dataclass(frozen=True)
 class Sample:
-    """One captioned image, uint8 [3, H, H]; condition: stored states [L, D], the caption (online), or a label."""
+    """One captioned image, uint8 [3, H, H], or clip, uint8 [F, 3, H, H].
+
+    condition: stored states [L, D], the caption (online), or a label.
+    """
 
     key: str
     caption: str
@@ -40,16 +43,27 @@ class Sample:
 class Shards:
     """Random access to a dataset folder (manifest.json, tars, indexes) and its stored text embeddings, if any.
 
+    ``px``: the pictures come from the smallest of the set's tiers that reaches this size, and are of a multiple of it;
+    originals are cropped and resized to it. 0: from the set's first tier, as they are.
+
     Samples are numbered 0 … len - 1 for good: one that was removed keeps its number, and asking for it is an error.
     Raises ValueError where the folder is not finished or its digest is not the ``pinned`` one.
     """
 
     def __init__(
-        self, folder: Path, text: TextSource | None = None, storage: Storage | None = None, pinned: str = ""
+        self,
+        folder: Path,
+        text: TextSource | None = None,
+        storage: Storage | None = None,
+        pinned: str = "",
+        px: int = 0,
     ) -> None:
-        self.folder, self.storage = Path(folder), storage or Storage()
+        self.folder, self.storage, self.px = Path(folder), storage or Storage(), px
         self.manifest = load_manifest(self.folder, pinned)
-        self.tars = Tars(self.folder, self.manifest, self.storage)
+        self.tier = choose_tier(self.folder, self.manifest, px) if px else self.folder
+        tier = load_manifest(self.tier) if self.tier != self.folder else self.manifest
+        self.stored_px: int = tier["resolution_px"]  # 0: of any size
+        self.tars = Tars(self.tier, tier, self.storage)
         self.states: StoredStates | None = None
         self.online = text is not None and text.way == "online"
         if text is not None and not self.online:
@@ -68,19 +82,30 @@ class Shards:
     def __getitem__(self, index: int) -> Sample:
         """Raises DamagedShard where the sample cannot be read or decoded, ValueError where it was removed."""
         shard, place = self._locate(index)
-        image, text, meta = self.tars.read(shard, place)
+        *images, text, meta = self.tars.read(shard, place)
         record = self._record(shard, place, meta)
         try:
-            pixels = torch.from_numpy(read_rgb(image).copy()).permute(2, 0, 1)
+            frames = [torch.from_numpy(self._square(image)).permute(2, 0, 1) for image in images]
         except ValueError as error:
-            raise self._wrong(shard, record["key"], f"its picture: {error}") from None
-        px = self.manifest["resolution_px"]
-        if pixels.shape != (3, px, px):
-            found = f"its picture is {pixels.shape[2]} x {pixels.shape[1]} px, the set's are {px} x {px}"
-            raise self._wrong(shard, record["key"], found)
+            raise self._wrong(shard, record["key"], f"its picture {error}") from None
+        pixels = torch.stack(frames) if "frames" in self.manifest else frames[0]
         key, caption = record["key"], self._caption(shard, record["key"], text)
         condition = caption if self.online else record.get("label") if self.states is None else self.tokens(index)
         return Sample(key, caption, pixels, condition)
+
+    def _square(self, image: bytes) -> np.ndarray:
+        """uint8 [H, H, 3]. Raises ValueError saying what is wrong with the bytes."""
+        try:
+            rgb = read_rgb(image)
+        except ValueError as error:
+            raise ValueError(f"cannot be used: {error}") from None
+        if not self.stored_px:
+            return centre_crop(rgb, self.px) if self.px else rgb
+        if rgb.shape != (self.stored_px, self.stored_px, 3):
+            raise ValueError(
+                f"is {rgb.shape[1]} x {rgb.shape[0]} px, the set's are {self.stored_px} x {self.stored_px}"
+            )
+        return rgb.copy()
 
     @property
     def revision(self) -> dict[str, Any]:
@@ -188,6 +213,19 @@ class Shards:
             f"{self.tars.path(shard)}: sample {key!r}: {what}: make the shard again, or remove the sample "
             "(`mdm data PRESET --remove FILE`)"
         )
+
+
+def choose_tier(folder: Path, manifest: dict[str, Any], px: int) -> Path:
+    """The folder of the smallest of a split's tiers that reaches a size. Raises ValueError where none does."""
+    tiers = {folder: manifest["resolution_px"]}
+    for name, pinned in manifest.get("tiers", {}).items():
+        tiers[folder / name] = load_manifest(folder / name, pinned)["resolution_px"]
+    originals = [path for path, size in tiers.items() if size == 0]
+    sizes = sorted((size, path) for path, size in tiers.items() if size and size % px == 0)
+    if not sizes and not originals:
+        held = ", ".join(f"{size}" for size in sorted(tiers.values()))
+        raise ValueError(f"{folder} holds pictures of {held} px, {px} px cannot be made of them")
+    return sizes[0][1] if sizes else originals[0]
 
 
 def null_condition(model: Model, shards: Shards) -> SampleCondition | None:

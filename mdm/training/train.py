@@ -97,8 +97,8 @@ class Trainer:
     def _open_data(self, seen: dict[str, Any] | None) -> tuple[Shards, Shards]:
         """Both splits. ``seen``: the training split's revision at the checkpoint, which another set is refused by."""
         job = self.job
-        train = Shards(Path(job.train_data), job.text, job.storage, job.train_digest)
-        val = Shards(Path(job.val_data), job.text, job.storage, job.val_digest)
+        train = Shards(Path(job.train_data), job.text, job.storage, job.train_digest, px=job.model.resolutions[-1])
+        val = Shards(Path(job.val_data), job.text, job.storage, job.val_digest, px=job.model.resolutions[-1])
         if self.ranks.rank == 0:
             for line in [*train.check(), *val.check()]:
                 self.record.say(line)

@@ -27,12 +27,12 @@ from flows.overrides import Overrides
 from flows.reproduction import run_name
 from mdm.data.embeddings import TextSource
 from mdm.files import write_json
-from mdm.presets import PRESETS, Preset, resolve
+from mdm.presets import PRESETS, Preset, resolve, today
 from mdm.structure import digest, from_dict, to_dict
 
 # inputs.json, done.json, job.json … of a finished `tiny`, as the first format had them.
 FIRST = json.loads((Path(__file__).parent / "first_format.json").read_text())
-PRESET = from_dict(Preset, FIRST["config.json"])
+PRESET = from_dict(Preset, today(FIRST["config.json"]))
 MADE_OF = DataInputs(
     train=FIRST["16/inputs.json"]["inputs"]["data"][0],
     encoder=FIRST["16/job.json"]["text"]["encoder_digest"] + "-tokens",  # which the first format did not know

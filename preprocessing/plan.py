@@ -1,0 +1,67 @@
+"""What a set will cost before it is made: downloads, hours, storage, files; and how large its pictures are."""
+
+import io
+from collections.abc import Iterator
+from itertools import islice
+
+from PIL import Image
+
+from preprocessing.items import Item, Source
+from preprocessing.lists import SPLITS
+from preprocessing.shards import Recipe
+
+SAMPLED = 200  # pictures whose sizes are looked at
+STAGES_PX = (64, 256, 1024)  # of the paper
+# Measured in November 2025 on one core of a laptop's class (docs/data.md): per second, or bytes a picture.
+DOWNLOADS_S, PACKED_S, CLIPS_S = 50.0, 55.0, 5.7
+ALIVE = 0.62  # of CC12M's URLs, as its mirrors report
+CROP_BYTES, ORIGINAL_BYTES, CLIP_BYTES = 33_000, 190_000, 266_000
+
+
+def plan_lines(source: Source, recipe: Recipe, parts: int, proxy: str) -> Iterator[str]:
+    """Counted by listing the source once; nothing is fetched or written."""
+    items, urls, problems = dict.fromkeys(SPLITS, 0), 0, 0
+    sampled: list[Item] = []
+    for item in source.items():
+        items[item.split] += 1
+        urls += bool(item.url) and item.place is None
+        problems += bool(item.problem)
+        if item.place is not None and len(sampled) < SAMPLED and hash_spread(item.key):
+            sampled.append(item)
+    total = sum(items.values())
+    shards = sum(-(-count // recipe.per_shard) for count in items.values())
+    yield f"listed: {total:,} ({items['train']:,} to train on, {items['val']:,} held out; {problems:,} unusable)"
+    yield from source.notes()
+    kept = (total - problems) * (ALIVE if urls else 1)
+    of_kept = f"{kept:,.0f} samples" + (f" (if {ALIVE:.0%} of the URLs are alive, as CC12M's were)" if urls else "")
+    rate = CLIPS_S if recipe.clips else 1 / (1 / PACKED_S + (1 / DOWNLOADS_S if urls else 0))
+    hours = total / rate / 3600
+    each = sum(CLIP_BYTES if recipe.clips else CROP_BYTES if tier.px else ORIGINAL_BYTES for tier in recipe.tiers)
+    files = shards * (3 * len(recipe.tiers) + 1)
+    yield (
+        f"plan: {urls:,} downloads, {of_kept}, about {kept * each / 1e9:,.1f} GB in {files:,} files; "
+        f"{hours:,.1f} core-hours ({hours / parts / 24:,.2f} days on one core of each of {parts} part(s))"
+    )
+    if proxy:
+        yield f"through the proxy {proxy}: it decides which addresses may be reached, not the shield"
+    if sampled and not recipe.clips:
+        yield from _sizes(sampled)
+
+
+def hash_spread(key: str) -> bool:
+    """About one key in eight, so that what is sampled is not all of one shard."""
+    return sum(key.encode()) % 8 == 0
+
+
+def _sizes(sampled: list[Item]) -> Iterator[str]:
+    sides = []
+    for item in islice(sampled, SAMPLED):
+        assert item.place is not None
+        try:
+            with Image.open(io.BytesIO(item.place.read())) as picture:
+                sides.append(min(picture.size))
+        except Exception:  # counted when it is packed, by its reason
+            continue
+    if sides:
+        below = ", ".join(f"{sum(s < px for s in sides) / len(sides):.0%} below {px}" for px in STAGES_PX)
+        yield f"short sides of {len(sides)} of them: {below} px; smaller pictures are enlarged"
