@@ -60,18 +60,19 @@ def make_motion_videos(
         )
     write_json(folder / "motion.json", recipe)
 
-    rows, missing = [], []
+    rows: list[tuple[str, str]] = []
+    missing: list[tuple[Path, Drawing, str, int]] = []
     for number in range(count):
         again, which = divmod(number, len(drawings))
         drawing, motion = drawings[which], list(MOTIONS)[(which + again) % len(MOTIONS)]
         path = folder / f"{number:05d}.mp4"
         rows.append((path.name, f"{drawing.caption}, {motion}"))
         if not path.exists():
-            missing.append((path, drawing, motion))
+            missing.append((path, drawing, motion, px))
     progress(count - len(missing), count)
     pool = ThreadPoolExecutor(os.cpu_count())  # Pillow and ffmpeg leave the interpreter free
     try:
-        for done, _ in enumerate(pool.map(lambda job: _make(*job, px), missing), count - len(missing) + 1):
+        for done, _ in enumerate(pool.map(lambda job: _make(*job), missing), count - len(missing) + 1):
             progress(done, count)
     finally:
         pool.shutdown(cancel_futures=True)

@@ -2,6 +2,7 @@
 
 import csv
 import hashlib
+import os
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -42,7 +43,9 @@ class Videos:
             relative = path.relative_to(self.folder)
             for name in {relative.as_posix(), relative.with_suffix("").as_posix(), path.name, path.stem}:
                 by_name[name].append(path)
-        rows, missing, lines = [], [], {}
+        rows: list[tuple[Path, str]] = []
+        missing: list[str] = []
+        lines: dict[str, int] = {}  # key -> where it stands
         for line, row in _rows(self.table, "file", "caption"):
             at, found = f"{self.table}, line {line}", by_name.get(row["file"], [])
             if not found:
@@ -100,7 +103,7 @@ class WebVid:
         for item in self.items():
             if item.place is not None:
                 path = item.place.file
-                listed.update(f"{path.relative_to(self.folder).as_posix()} {path.stat().st_size}\n".encode())
+                listed.update(os.fsencode(path.relative_to(self.folder)) + b" %d\n" % path.stat().st_size)
         return {
             "source": "webvid",
             "held_out": self.held_out,
@@ -114,14 +117,14 @@ class WebVid:
         for line, row in _rows(self.table, "videoid", "page_dir", "name"):
             at, key, page = f"{self.table}, line {line}", row["videoid"], row["page_dir"]
             _check_key(at, key)
-            if page.startswith("/") or ".." in Path(page).parts or "\0" in page:
+            if page.startswith("/") or ".." in Path(page).parts:
                 raise ValueError(f"{at}: page_dir {page!r} does not lie in the folder of videos")
             if key in seen:
                 repeated += 1
                 continue
             seen.add(key)
             places = [self.folder / page / f"{key}.mp4", self.folder / f"{key}.mp4"]
-            path = next((path for path in places if path.is_file()), None)
+            path = next((path for path in places if _is_file(path)), None)
             yield Item(
                 key,
                 row["name"],
@@ -143,9 +146,18 @@ def _split(key: str, held_out: float) -> Split:
     return "val" if int(hashlib.sha256(key.encode()).hexdigest(), 16) % 1_000_000 < held_out * 1_000_000 else "train"
 
 
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except (OSError, ValueError):  # a name that no file can have
+        return False
+
+
 def _check_key(at: str, key: str) -> None:
     try:
         check_key(key)
+        if not key.isprintable():
+            raise ValueError(f"the key {key!r} has characters that are not text")
     except ValueError as error:
         raise ValueError(f"{at}: {error}: rename the video") from error
 
