@@ -163,7 +163,11 @@ def is_whole(folder: Path, recipe: Recipe) -> bool:
     for split in SPLITS:
         for tier in recipe.tiers:
             place = recipe.tier_folder(folder / split, tier)
-            if not all_there(place, read_manifest(place), ".tar", ".idx.npy"):
+            manifest = read_manifest(place)
+            if not all_there(place, manifest, ".tar", ".idx.npy"):
+                return False
+            # Of another size: a kill came while it was made again. It may hold samples that had been removed.
+            if any((place / shard["file"]).stat().st_size != shard["bytes"] for shard in manifest["shards"]):
                 return False
     return True
 

@@ -9,7 +9,6 @@ import hashlib
 import json
 import os
 import signal
-import tarfile
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -24,6 +23,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from preprocessing.download import Fetched
 from preprocessing.images import encode_jpeg, encode_png
 from preprocessing.items import Item, Split
 from preprocessing.lists import read_items
@@ -88,18 +88,6 @@ class Recipe:
 
 
 @dataclass(frozen=True)
-class Fetched:
-    """What became of an item's URL."""
-
-    outcome: str  # ok, or a class of failure
-    detail: str
-    final_url: str
-    status: int
-    fetched_s: float
-    data: bytes
-
-
-@dataclass(frozen=True)
 class Shard:
     """One shard of a set, whether it is there or not."""
 
@@ -139,7 +127,7 @@ class TarFile:
         self.path, self.temporary, self.samples = path, path.with_name(path.name + ".tmp"), 0
         self.file = self.temporary.open("wb")
         # Long names and other scripts' letters need PAX; what has neither is plain USTAR in it.
-        self.tar = TarWriter(self.file, user="", group="", mtime=0, encoder=False, format=tarfile.PAX_FORMAT)
+        self.tar = TarWriter(self.file, user="", group="", mtime=0, encoder=False, format="PAX_FORMAT")
 
     def __enter__(self) -> "TarFile":
         return self

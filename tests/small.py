@@ -12,8 +12,8 @@ from mdm.run.job import Job
 from mdm.stage import Cadence, Compute, Training
 from preprocessing.embed import embed_captions
 from preprocessing.images import encode_png
-from preprocessing.manifest import digest, file_sha256, write_file, write_json
-from preprocessing.shards import pack
+from preprocessing.manifest import digest, write_json
+from preprocessing.shards import TarFile
 
 TEXT_DIM = 16
 FAKE = TextSource(encoder="fake", encoder_digest="fake-1")
@@ -42,20 +42,17 @@ def write_dataset(folder: Path, split: str, count: int, px: int, per_shard: int 
     random = np.random.default_rng(len(split))
     shards = []
     for number, start in enumerate(range(0, count, per_shard)):
-        samples = []
-        for i in range(start, min(start + per_shard, count)):
-            name, colour = list(COLOURS.items())[i % len(COLOURS)]
-            picture = np.full((px, px, 3), 255, np.uint8)
-            x, y = random.integers(0, px // 2, 2)
-            picture[y : y + px // 2, x : x + px // 2] = colour
-            key = f"{split}{i:03d}"
-            meta = f'{{"key": "{key}", "label": {i % 4}}}'.encode()
-            samples.append((key, encode_png(picture), f"{name} square".encode(), meta))
-        data, spans = pack(samples)
         path = target / f"{number:05d}.tar"
-        write_file(path, data)
-        np.save(path.with_suffix(".idx.npy"), spans)
-        shards.append({"file": path.name, "samples": len(samples), "bytes": len(data), "sha256": file_sha256(path)})
+        with TarFile(path) as tar:
+            for i in range(start, min(start + per_shard, count)):
+                name, colour = list(COLOURS.items())[i % len(COLOURS)]
+                picture = np.full((px, px, 3), 255, np.uint8)
+                x, y = random.integers(0, px // 2, 2)
+                picture[y : y + px // 2, x : x + px // 2] = colour
+                key = f"{split}{i:03d}"
+                meta = f'{{"key": "{key}", "label": {i % 4}}}'.encode()
+                tar.add(key, {"png": encode_png(picture), "txt": f"{name} square".encode(), "json": meta})
+            shards.append(tar.finish())
     manifest = {
         "format": 1,
         "name": "squares",

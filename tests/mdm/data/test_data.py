@@ -15,11 +15,10 @@ from safetensors.numpy import load_file, save_file
 from mdm.data.shards import Shards, TrainingSet, collate
 from mdm.data.tars import DamagedShard
 from mdm.data.workers import batches
-from mdm.files import sha256
 from mdm.network.conditioning import pad_tokens
 from mdm.stage import Storage
 from preprocessing.images import encode_png
-from preprocessing.shards import pack
+from preprocessing.shards import TarFile
 from small import FAKE
 
 
@@ -220,12 +219,13 @@ def spoil(folder: Path, shard: int, place: int, extension: str, data: bytes) -> 
         key = members[start][0].partition(".")[0]
         parts = {name.rpartition(".")[2]: content for name, content in members[start : start + 3]}
         parts |= {extension: data} if i == place else {}
-        samples.append((key, parts["png"], parts["txt"], parts["json"]))
-    content, spans = pack(samples)
-    path.write_bytes(content)
-    np.save(path.with_suffix(".idx.npy"), spans)
+        samples.append((key, parts))
+    with TarFile(path) as file:
+        for key, parts in samples:
+            file.add(key, parts)
+        entry = file.finish()
     manifest = json.loads((folder / "manifest.json").read_text())
-    manifest["shards"][shard] |= {"bytes": len(content), "sha256": sha256(path)}
+    manifest["shards"][shard] = entry
     (folder / "manifest.json").write_text(json.dumps(manifest))
 
 
@@ -233,7 +233,7 @@ def spoil(folder: Path, shard: int, place: int, extension: str, data: bytes) -> 
     ("extension", "data", "named"),
     [
         ("png", encode_png(np.zeros((32, 31, 3), np.uint8)), r"its picture is 31 x 32 px, the set's are 32 x 32"),
-        ("png", b"<html>", r"its picture: it is no picture"),
+        ("png", b"<html>", r"its picture cannot be used: it is no picture"),
         ("txt", b"caf\xe9", r"its caption is no UTF-8 \(at byte 3\)"),
     ],
     ids=["size", "no picture", "no UTF-8"],
