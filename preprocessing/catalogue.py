@@ -11,7 +11,7 @@ from pathlib import Path
 from preprocessing.cc12m import Cc12m, Cc12mMirror
 from preprocessing.coco import Coco
 from preprocessing.folders import Pictures
-from preprocessing.foreign import ForeignTars, tars_in
+from preprocessing.foreign import ForeignTars
 from preprocessing.imagenet import ImageNet
 from preprocessing.items import Source
 from preprocessing.openmoji import OpenMoji
@@ -67,6 +67,11 @@ class DataSet:
 def _needs(path: Path | None) -> Path:
     assert path is not None, "find() and the flows ask for a source first"
     return path
+
+
+def tars_in(path: Path) -> bool:
+    """Whether a source is webdataset tars: one, those of a folder, or a pattern for them."""
+    return path.name.endswith(".tar") or (path.is_dir() and next(path.rglob("*.tar"), None) is not None)
 
 
 def _cc12m(path: Path | None, options: Options) -> Source:

@@ -15,8 +15,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from preprocessing.items import Item, Place, Source, Split
+from preprocessing.listing import hashed
 from preprocessing.manifest import file_sha256, read_json, write_json
-from preprocessing.splits import share
 
 SPLITS: tuple[Split, Split] = ("train", "val")
 PLAN = "plan.json"  # beside the lists, written last
@@ -57,7 +57,7 @@ def write_lists(source: Source, folder: Path, per_shard: int, least_val: int) ->
                 f"{least_val} are held out"
             )
         usable = (item.key for item in source.items() if item.split == "train" and not item.problem)
-        chosen = set(heapq.nsmallest(short, usable, key=share))
+        chosen = set(heapq.nsmallest(short, usable, key=hashed))
         again = (replace(item, split="val") if item.key in chosen else item for item in source.items())
         counts = _write(again, folder, per_shard)
         notes.append(

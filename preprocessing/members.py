@@ -6,8 +6,9 @@ Shards of other writers hold a sample's members in any order, and more of them t
 import re
 import tarfile
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 
@@ -25,6 +26,8 @@ class Stored:
     key: str
     start: int  # of its first member's header, in bytes
     members: dict[str, tuple[int, int]] = field(default_factory=dict)  # extension -> offset and length of the data
+    twice: list[str] = field(default_factory=list)  # names that are there again; the first of each is in ``members``
+    apart: bool = False  # members of other samples stand between its own
 
 
 def check_key(key: str) -> None:
@@ -34,41 +37,71 @@ def check_key(key: str) -> None:
 
 
 def samples_in(path: Path) -> list[Stored]:
-    """The samples of a tar, in order. Raises ValueError naming the tar, and the member that is not as it must be."""
+    """The samples of a tar of ours, in order: each stands in one piece, so that it can be taken out.
+
+    Raises ValueError naming the tar, and the member that is not as it must be.
+    """
+    samples = grouped(path)
+    for sample in samples:
+        if sample.apart:
+            raise ValueError(
+                f"{path}: the members of {sample.key!r} do not stand together, or two samples have that key"
+            )
+        if sample.twice:
+            raise ValueError(f"{path}: {sample.twice[0]!r} is there twice")
+        if (dotted := dotted_name(sample)) is not None:
+            raise ValueError(
+                f"{path}: {dotted!r} has a dot in its key, where webdataset ends it (at {sample.key!r}): rename it"
+            )
+    return samples
+
+
+def dotted_name(sample: Stored) -> str | None:
+    """The member whose key had a dot in it, as its writer meant it."""
+    dotted = (e for e in sample.members if "." in e and e.rpartition(".")[2] in READ and not FRAME.fullmatch(e))
+    return next((f"{sample.key}.{extension}" for extension in dotted), None)
+
+
+def grouped(path: Path) -> list[Stored]:
+    """Whatever samples a tar holds, by key, in the order of their first members; neighbours are never mixed up.
+
+    Raises ValueError naming a tar that is damaged or cut.
+    """
     samples: dict[str, Stored] = {}
     last = ""
-    for member in _members(path):
-        found = NAME.fullmatch(member.name)
-        if not member.isfile() or found is None:  # webdataset passes them over, too
-            continue
-        key, extension = found[1], found[2].lower()
-        if "." in extension and extension.rpartition(".")[2] in READ and not FRAME.fullmatch(extension):
-            raise ValueError(
-                f"{path}: {member.name!r} has a dot in its key, where webdataset ends it (at {key!r}): rename it"
-            )
-        if key != last and key in samples:
-            raise ValueError(f"{path}: the members of {key!r} do not stand together, or two samples have that key")
-        sample = samples.setdefault(key, Stored(key, member.offset))
-        if extension in sample.members:
-            raise ValueError(f"{path}: {member.name!r} is there twice")
-        sample.members[extension] = (member.offset_data, member.size)
-        last = key
+    with path.open("rb") as file:
+        for member in tar_members(file, str(path)):
+            found = NAME.fullmatch(member.name)
+            if not member.isfile() or found is None:  # webdataset passes them over, too
+                continue
+            key, extension = found[1], found[2].lower()
+            sample = samples.setdefault(key, Stored(key, member.offset))
+            if key != last and sample.members:
+                samples[key] = sample = replace(sample, apart=True)
+            if extension in sample.members:
+                sample.twice.append(member.name)
+            else:
+                sample.members[extension] = (member.offset_data, member.size)
+            last = key
     return list(samples.values())
 
 
-def _members(path: Path) -> Iterator[tarfile.TarInfo]:
+def tar_members(file: IO[bytes], name: str) -> Iterator[tarfile.TarInfo]:
     """What a tar that was not compressed holds. Raises ValueError naming it where it does not end as a tar ends.
 
     ``tarfile`` takes a file that is cut between two members for a whole one, and a damaged header for the end.
     """
+    if file.read(2) == b"\x1f\x8b":
+        raise ValueError(f"{name} is compressed: unpack it with gunzip first")
+    file.seek(0)
     try:
-        with path.open("rb") as file, tarfile.open(fileobj=file, mode="r:") as tar:
+        with tarfile.open(fileobj=file, mode="r:") as tar:
             yield from tar
             file.seek(tar.offset)
             if file.read(len(END)) != END:
                 raise tarfile.ReadError(f"no end of a tar at byte {tar.offset:,}")
     except tarfile.TarError as error:
-        raise ValueError(f"{path} is truncated or damaged: {error}. Make it again") from error
+        raise ValueError(f"{name} is truncated or damaged: {error}. Make it again") from error
 
 
 def index_tar(path: Path, removed: Sequence[int] = ()) -> np.ndarray:

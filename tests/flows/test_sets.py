@@ -23,9 +23,9 @@ from mdm.structure import to_dict
 from mdm.training.train import main as train
 from preprocessing import shards
 from preprocessing.manifest import read_json, read_manifest
+from preprocessing.openmoji import OpenMoji
 from preprocessing.remove import read_keys, removed_keys
 from preprocessing.sets import is_finished, newest_set, removals
-from preprocessing.sources import OpenMoji
 from small import small_job, write_dataset
 
 DOZEN, FEW = OpenMoji(limit=13, val_fraction=0.2), OpenMoji(limit=9, val_fraction=0.2)

@@ -6,8 +6,8 @@ from safetensors.numpy import load_file
 
 from preprocessing.embed import embed_captions, finished_set, read_captions, stored_states
 from preprocessing.manifest import read_manifest
+from preprocessing.openmoji import OpenMoji
 from preprocessing.shards import write_openmoji
-from preprocessing.sources import OpenMoji
 
 SOURCE = OpenMoji(limit=13, val_fraction=0.08)
 DIM = 6

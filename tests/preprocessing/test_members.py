@@ -1,6 +1,5 @@
 """Members of a sample are found by key and extension, however a shard's writer ordered them."""
 
-import io
 import json
 import shutil
 import tarfile
@@ -10,23 +9,12 @@ import numpy as np
 import pytest
 import webdataset
 
+from inputs import write_tar
 from mdm.data.shards import Shards
 from preprocessing.manifest import data_digest, file_sha256, index_bytes, read_manifest, verify_dataset, write_json
 from preprocessing.members import index_tar, samples_in
 from preprocessing.remove import read_keys, remove
 from small import FAKE
-
-
-def write_tar(path: Path, members: list[tuple[str, bytes]], tar_format: int = tarfile.PAX_FORMAT) -> Path:
-    with tarfile.open(path, "w", format=tar_format) as tar:
-        for name, data in members:
-            info = tarfile.TarInfo(name)
-            info.size, info.mtime = (
-                len(data),
-                0.5,
-            )  # no whole second: a header more for each member, as img2dataset has it
-            tar.addfile(info, io.BytesIO(data))
-    return path
 
 
 @pytest.fixture

@@ -21,9 +21,9 @@ from mdm.stage import Storage
 from preprocessing import shards
 from preprocessing.embed import embed_captions, finished_set, read_captions
 from preprocessing.manifest import read_manifest, verify_dataset
+from preprocessing.openmoji import OpenMoji
 from preprocessing.remove import finish, remove, removed_keys
 from preprocessing.shards import write_openmoji
-from preprocessing.sources import OpenMoji
 from small import FAKE, fake_encode
 
 SOURCE = OpenMoji(limit=13, val_fraction=0.08)

@@ -14,8 +14,8 @@ import pytest
 import webdataset
 
 from preprocessing.manifest import FIELDS, digest, read_manifest, verify_dataset, write_file
+from preprocessing.openmoji import OpenMoji
 from preprocessing.shards import pack, write_openmoji
-from preprocessing.sources import OpenMoji
 
 TWELVE = OpenMoji(limit=13, val_fraction=0.08)
 PX = 16
@@ -198,7 +198,7 @@ SCRIPT = """
 import sys
 from pathlib import Path
 from preprocessing.shards import write_openmoji
-from preprocessing.sources import OpenMoji
+from preprocessing.openmoji import OpenMoji
 if __name__ == "__main__":
     source = OpenMoji(limit=int(sys.argv[2]), val_fraction=0.08)
     write_openmoji(source, "train", "killed", 48, Path(sys.argv[1]), 4, 2, lambda done, total: None)
