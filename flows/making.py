@@ -64,7 +64,7 @@ def list_set(opened: Opened, say: Say) -> Path:
     """The folder of a set, finished or with its lists ready: what its source holds, item by item."""
     if (made := opened.made()) is not None:
         return made
-    target = opened.folder.with_name(opened.folder.name + ".part")
+    target = _unfinished(opened)
     with hold_in_turn(opened.folder, say):
         if (made := opened.made()) is not None:
             return made
@@ -72,6 +72,10 @@ def list_set(opened: Opened, say: Say) -> Path:
         write_json(target / RECIPE, _recipe_json(opened))
         write_lists(opened.source, target / "lists", opened.recipe.per_shard, opened.row.least_val)
     return target
+
+
+def _unfinished(opened: Opened) -> Path:
+    return opened.folder.with_name(opened.folder.name + ".part")
 
 
 def _recipe_json(opened: Opened) -> dict[str, Any]:
@@ -113,7 +117,7 @@ def make_set(
 
 
 def _make(opened: Opened, progress: Progress, say: Say, part: tuple[int, int], policy: Policy) -> Path | None:
-    target = opened.made() or list_set(opened, say)
+    target = opened.made() or _unfinished(opened)
     if is_finished(target) and is_whole(target, opened.recipe):
         progress(count_items(target))
         return target

@@ -20,7 +20,7 @@ from PIL import Image, __version__
 
 from preprocessing.images import rasterise_svg
 from preprocessing.manifest import make_folder, read_json, write_file, write_json
-from preprocessing.sources import Drawing, OpenMoji
+from preprocessing.openmoji import Drawing, OpenMoji
 
 COUNT, PX = 300, 128
 FRAMES, FPS = 76, 25  # a clip spans 61 of them
