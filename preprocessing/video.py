@@ -98,7 +98,26 @@ def extract_clip(video: Path, px: int, seed: int, deadline_s: float = 60) -> Cli
     with file:
         if not os.fstat(file.fileno()).st_size:
             raise Refused("empty", "0 bytes")
+        if _is_cut(file.fileno()):
+            raise Refused("truncated", "its parts are longer than the file")
         return _extract(file.fileno(), f"{seed} {video.stem}", px, end)
+
+
+def _is_cut(file: int) -> bool:
+    """Whether an mp4 or avi says that it is longer than it is. Of a cut index, ffmpeg shows only what is left.
+
+    Of a Matroska file ffmpeg says it itself; an MPEG stream has no length: what is there is all.
+    """
+    size, at = os.fstat(file).st_size, 0
+    for _ in range(1000):  # boxes; an mp4 has about four
+        header = os.pread(file, 16, at)
+        if at == 0 and header[:4] == b"RIFF":
+            return 8 + int.from_bytes(header[4:8], "little") > size
+        length = int.from_bytes(header[8:16] if header[:4] == b"\0\0\0\1" else header[:4])
+        if length < 8 or (at == 0 and header[4:8] != b"ftyp"):
+            break
+        at += length
+    return at > size
 
 
 def _extract(file: int, where: str, px: int, end: float) -> Clip:
@@ -160,9 +179,9 @@ def _list_frames(file: int, decode: bool, end: float) -> tuple[list[int], Fracti
     packets = [line.split(",") for line in lines if not line.startswith("#")]
     if len(packets) >= MAX_FRAMES:
         raise Refused("too many frames", f"{MAX_FRAMES:,} or more")
-    truncated = [line for line in said.splitlines() if "partial file" in line or "File ended prematurely" in line]
-    if truncated:
-        raise Refused("truncated", PREFIX.sub("", truncated[0]))
+    refusal = _refusal(said, 0)  # of a file that is cut, ffmpeg lists what there is, and succeeds
+    if refusal.reason == "truncated":
+        raise refusal
     # Those before the beginning of an edit list are decoded, but not shown: AV_PKT_FLAG_DISCARD is 4.
     times = [int(p[2]) for p in packets if not any(int(f[3:], 16) & 4 for f in p if f.startswith(" F="))]
     if not decode and (any(t == -(2**63) for t in times) or len(set(times)) < len(times)):
@@ -234,7 +253,7 @@ def _run(output: Any, file: int, end: float) -> tuple[bytes, str]:
         messages.seek(0)
         said = messages.read(MAX_MESSAGES_BYTES).decode("utf-8", "replace")
     if process.returncode != 0:
-        raise _refusal(said, process.returncode, file)
+        raise _refusal(said, process.returncode)
     return written, said
 
 
@@ -250,23 +269,11 @@ def _limit(pid: int, wall_s: float) -> None:
                 resource.prlimit(pid, kind, (most, most))
 
 
-def _refusal(said: str, code: int, file: int) -> Refused:
+def _refusal(said: str, code: int) -> Refused:
     """Why ffmpeg failed, by what it said."""
     lines = [PREFIX.sub("", line) for line in said.strip().splitlines()] or [f"ffmpeg ended with {code}"]
     for words, reason in SAID.items():
         line = next((line for line in lines if words in line), None)
         if line is not None:
-            return Refused("truncated" if reason == "not a video" and _is_cut_mp4(file) else reason, line)
+            return Refused(reason, line)
     return Refused("damaged", lines[-1])
-
-
-def _is_cut_mp4(file: int) -> bool:
-    """Whether the last box of an mp4 reaches beyond the file's end: its index may be what is cut."""
-    size, at = os.fstat(file).st_size, 0
-    for _ in range(1000):  # an mp4 has about four
-        header = os.pread(file, 16, at)
-        length = int.from_bytes(header[8:16] if header[:4] == b"\0\0\0\1" else header[:4])
-        if length < 8 or (at == 0 and header[4:8] != b"ftyp"):
-            break
-        at += length
-    return at > size

@@ -192,7 +192,7 @@ def test_the_start_follows_from_seed_and_name(videos: Path, tmp_path: Path) -> N
     ]
 
 
-@pytest.mark.parametrize("name", ["plain.mp4", "index_first.mp4", "odd.mkv"])
+@pytest.mark.parametrize("name", ["plain.mp4", "index_first.mp4", "odd.mkv", "no_times.avi"])
 @pytest.mark.parametrize("part", [0.3, 0.9, 0.99])
 def test_a_truncated_file_is_refused_though_its_beginning_has_frames(
     videos: Path, tmp_path: Path, name: str, part: float
