@@ -56,7 +56,7 @@ SAID = {  # by ffmpeg, the first that fits -> why
     "File ended prematurely": "truncated",
     "Error opening input": "not a video",
 }
-PREFIX = re.compile(r"^\[[^]]* @ 0x[0-9a-f]+\] ")  # of what ffmpeg says: an address, another each time
+PREFIX = re.compile(r"\[[^]]* @ 0x[0-9a-f]+\] ")  # of what ffmpeg says: an address, another each time
 SHOWN = re.compile(r"^\[Parsed_showinfo_\S+ @ \S+\] n: *\d+ pts: *(-?\d+) .* sar:(\d+)/(\d+) s:(\d+)x(\d+) ", re.M)
 
 
@@ -276,4 +276,4 @@ def _refusal(said: str, code: int) -> Refused:
         line = next((line for line in lines if words in line), None)
         if line is not None:
             return Refused(reason, line)
-    return Refused("damaged", lines[-1])
+    return Refused("damaged", next((line for line in reversed(lines) if "invalid" in line.lower()), lines[-1]))

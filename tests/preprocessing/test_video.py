@@ -244,6 +244,15 @@ def test_too_many_pixels_are_refused_before_they_are_decoded(videos: Path) -> No
         extract_clip(videos / "large.mp4", 64, 0)
 
 
+def test_a_video_that_grows_past_the_pixels_that_its_header_says_is_refused(videos: Path, tmp_path: Path) -> None:
+    streams = [tmp_path / "small.h264", tmp_path / "large.h264"]
+    for name, stream in zip(("of30.mp4", "large.mp4"), streams, strict=True):
+        ffmpeg("-i", videos / name, "-preset", "ultrafast", stream)
+    streams[0].write_bytes(b"".join(stream.read_bytes() for stream in streams))
+    ffmpeg("-i", streams[0], "-c", "copy", tmp_path / "grows.ts")
+    assert refused(tmp_path / "grows.ts") == "too many pixels"
+
+
 def test_too_many_frames_are_refused(videos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(video_module, "MAX_FRAMES", 90)
     assert refused(videos / "plain.mp4") == "too many frames"
