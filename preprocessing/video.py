@@ -8,7 +8,6 @@ is decoded (frames that are not shown, two fields of a frame), the first run is 
 import contextlib
 import hashlib
 import io
-import itertools
 import os
 import re
 import resource
@@ -57,8 +56,7 @@ SAID = {  # by ffmpeg, the first that fits -> why
     "File ended prematurely": "truncated",
     "Error opening input": "not a video",
 }
-BOXES = (b"ftyp", b"moov", b"mdat", b"free", b"skip", b"wide", b"styp", b"uuid")  # one stands first in an mp4
-PREFIX = re.compile(r"^\[[^]]* @ 0x[0-9a-f]+\] ")  # of what ffmpeg says: an address, another each time
+PREFIX = re.compile(r"\[[^]]* @ 0x[0-9a-f]+\] ")  # of what ffmpeg says: an address, another each time
 SHOWN = re.compile(r"^\[Parsed_showinfo_\S+ @ \S+\] n: *\d+ pts: *(-?\d+) .* sar:(\d+)/(\d+) s:(\d+)x(\d+) ", re.M)
 
 
@@ -90,27 +88,57 @@ def extract_clip(video: Path, px: int, seed: int, deadline_s: float = 60) -> Cli
     It spans 61 frames, or all of a shorter video, and starts at a place that follows from the seed and the file's name
     without extension. Raises Refused where the video gives no 16 frames within so many seconds of wall clock.
     """
+    if px < 16:
+        raise ValueError(f"px must be at least 16, got {px}")
     end = time.monotonic() + deadline_s
     try:
-        with video.open("rb") as file:
-            head = file.read(12)
+        file = video.open("rb")
     except OSError as error:
         raise Refused("cannot be read", str(error.strerror or error)) from error
-    if not head:
-        raise Refused("empty", "0 bytes")
+    with file:
+        if not os.fstat(file.fileno()).st_size:
+            raise Refused("empty", "0 bytes")
+        if _is_cut(file.fileno()):
+            raise Refused("truncated", "its parts are longer than the file")
+        return _extract(file.fileno(), f"{seed} {video.stem}", px, end)
+
+
+def _is_cut(file: int) -> bool:
+    """Whether an mp4 or avi says that it is longer than it is. Of a cut index, ffmpeg shows only what is left.
+
+    Of a Matroska file ffmpeg says it itself; an MPEG stream has no length: what is there is all.
+    """
+    size, at = os.fstat(file).st_size, 0
+    for _ in range(1000):  # boxes; an mp4 has about four
+        header = os.pread(file, 16, at)
+        if at == 0 and header[:4] == b"RIFF":
+            return 8 + int.from_bytes(header[4:8], "little") > size
+        length = int.from_bytes(header[8:16] if header[:4] == b"\0\0\0\1" else header[:4])
+        if length < 8 or (at == 0 and header[4:8] != b"ftyp"):
+            break
+        at += length
+    return at > size
+
+
+def _extract(file: int, where: str, px: int, end: float) -> Clip:
     for decode in (False, True):
-        frames = _list_frames(video, head, decode, end)
+        frames = _list_frames(file, decode, end)
         if frames is None:
             continue
         times, base = frames
         if len(times) < FRAMES:
             raise Refused("fewer than 16 frames", f"{len(times)} frames")
         span = min(len(times), (FRAMES - 1) * EVERY + 1)
-        start = int(hashlib.sha256(f"{seed} {video.stem}".encode()).hexdigest(), 16) % (len(times) - span + 1)
+        start = int(hashlib.sha256(os.fsencode(where)).hexdigest(), 16) % (len(times) - span + 1)
         # As AnimateDiff's linspace of whole numbers; each is another frame, as span >= FRAMES.
         chosen = [times[start + i * (span - 1) // (FRAMES - 1)] for i in range(FRAMES)]
         seek_s = float(chosen[0] * base) if start and not decode else None
-        pixels, shown = _decode(video, head, chosen, seek_s, px, end)
+        try:
+            pixels, shown = _decode(file, chosen, seek_s, px, end)
+        except Refused as refused:
+            if refused.reason != "damaged" or decode:
+                raise
+            continue  # perhaps only where it was sought
         if [pts for pts, *_ in shown] != chosen or len(pixels) != FRAMES * px * px * 3:
             continue
         _, sar, width, height = shown[0]
@@ -133,16 +161,16 @@ def _jpeg(frame: np.ndarray) -> bytes:
     return buffer.getvalue()
 
 
-def _list_frames(video: Path, head: bytes, decode: bool, end: float) -> tuple[list[int], Fraction] | None:
+def _list_frames(file: int, decode: bool, end: float) -> tuple[list[int], Fraction] | None:
     """The times at which frames are shown, ascending, and the time that they are counted in, in seconds.
 
     None where the packets do not tell. Raises Refused.
     """
     how = {"vf": "scale=16:16", "fps_mode": "passthrough", "enc_time_base": "demux", "c:v": "rawvideo"}
     output = ffmpeg.output(
-        _input(video), "pipe:1", f="framecrc", **{"frames:v": MAX_FRAMES}, **(how if decode else {"c:v": "copy"})
+        _input(file), "pipe:1", f="framecrc", **{"frames:v": MAX_FRAMES}, **(how if decode else {"c:v": "copy"})
     )
-    listed, said = _run(output.global_args("-loglevel", "error"), head, end)
+    listed, said = _run(output.global_args("-loglevel", "error"), file, end)
     lines = listed.decode("ascii", "replace").splitlines()
     about = dict(line[1:].split(" 0: ", 1) for line in lines if line.startswith("#") and " 0: " in line)
     width, _, height = about.get("dimensions", "0x0").partition("x")
@@ -151,18 +179,18 @@ def _list_frames(video: Path, head: bytes, decode: bool, end: float) -> tuple[li
     packets = [line.split(",") for line in lines if not line.startswith("#")]
     if len(packets) >= MAX_FRAMES:
         raise Refused("too many frames", f"{MAX_FRAMES:,} or more")
-    truncated = [line for line in said.splitlines() if "partial file" in line or "File ended prematurely" in line]
-    if truncated:
-        raise Refused("truncated", PREFIX.sub("", truncated[0]))
+    refusal = _refusal(said, 0)  # of a file that is cut, ffmpeg lists what there is, and succeeds
+    if refusal.reason == "truncated":
+        raise refusal
     # Those before the beginning of an edit list are decoded, but not shown: AV_PKT_FLAG_DISCARD is 4.
-    times = sorted(int(p[2]) for p in packets if not any(int(f[3:], 16) & 4 for f in p if f.startswith(" F=")))
-    if not decode and (any(t == -(2**63) for t in times) or any(a == b for a, b in itertools.pairwise(times))):
+    times = [int(p[2]) for p in packets if not any(int(f[3:], 16) & 4 for f in p if f.startswith(" F="))]
+    if not decode and (any(t == -(2**63) for t in times) or len(set(times)) < len(times)):
         return None
-    return times, Fraction(about.get("tb", "1/1"))
+    return sorted(set(times)), Fraction(about.get("tb", "1/1"))
 
 
 def _decode(
-    video: Path, head: bytes, chosen: list[int], seek_s: float | None, px: int, end: float
+    file: int, chosen: list[int], seek_s: float | None, px: int, end: float
 ) -> tuple[bytes, list[tuple[int, Fraction, int, int]]]:
     """The frames of the chosen times: RGB, uint8 [frames, px, px, 3], and of each its time, shape of a pixel, size."""
     seek = {} if seek_s is None else {"seek_timestamp": 1, "ss": f"{seek_s:.6f}", "noaccurate_seek": None}
@@ -176,14 +204,14 @@ def _decode(
         "format=rgb24",
     )
     output = ffmpeg.output(
-        _input(video, **seek),
+        _input(file, **seek),
         "pipe:1",
         f="rawvideo",
         vf=",".join(filters),
         fps_mode="passthrough",
         **{"frames:v": len(chosen)},
     )
-    pixels, said = _run(output.global_args("-loglevel", "info", "-nostats", "-xerror"), head, end)
+    pixels, said = _run(output.global_args("-loglevel", "info", "-nostats", "-xerror"), file, end)
     shown = [
         (int(pts), Fraction(int(a), int(b)) if int(a) and int(b) else Fraction(1), int(width), int(height))
         for pts, a, b, width, height in SHOWN.findall(said)
@@ -191,15 +219,18 @@ def _decode(
     return pixels, shown
 
 
-def _input(video: Path, **options: Any) -> Any:
-    """The first video stream that is no cover picture: read by one thread, from the file alone."""
+def _input(file: int, **options: Any) -> Any:
+    """The first video stream that is no cover picture: read by one thread, from the file alone.
+
+    By descriptor: a file's name says nothing about what is in it, and may hold anything.
+    """
     limits = {"protocol_whitelist": "file,pipe", "format_whitelist": CONTAINERS, "max_pixels": MAX_PIXELS, "threads": 1}
-    return ffmpeg.input(f"file:{video.absolute()}", **limits, **options)["V:0"]
+    return ffmpeg.input(f"file:/dev/fd/{file}", **limits, **options)["V:0"]
 
 
-def _run(output: Any, head: bytes, end: float) -> tuple[bytes, str]:
+def _run(output: Any, file: int, end: float) -> tuple[bytes, str]:
     """What ffmpeg wrote, and what it said. Raises Refused where it fails, or does not end in time."""
-    arguments = ("-nostdin", "-hide_banner", "-copyts", "-copyinkf", "-filter_threads", "1")
+    arguments = ("-nostdin", "-hide_banner", "-copyts", "-filter_threads", "1")
     left_s = max(end - time.monotonic(), 0.001)
     with tempfile.TemporaryFile() as messages:
         process = subprocess.Popen(
@@ -207,6 +238,7 @@ def _run(output: Any, head: bytes, end: float) -> tuple[bytes, str]:
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=messages,
+            pass_fds=(file,),
             process_group=0,
         )
         try:
@@ -221,30 +253,27 @@ def _run(output: Any, head: bytes, end: float) -> tuple[bytes, str]:
         messages.seek(0)
         said = messages.read(MAX_MESSAGES_BYTES).decode("utf-8", "replace")
     if process.returncode != 0:
-        raise _refusal(said, head, process.returncode)
+        raise _refusal(said, process.returncode)
     return written, said
 
 
-def _limit(pid: int, cpu_s: float) -> None:
+def _limit(pid: int, wall_s: float) -> None:
     """Bound what a child may take, also when this process is killed. Elsewhere than on Linux its input is bounded."""
     if sys.platform == "linux":
         for kind, most in (
             (resource.RLIMIT_AS, MAX_MEMORY_BYTES),
-            (resource.RLIMIT_CPU, int(cpu_s) + 2),
+            (resource.RLIMIT_CPU, 4 * int(wall_s) + 4),  # of all its threads
             (resource.RLIMIT_FSIZE, MAX_MESSAGES_BYTES),
         ):
             with contextlib.suppress(ProcessLookupError):  # it has ended
                 resource.prlimit(pid, kind, (most, most))
 
 
-def _refusal(said: str, head: bytes, code: int) -> Refused:
+def _refusal(said: str, code: int) -> Refused:
     """Why ffmpeg failed, by what it said."""
     lines = [PREFIX.sub("", line) for line in said.strip().splitlines()] or [f"ffmpeg ended with {code}"]
     for words, reason in SAID.items():
         line = next((line for line in lines if words in line), None)
-        if line is None:
-            continue
-        if words == "moov atom not found" and head[4:8] not in BOXES:  # taken for an mp4 by its name alone
-            return Refused("not a video", line)
-        return Refused(reason, line)
-    return Refused("damaged", lines[-1])
+        if line is not None:
+            return Refused(reason, line)
+    return Refused("damaged", next((line for line in reversed(lines) if "invalid" in line.lower()), lines[-1]))
