@@ -1,6 +1,7 @@
 """A local HTTP server that misbehaves in every way the web does."""
 
 import gzip
+import socket
 import threading
 from collections import Counter
 from collections.abc import Callable
@@ -13,10 +14,17 @@ def picture(name: str) -> bytes:
     return b"\xff\xd8" + name.encode() * 100
 
 
+def free_port() -> int:
+    """On which nobody listens for now."""
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))
+        return int(closed.getsockname()[1])
+
+
 class HostileServer:
     """Use as ``with HostileServer() as server``. ``server.url("/good/1.jpg")``; ``server.hits`` counts paths."""
 
-    def __init__(self) -> None:
+    def __init__(self, port: int = 0) -> None:
         self.hits: Counter[str] = Counter()
         self.asked: list[tuple[str, dict[str, str]]] = []  # path, headers
         self.busy = self.busiest = 0  # requests for /slow at once
@@ -50,7 +58,7 @@ class HostileServer:
             def handle_error(self, request: object, client_address: object) -> None:
                 pass  # clients that hang up are the point
 
-        self.server = Server(("127.0.0.1", 0), Handler)
+        self.server = Server(("127.0.0.1", port), Handler)
         self.name = f"127.0.0.1:{self.server.server_port}"
 
     def __enter__(self) -> "HostileServer":

@@ -9,7 +9,7 @@ from urllib.parse import quote
 
 import pytest
 
-from hostile_server import HostileServer, picture
+from hostile_server import HostileServer, free_port, picture
 from preprocessing import shield
 from preprocessing.shield import Answer, Policy, fetch, is_public
 
@@ -230,9 +230,7 @@ def test_a_server_that_cannot_give_its_robots_file_refuses(monkeypatch: pytest.M
 
 def test_a_host_that_is_away_is_not_asked_for_each_of_its_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shield, "BACKOFF_S", 0.15)
-    with socket.socket() as closed:
-        closed.bind(("127.0.0.1", 0))
-        name = f"127.0.0.1:{closed.getsockname()[1]}"
+    name = f"127.0.0.1:{free_port()}"
     policy = Policy(allow=(name,), deadline_s=2.0)
     assert fetch(f"http://{name}/1", policy).outcome == "connection"
     began = time.monotonic()
