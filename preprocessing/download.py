@@ -3,10 +3,10 @@
 A shard is a numbered list of (key, URL). Each lies in a folder of its own, put in place whole and only when verified:
 
     RAW/00007/shard.tar, shard.parquet, stats.json    as img2dataset writes them
-              answers.jsonl                           key, URL and what became of it, row by row
+              answers.jsonl, rules.json               key, URL and what became of it, row by row; what was allowed
     RAW/answered.json      URLs that answered lately: whether they still do tells dead links from a network that is away
     RAW/img2dataset.log    what the last run printed
-    RAW/work-…/            what is under way; an interrupted run's is deleted by the next
+    RAW/work-…/            what is under way; an interrupted run's is taken over by the next
 
 img2dataset runs in a child process (preprocessing.shielded), in a group that ends when this process does, however it
 ends.
@@ -64,7 +64,8 @@ def download(
     progress: Callable[[int], None] = lambda asked: None,
 ) -> Iterator[int]:
     """Yields each of ``numbers`` once its raw shard lies verified in ``raw``, in the order in which they are finished;
-    those of an earlier run, over the same rows, are not fetched again. ``policy.per_host`` is this machine's;
+    those of an earlier run, of the same rows under the same rules, are not fetched again. ``policy.per_host`` is this
+    machine's;
     ``progress`` gets the number of URLs asked since it was called last.
 
     Raises ValueError if nothing answers (the network is away) or a shard could not be written or verified, OSError for
@@ -72,6 +73,10 @@ def download(
     """
     raw.mkdir(parents=True, exist_ok=True)
     for left in raw.glob("work-*"):
+        for finished in left.glob("verified/*"):
+            with suppress(OSError, ValueError, KeyError):  # it is damaged, or there is one already
+                if _answered(_read_answers(finished)):
+                    finished.rename(raw / finished.name)
         shutil.rmtree(left, ignore_errors=True)
     run = _Run(raw, replace(policy, per_host=max(1, policy.per_host // processes)), processes, threads, progress)
 
@@ -82,7 +87,7 @@ def download(
             if not listed or len({key for key, _ in listed}) < len(listed):
                 raise ValueError(f"shard {number} has no rows, or a key twice")
             try:
-                run.note(verify(raw / f"{number:05d}", listed))
+                run.note(verify(raw / f"{number:05d}", listed, run.policy))
                 yield number
             except (OSError, ValueError):
                 yield number, listed
@@ -128,11 +133,13 @@ def discard_raw(raw: Path, number: int) -> None:
         shutil.rmtree(raw / f"{number:05d}")
 
 
-def verify(folder: Path, rows: Rows) -> list[dict[str, Any]]:
-    """-> the answers of a raw shard whose four files agree with these rows and with one another (a tar cut short, an
-    empty statistics file, another list). Its bytes are not read. Raises ValueError or OSError otherwise.
+def verify(folder: Path, rows: Rows, policy: Policy) -> list[dict[str, Any]]:
+    """-> the answers of a raw shard whose files agree with these rows and with one another (a tar cut short, an empty
+    statistics file, another list). Its bytes are not read. Raises ValueError or OSError otherwise.
     """
     try:
+        if json.loads((folder / "rules.json").read_bytes()) != rules(policy):
+            raise ValueError("it was downloaded under other rules")
         answers = _read_answers(folder)
         if [(a["key"], a["url"]) for a in answers] != [tuple(row) for row in rows]:
             raise ValueError("it holds other rows")
@@ -153,6 +160,22 @@ def verify(folder: Path, rows: Rows) -> list[dict[str, Any]]:
     except (KeyError, TypeError, tarfile.TarError) as error:
         raise ValueError(f"{folder}: {error!r}") from error
     return answers
+
+
+def rules(policy: Policy) -> dict[str, Any]:
+    """What of a policy decides whether a URL is taken."""
+    return {
+        "allow": sorted(policy.allow),
+        "proxy": policy.proxy,
+        "robots": policy.robots,
+        "max_bytes": policy.max_bytes,
+    }
+
+
+def _answered(answers: list[dict[str, Any]]) -> bool:
+    """Whether anything came from the network, or nothing was asked of it."""
+    outcomes = {a["outcome"] for a in answers}
+    return not outcomes & NETWORK or not outcomes <= NETWORK | UNASKED
 
 
 def _read_answers(folder: Path) -> list[dict[str, Any]]:
@@ -188,16 +211,13 @@ class _Run:
         with suppress(OSError, ValueError):
             self.answered = dict(json.loads((self.raw / "answered.json").read_bytes()))
 
-    def note(self, answers: list[dict[str, Any]]) -> bool:
-        """Whether anything answered."""
+    def note(self, answers: list[dict[str, Any]]) -> None:
         urls = [a["final_url"] for a in answers if a["status"]]
         for url in urls[-3:]:
             self.answered.pop(urlsplit(url).netloc, None)
             self.answered[urlsplit(url).netloc] = url
         for host in list(self.answered)[:-3]:
             del self.answered[host]
-        outcomes = {a["outcome"] for a in answers}
-        return not outcomes & NETWORK or not outcomes <= NETWORK | UNASKED
 
     def network_is_there(self) -> bool:
         ask = replace(self.policy, robots=False, deadline_s=min(10.0, self.policy.deadline_s))
@@ -211,18 +231,19 @@ class _Run:
         child = None
         try:
             child = self._start(work, todo)
-            waiting = dict(enumerate(todo))
+            waiting = list(todo)
             silent: dict[int, Counter[str]] = {}
             asked = 0
             while waiting:
                 ended = child.poll() is not None
-                for index, number in list(waiting.items()):
-                    done = work / "verified" / f"{index:05d}"
+                for number in list(waiting):
+                    done = work / "verified" / f"{number:05d}"
                     if not done.exists():
                         continue
-                    del waiting[index]
+                    waiting.remove(number)
                     answers = _read_answers(done)
-                    if not self.note(answers) and not (self.answered and self.network_is_there()):
+                    self.note(answers)
+                    if not _answered(answers) and not (self.answered and self.network_is_there()):
                         silent[number] = Counter(a["outcome"] for a in answers)
                         if self.answered or len(silent) >= SILENT_SHARDS:
                             raise ValueError(_away(silent.values()))
@@ -264,6 +285,7 @@ class _Run:
             pyarrow.parquet.write_table(table, work / "list" / f"{index:05d}.parquet")
         settings = {
             "work": str(work),
+            "numbers": list(todo),
             "policy": asdict(self.policy),
             "processes": min(self.processes, len(todo)),
             "threads": self.threads,
@@ -273,9 +295,7 @@ class _Run:
             "NO_ALBUMENTATIONS_UPDATE": "1",  # its import asks PyPI for a newer version
             "TQDM_DISABLE": "1",
             "PYTHONUNBUFFERED": "1",
-            "PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")]).strip(
-                ":"
-            ),
+            "PYTHONPATH": f"{Path(__file__).parents[1]}{os.pathsep}{os.environ.get('PYTHONPATH', '')}",
         }
         with (self.raw / "img2dataset.log").open("wb") as log:
             child = subprocess.Popen(

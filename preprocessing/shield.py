@@ -6,8 +6,6 @@ and is the one connected to; everything has an end in time and in bytes; and who
 """
 
 import http.client
-import io
-import ipaddress
 import re
 import socket
 import ssl
@@ -16,22 +14,21 @@ import time
 import unicodedata
 import zlib
 from collections import OrderedDict
-from collections.abc import Iterator
-from concurrent.futures import Future
-from contextlib import closing, contextmanager
+from contextlib import closing
 from dataclasses import dataclass, field
 from email.message import Message
 from email.utils import parsedate_to_datetime
-from functools import cache
-from typing import Any, NamedTuple
-from urllib.parse import quote, urljoin, urlsplit
+from typing import Any
+from urllib.parse import quote
 from urllib.robotparser import RobotFileParser
+
+from preprocessing.wire import Deadline, Failed, Target, Wire, dial, look_up, target_of, tls
 
 AGENT = "matryoshka-diffusion"
 OPTED_OUT = frozenset({"noai", "noimageai", "noml", "noindex", "noimageindex"})  # img2dataset's, and noml
 NETWORK = frozenset({"dns", "connection", "timeout"})  # outcomes that a network that is away has too
 
-MAX_REDIRECTS, RETRIES, BACKOFF_S, CONNECT_S = 5, 2, 0.5, 10.0
+MAX_REDIRECTS, RETRIES, BACKOFF_S = 5, 2, 0.5
 ROBOTS_S, ROBOTS_BYTES = 10.0, 512_000  # RFC 9309 asks for 500 KiB at least
 REMEMBERED_S = 60.0  # a host's addresses, and that it did not answer
 MAX_HOSTS = 2000  # remembered at once
@@ -85,70 +82,6 @@ def fetch(url: str, policy: Policy) -> Answer:
     return _fetch(url, policy, policy.deadline_s, policy.max_bytes, picture=True)
 
 
-class _Failed(Exception):
-    def __init__(self, outcome: str, detail: str, status: int = 0, again: bool = False, wait_s: float = 0.0) -> None:
-        self.outcome, self.detail, self.status = outcome, detail, status
-        self.again, self.wait_s = again, wait_s  # whether it may be different in a moment, and when at the earliest
-
-
-class _Deadline:
-    """The end of one file's time, moved by what its servers are not to blame for."""
-
-    def __init__(self, seconds: float) -> None:
-        self.ends = time.monotonic() + seconds
-
-    def left(self) -> float:
-        left = self.ends - time.monotonic()
-        if left <= 0:
-            raise TimeoutError("the deadline of this file passed")
-        return left
-
-    @contextmanager
-    def holding(self, turn: "threading.Lock | threading.BoundedSemaphore") -> Iterator[None]:
-        """Waits for the turn, which does not count."""
-        began = time.monotonic()
-        with turn:
-            self.ends += time.monotonic() - began
-            yield
-
-
-class _Target(NamedTuple):
-    scheme: str
-    host: str  # as the DNS knows it; an IPv6 address without brackets
-    port: int
-    path: str  # with the query
-
-    @property
-    def name(self) -> str:
-        """HOST:PORT."""
-        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
-
-    @property
-    def origin(self) -> str:
-        default = ":443" if self.scheme == "https" else ":80"
-        return f"{self.scheme}://{self.name.removesuffix(default)}"
-
-    @property
-    def url(self) -> str:
-        return self.origin + self.path
-
-
-def _target(url: str, base: str = "") -> _Target:
-    try:
-        parts = urlsplit(urljoin(base, url.strip()))
-        if parts.scheme not in ("http", "https"):
-            raise _Failed("refused: scheme", f"{parts.scheme or 'no scheme'}: only http and https are fetched")
-        host, port = parts.hostname or "", parts.port
-        host = str(ipaddress.IPv6Address(host)) if ":" in host else host.encode("idna").decode().lower()
-        if not re.fullmatch(r"[a-z0-9_.:-]+", host):
-            raise ValueError("no host that can be looked up")
-        signs = "/%:;=@!$&'()*+,~?"  # % too: what is encoded stays as it is
-        path = quote(parts.path or "/", safe=signs.strip("?")) + (parts.query and "?" + quote(parts.query, safe=signs))
-    except ValueError as error:
-        raise _Failed("refused: url", str(error)) from error
-    return _Target(parts.scheme, host, (443 if parts.scheme == "https" else 80) if port is None else port, path)
-
-
 @dataclass
 class _Host:
     """What this process knows of an origin."""
@@ -178,12 +111,12 @@ def _host(origin: str, policy: Policy) -> _Host:
 
 def _fetch(url: str, policy: Policy, seconds: float, max_bytes: int, picture: bool) -> Answer:
     """Redirects followed, flaky answers asked for again. ``picture``: robots.txt and X-Robots-Tag count."""
-    deadline = _Deadline(seconds)
+    deadline = Deadline(seconds)
     attempt, hops, hop, base = 0, 0, url, ""
     while True:
         status = 0
         try:
-            target = _target(hop, base)
+            target = target_of(hop, base)
             hop = target.url
             host = _host(target.origin, policy)
             if picture and policy.robots:
@@ -191,7 +124,7 @@ def _fetch(url: str, policy: Policy, seconds: float, max_bytes: int, picture: bo
             pause = host.not_before - time.monotonic()
             if pause > 0:
                 if pause >= deadline.left():
-                    raise _Failed("timeout", "the host asked for a longer wait than the deadline allows")
+                    raise Failed("timeout", "the host asked for a longer wait than the deadline allows")
                 time.sleep(pause)
             with deadline.holding(host.slots):
                 status, location, data = _exchange(target, host, policy, deadline, max_bytes, picture)
@@ -199,21 +132,21 @@ def _fetch(url: str, policy: Policy, seconds: float, max_bytes: int, picture: bo
                 return Answer("ok", "", hop, status, data)
             hops += 1
             if hops > MAX_REDIRECTS:
-                raise _Failed("redirects", f"more than {MAX_REDIRECTS}", status)
+                raise Failed("redirects", f"more than {MAX_REDIRECTS}", status)
             hop, base = location, hop
             continue
-        except _Failed as error:
+        except Failed as error:
             failed = error
         except TimeoutError as error:
-            failed = _Failed("timeout", str(error), status)
+            failed = Failed("timeout", str(error), status)
         except ssl.SSLError as error:
-            failed = _Failed("tls", str(error), status)
+            failed = Failed("tls", str(error), status)
         except OSError as error:
-            failed = _Failed("connection", str(error), status, again=True)
+            failed = Failed("connection", str(error), status, again=True)
         except http.client.IncompleteRead:
-            failed = _Failed("truncated", "the connection ended within the body", status, again=True)
+            failed = Failed("truncated", "the connection ended within the body", status, again=True)
         except (http.client.HTTPException, ValueError) as error:
-            failed = _Failed("protocol", f"{type(error).__name__}: {error}", status)
+            failed = Failed("protocol", f"{type(error).__name__}: {error}", status)
         wait_s = max(failed.wait_s, BACKOFF_S * 2**attempt)
         attempt += 1
         if not failed.again or attempt > RETRIES or time.monotonic() + wait_s >= deadline.ends:
@@ -224,13 +157,13 @@ def _fetch(url: str, policy: Policy, seconds: float, max_bytes: int, picture: bo
 
 
 def _exchange(
-    target: _Target, host: _Host, policy: Policy, deadline: _Deadline, max_bytes: int, picture: bool
+    target: Target, host: _Host, policy: Policy, deadline: Deadline, max_bytes: int, picture: bool
 ) -> tuple[int, str, bytes]:
     """One request over a connection of its own -> status, where a redirect leads ("" if it is none), body."""
     with closing(_connect(target, host, policy, deadline)) as sock:
         plain_proxy = policy.proxy and target.scheme == "http"
         client = http.client.HTTPConnection(target.host, target.port)
-        client.sock = _Wire(sock, deadline)
+        client.sock = Wire(sock, deadline)
         headers = {
             "Host": target.origin.split("//")[1],
             "User-Agent": policy.user_agent,
@@ -248,157 +181,74 @@ def _exchange(
             known = status in http.client.responses
             again = status in (429, 500, 502, 503, 504)
             wait_s = _retry_after(response.headers) if status in (429, 503) else 0.0
-            raise _Failed(f"http {status}" if known else "http other", response.reason, status, again, wait_s)
+            raise Failed(f"http {status}" if known else "http other", response.reason, status, again, wait_s)
         if picture and _opted_out(response.headers):
-            raise _Failed("refused: noai", "; ".join(response.headers.get_all("X-Robots-Tag", [])), status)
+            raise Failed("refused: noai", "; ".join(response.headers.get_all("X-Robots-Tag", [])), status)
         return status, "", _body(response, max_bytes)
 
 
 def _body(response: http.client.HTTPResponse, max_bytes: int) -> bytes:
     expected, pieces, size = response.length, [], 0
     if expected is not None and expected > max_bytes:
-        raise _Failed("too large", f"{expected:,} bytes announced", response.status)
+        raise Failed("too large", f"{expected:,} bytes announced", response.status)
     while piece := response.read(min(1 << 18, max_bytes + 1 - size)):
         pieces.append(piece)
         size += len(piece)
         if size > max_bytes:
-            raise _Failed("too large", f"more than {max_bytes:,} bytes", response.status)
+            raise Failed("too large", f"more than {max_bytes:,} bytes", response.status)
     if expected is not None and size < expected:
-        raise _Failed("truncated", f"{size:,} of {expected:,} bytes", response.status, again=True)
+        raise Failed("truncated", f"{size:,} of {expected:,} bytes", response.status, again=True)
     data = b"".join(pieces)
     encoding = response.getheader("Content-Encoding", "").strip().lower() or "identity"
     if encoding != "identity":  # although none was asked for
         if encoding not in ("gzip", "x-gzip", "deflate"):
-            raise _Failed("encoding", f"{encoding} was not asked for", response.status)
+            raise Failed("encoding", f"{encoding} was not asked for", response.status)
         try:
             unpacker = zlib.decompressobj(wbits=47)  # of gzip or zlib
             data = unpacker.decompress(data, max_bytes + 1)
         except zlib.error as error:
-            raise _Failed("encoding", str(error), response.status) from error
+            raise Failed("encoding", str(error), response.status) from error
         if len(data) > max_bytes:
-            raise _Failed("too large", f"more than {max_bytes:,} bytes when unpacked", response.status)
+            raise Failed("too large", f"more than {max_bytes:,} bytes when unpacked", response.status)
         if not unpacker.eof:
-            raise _Failed("truncated", f"{encoding} without its end", response.status, again=True)
+            raise Failed("truncated", f"{encoding} without its end", response.status, again=True)
     if not data:
-        raise _Failed("empty", "an answer of no bytes", response.status)
+        raise Failed("empty", "an answer of no bytes", response.status)
     return data
 
 
-class _Wire:
-    """A connected socket as http.client uses it, whose every read and write ends by the deadline: the socket's own
-    timeout starts anew with each byte of a server that drips. Its owner closes it.
-    """
-
-    def __init__(self, sock: socket.socket, deadline: _Deadline) -> None:
-        self.sock, self.deadline = sock, deadline
-
-    def sendall(self, data: bytes) -> None:
-        self.sock.settimeout(self.deadline.left())
-        self.sock.sendall(data)
-
-    def makefile(self, mode: str = "rb") -> io.BufferedReader:
-        return io.BufferedReader(_Reader(self.sock, self.deadline), 1 << 16)
-
-    def close(self) -> None:
-        pass
-
-
-class _Reader(io.RawIOBase):
-    def __init__(self, sock: socket.socket, deadline: _Deadline) -> None:
-        self.sock, self.deadline = sock, deadline
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: Any) -> int:
-        self.sock.settimeout(self.deadline.left())
-        return self.sock.recv_into(buffer)
-
-
-def _connect(target: _Target, host: _Host, policy: Policy, deadline: _Deadline) -> socket.socket:
+def _connect(target: Target, host: _Host, policy: Policy, deadline: Deadline) -> socket.socket:
     """To the target, through the proxy if there is one, with TLS if it is https."""
     if policy.proxy:
-        via = _target(policy.proxy)
-        sock = _dial(via, _host(via.origin, policy), True, deadline)
+        via = target_of(policy.proxy)
+        sock = dial(via, _addresses(via, _host(via.origin, policy), deadline), True, deadline)
     else:
-        sock = _dial(target, host, target.name in policy.allow, deadline)
+        sock = dial(target, _addresses(target, host, deadline), target.name in policy.allow, deadline)
     if target.scheme == "http":
         return sock
     try:
         if policy.proxy:
             client = http.client.HTTPConnection(target.host, target.port)
-            client.sock = _Wire(sock, deadline)
+            client.sock = Wire(sock, deadline)
             client.request("CONNECT", target.name, headers={"Host": target.name, "User-Agent": policy.user_agent})
             response = client.getresponse()
             if response.status != 200:
-                raise _Failed("connection", f"the proxy answered {response.status} {response.reason}")
+                raise Failed("connection", f"the proxy answered {response.status} {response.reason}")
         sock.settimeout(deadline.left())
-        return _tls().wrap_socket(sock, server_hostname=target.host)
+        return tls().wrap_socket(sock, server_hostname=target.host)
     except BaseException:
         sock.close()
         raise
 
 
-@cache
-def _tls() -> ssl.SSLContext:
-    return ssl.create_default_context()
-
-
-def _dial(target: _Target, host: _Host, trusted: bool, deadline: _Deadline) -> socket.socket:
-    """The address that is checked is the one connected to: a second look-up could answer otherwise."""
+def _addresses(target: Target, host: _Host, deadline: Deadline) -> list[Any]:
     if not host.addresses or host.addresses_until < time.monotonic():
-        host.addresses = _look_up(target, deadline)
+        host.addresses = look_up(target, deadline)
         host.addresses_until = time.monotonic() + REMEMBERED_S
-    failure: Exception = _Failed("dns", "no address")
-    for family, kind, protocol, _, address in host.addresses:
-        if not trusted and not is_public(address[0]):
-            failure = _Failed("refused: address", f"{target.name} is {address[0]}, which is not public")
-            continue
-        sock = socket.socket(family, kind, protocol)
-        try:
-            sock.settimeout(min(deadline.left(), CONNECT_S))
-            sock.connect(address)
-            return sock
-        except OSError as error:
-            sock.close()
-            failure = error
-    raise failure
+    return host.addresses
 
 
-def _look_up(target: _Target, deadline: _Deadline) -> list[Any]:
-    """In a thread, because the resolver cannot be told when to stop."""
-    found: Future[list[Any]] = Future()
-
-    def ask() -> None:
-        try:
-            found.set_result(socket.getaddrinfo(target.host, target.port, type=socket.SOCK_STREAM))
-        except (OSError, UnicodeError) as error:
-            found.set_exception(error)
-
-    threading.Thread(target=ask, daemon=True).start()
-    try:
-        return found.result(deadline.left())
-    except TimeoutError as error:
-        raise _Failed("dns", "the resolver did not answer") from error
-    except (OSError, UnicodeError) as error:
-        again = isinstance(error, socket.gaierror) and error.errno == socket.EAI_AGAIN
-        raise _Failed("dns", str(error), again=again) from error
-
-
-def is_public(address: str) -> bool:
-    """Whether an IP address, or the IPv4 address within it that would be reached, belongs to the public internet."""
-    ip = ipaddress.ip_address(address)
-    if isinstance(ip, ipaddress.IPv6Address):
-        if ip.ipv4_mapped or ip in ipaddress.IPv6Network("64:ff9b::/96"):  # NAT64, RFC 6052
-            return is_public(str(ipaddress.IPv4Address(int(ip) & 0xFFFFFFFF)))
-        if ip.sixtofour and not is_public(str(ip.sixtofour)):
-            return False
-        if ip.is_site_local:
-            return False
-    return ip.is_global and not ip.is_multicast and not ip.is_reserved
-
-
-def _obey_robots(target: _Target, host: _Host, policy: Policy, deadline: _Deadline) -> None:
+def _obey_robots(target: Target, host: _Host, policy: Policy, deadline: Deadline) -> None:
     if host.robots is None or host.robots_until < time.monotonic():
         with deadline.holding(host.asking):
             if host.robots is None or host.robots_until < time.monotonic():
@@ -408,12 +258,12 @@ def _obey_robots(target: _Target, host: _Host, policy: Policy, deadline: _Deadli
                 host.robots_until = time.monotonic() + lives_s
                 deadline.ends += time.monotonic() - began
     if isinstance(host.robots, Answer):
-        raise _Failed(host.robots.outcome, f"robots.txt: {host.robots.detail}", host.robots.status)
+        raise Failed(host.robots.outcome, f"robots.txt: {host.robots.detail}", host.robots.status)
     if host.robots and not host.robots.can_fetch(AGENT, target.url):
-        raise _Failed("refused: robots", "robots.txt disallows it")
+        raise Failed("refused: robots", "robots.txt disallows it")
 
 
-def _read_robots(target: _Target, policy: Policy) -> RobotFileParser | Answer:
+def _read_robots(target: Target, policy: Policy) -> RobotFileParser | Answer:
     """By RFC 9309: no file is no rule; a server that cannot say refuses. One that does not answer has not answered."""
     answer = _fetch(f"{target.origin}/robots.txt", policy, min(ROBOTS_S, policy.deadline_s), ROBOTS_BYTES, False)
     rules = RobotFileParser()

@@ -21,7 +21,7 @@ from multiprocessing import forkserver
 from pathlib import Path
 from typing import Any
 
-from preprocessing.download import Rows, verify
+from preprocessing.download import Rows, rules, verify
 from preprocessing.shield import Policy, fetch
 
 
@@ -35,7 +35,9 @@ def main() -> None:
     theirs.LoggerProcess = _NoLogger
     work = Path(settings["work"])
     policy = settings["policy"]
-    theirs.Downloader = partial(_Shielded, work, Policy(**policy | {"allow": tuple(policy["allow"])}))
+    theirs.Downloader = partial(
+        _Shielded, work, settings["numbers"], Policy(**policy | {"allow": tuple(policy["allow"])})
+    )
     theirs.multiprocessing_distributor = _distribute
     theirs.download(
         str(work / "list"),
@@ -80,8 +82,8 @@ def _distribute(processes: int, downloader: "_Shielded", reader: Iterable[tuple[
 class _Shielded:
     """img2dataset's Downloader in a worker process: (index, arrow file) -> a shard, fetched by the shield, verified."""
 
-    def __init__(self, work: Path, policy: Policy, **settings: Any) -> None:
-        self.work, self.policy, self.settings = work, policy, settings
+    def __init__(self, work: Path, numbers: list[int], policy: Policy, **settings: Any) -> None:
+        self.work, self.numbers, self.policy, self.settings = work, numbers, policy, settings
 
     def __call__(self, shard: tuple[int, str]) -> tuple[bool, tuple[int, str]]:
         import pyarrow
@@ -126,10 +128,11 @@ class _Shielded:
         folder.mkdir()
         for suffix, name in {".tar": "shard.tar", ".parquet": "shard.parquet", "_stats.json": "stats.json"}.items():
             (self.work / "out" / f"{index:05d}{suffix}").rename(folder / name)
+        (folder / "rules.json").write_text(json.dumps(rules(self.policy)))
         (folder / "answers.jsonl").write_text("".join(json.dumps(answer) + "\n" for answer in answers), "ascii")
         try:
-            verify(folder, rows)
+            verify(folder, rows, self.policy)
         except (OSError, ValueError) as error:
-            print(f"ValueError: shard {index}: {error}")
+            print(f"ValueError: shard {self.numbers[index]}: {error}")
             return
-        folder.rename(self.work / "verified" / folder.name[1:])
+        folder.rename(self.work / "verified" / f"{self.numbers[index]:05d}")

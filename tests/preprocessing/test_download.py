@@ -11,7 +11,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import psutil
@@ -51,6 +51,7 @@ def rows_of(port: int, closed: int) -> list[Rows]:
 class Story:
     rows: list[Rows]
     raw: Path
+    policy: Policy
     away: str  # what was said without a network
     done: list[list[int]]  # numbers, run by run
     hits: list[Counter[str]]  # the server's, after each run with it
@@ -63,8 +64,8 @@ class Story:
 def story(tmp_path_factory: pytest.TempPathFactory) -> Iterable[Story]:
     port, closed = free_port(), free_port()
     raw = tmp_path_factory.mktemp("story") / "raw"
-    story = Story(rows_of(port, closed), raw, "", [[], [], []], [], 0, [])
     policy = Policy(allow=(f"127.0.0.1:{port}", f"127.0.0.1:{closed}"), deadline_s=2.0)
+    story = Story(rows_of(port, closed), raw, policy, "", [[], [], []], [], 0, [])
 
     def run(into: list[int]) -> None:
         def progress(asked: int) -> None:
@@ -166,6 +167,7 @@ def cut(name: str, keep: float) -> Callable[[Path], object]:
         cut("shard.parquet", 0.9),
         cut("answers.jsonl", 0.5),
         cut("answers.jsonl", 0),
+        cut("rules.json", 0),
         lambda shard: (shard / "stats.json").write_text('{"loss": 0.1}'),
         lambda shard: (shard / "stats.json").write_text("[]"),
         lambda shard: (shard / "stats.json").write_bytes((shard.parent / "00000" / "stats.json").read_bytes()),
@@ -177,16 +179,33 @@ def cut(name: str, keep: float) -> Callable[[Path], object]:
 def test_a_damaged_shard_is_not_done(story: Story, tmp_path: Path, damage: Callable[[Path], object]) -> None:
     shutil.copytree(story.raw, tmp_path, dirs_exist_ok=True)
     shard = tmp_path / "00001"
-    verify(shard, story.rows[1])
+    verify(shard, story.rows[1], story.policy)
     damage(shard)
     with pytest.raises((ValueError, OSError)):
-        verify(shard, story.rows[1])
+        verify(shard, story.rows[1], story.policy)
 
 
 def test_another_list_is_not_taken_for_what_lies_there(story: Story) -> None:
     for other in (story.rows[1][:-1], story.rows[1][::-1], [("x", url) for _, url in story.rows[1]], story.rows[2]):
         with pytest.raises(ValueError, match="other rows"):
-            verify(story.raw / "00001", other)
+            verify(story.raw / "00001", other, story.policy)
+
+
+def test_other_rules_ask_again_and_other_speeds_do_not(story: Story) -> None:
+    """A list that was refused for want of an --allow is not done when the allowance is given."""
+    for other in (replace(story.policy, allow=()), replace(story.policy, robots=False)):
+        with pytest.raises(ValueError, match="other rules"):
+            verify(story.raw / "00001", story.rows[1], other)
+    verify(story.raw / "00001", story.rows[1], replace(story.policy, per_host=1, deadline_s=9.0, contact="x"))
+
+
+def test_what_was_finished_when_the_run_was_killed_is_taken_over(story: Story, tmp_path: Path) -> None:
+    """Unless nothing in it answered: then it is asked for again."""
+    verified = tmp_path / "raw" / "work-x" / "verified"
+    for number in (1, 3):
+        shutil.copytree(story.raw / f"{number:05d}", verified / f"{number:05d}")
+    assert list(download([1], story.rows.__getitem__, tmp_path / "raw", story.policy)) == [1]
+    assert [path.name for path in (tmp_path / "raw").iterdir()] == ["00001"]
 
 
 def test_bytes_that_rotted_are_named(story: Story, tmp_path: Path) -> None:

@@ -10,8 +10,9 @@ from urllib.parse import quote
 import pytest
 
 from hostile_server import HostileServer, free_port, picture
-from preprocessing import shield
-from preprocessing.shield import Answer, Policy, fetch, is_public
+from preprocessing import shield, wire
+from preprocessing.shield import Answer, Policy, fetch
+from preprocessing.wire import is_public
 
 
 @pytest.fixture(scope="module")
@@ -187,8 +188,8 @@ def test_the_address_that_was_checked_is_the_one_connected_to(
         connected.append(address)
         raise ConnectionRefusedError("a stub")
 
-    monkeypatch.setattr(shield.socket, "getaddrinfo", getaddrinfo)
-    monkeypatch.setattr(shield.socket.socket, "connect", connect)
+    monkeypatch.setattr(wire.socket, "getaddrinfo", getaddrinfo)
+    monkeypatch.setattr(wire.socket.socket, "connect", connect)
     answer = fetch(f"http://rebinding.example:{port}/", Policy(deadline_s=0.4, robots=False))
     assert (answer.outcome, connected) == ("connection", [("8.8.8.8", port)])
     monkeypatch.setattr(shield, "REMEMBERED_S", 0.0)
@@ -240,7 +241,7 @@ def test_a_host_that_is_away_is_not_asked_for_each_of_its_pictures(monkeypatch: 
 
 def test_a_resolver_that_hangs_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
     hang = threading.Event()
-    monkeypatch.setattr(shield.socket, "getaddrinfo", lambda *_, **__: hang.wait(20))
+    monkeypatch.setattr(wire.socket, "getaddrinfo", lambda *_, **__: hang.wait(20))
     began = time.monotonic()
     assert fetch("http://hangs.example/", Policy(deadline_s=0.3, robots=False)).outcome == "dns"
     assert time.monotonic() - began < 1.0
