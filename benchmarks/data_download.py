@@ -2,9 +2,9 @@
 
     python benchmarks/data_download.py [--pictures 4000] [--rounds 3]
 
-One process on one core, the server on another. Pairs in turn, each time into an empty folder. ``download``: from the
-first picture asked for to the last one written, as img2dataset's statistics have it; ``whole call``: imports, workers and
-verification included.
+One process on one core, the server on another. Pairs in turn, each time into an empty folder. ``download``: from a
+shard's first picture asked for to its last one written, by img2dataset's statistics; ``whole call``: with imports,
+workers and verification.
 """
 
 import argparse

@@ -1,7 +1,9 @@
 """A local HTTP server that misbehaves in every way the web does."""
 
 import gzip
+import select
 import socket
+import ssl
 import threading
 from collections import Counter
 from collections.abc import Callable
@@ -24,7 +26,7 @@ def free_port() -> int:
 class HostileServer:
     """Use as ``with HostileServer() as server``. ``server.url("/good/1.jpg")``; ``server.hits`` counts paths."""
 
-    def __init__(self, port: int = 0) -> None:
+    def __init__(self, port: int = 0, tls: ssl.SSLContext | None = None) -> None:
         self.hits: Counter[str] = Counter()
         self.asked: list[tuple[str, dict[str, str]]] = []  # path, headers
         self.busy = self.busiest = 0  # requests for /slow at once
@@ -43,10 +45,24 @@ class HostileServer:
                 outer._answer(self, path)
                 self.close_connection = True
 
-            def do_CONNECT(self) -> None:  # as a proxy that refuses
+            def do_CONNECT(self) -> None:
+                """As a proxy, to this machine only."""
                 with outer.lock:
                     outer.asked.append((self.path, dict(self.headers)))
-                self.send_error(403)
+                host, port = self.path.split(":")
+                if host != "localhost":
+                    self.send_error(403)
+                    return
+                with socket.create_connection(("127.0.0.1", int(port))) as there:
+                    self.send_response(200)
+                    self.end_headers()
+                    other = {self.connection: there, there: self.connection}
+                    while True:
+                        for end in select.select(list(other), [], [])[0]:
+                            if not (data := end.recv(1 << 16)):
+                                self.close_connection = True
+                                return
+                            other[end].sendall(data)
 
             def log_message(self, format: str, *args: object) -> None:
                 pass
@@ -59,6 +75,8 @@ class HostileServer:
                 pass  # clients that hang up are the point
 
         self.server = Server(("127.0.0.1", port), Handler)
+        if tls:
+            self.server.socket = tls.wrap_socket(self.server.socket, server_side=True)
         self.name = f"127.0.0.1:{self.server.server_port}"
 
     def __enter__(self) -> "HostileServer":

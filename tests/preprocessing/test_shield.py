@@ -1,13 +1,21 @@
 """What the shield lets through, against a server that misbehaves."""
 
 import socket
+import ssl
 import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from urllib.parse import quote
 
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
 from hostile_server import HostileServer, free_port, picture
 from preprocessing import shield, wire
@@ -211,6 +219,42 @@ def test_the_environments_proxy_is_ignored_and_the_sites_own_is_used(
         "https://pictures.example/good/3.jpg", Policy(proxy=f"http://{server.name}", deadline_s=0.4)
     ).detail == ("robots.txt: the proxy answered 403 Forbidden")
     assert server.asked[-1][0] == "pictures.example:443"
+
+
+def certificate(folder: Path) -> tuple[ssl.SSLContext, ssl.SSLContext]:
+    """Of a server called localhost, and of a client that trusts it."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "localhost")])
+    now = datetime.now(UTC)
+    signed = (
+        x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number(), now, now + timedelta(days=1))
+        .add_extension(x509.SubjectAlternativeName([x509.DNSName("localhost")]), critical=False)
+        .sign(key, hashes.SHA256())
+    )
+    pem = signed.public_bytes(Encoding.PEM)
+    secret = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+    (folder / "server.pem").write_bytes(secret + pem)
+    server = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    server.load_cert_chain(folder / "server.pem")
+    return server, ssl.create_default_context(cadata=pem.decode())
+
+
+def test_https(server: HostileServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    of_server, of_client = certificate(tmp_path)
+    with HostileServer(tls=of_server) as secure:
+        port = secure.server.server_port
+        allow = (f"localhost:{port}", f"127.0.0.1:{port}")
+        policy = Policy(allow=allow, robots=False, deadline_s=2.0)
+        assert fetch(f"https://localhost:{port}/good/1.jpg", policy).outcome == "tls"  # signed by nobody known
+        monkeypatch.setattr(shield, "tls", lambda: of_client)
+        assert fetch(f"https://localhost:{port}/good/1.jpg", policy).data == picture("/good/1.jpg")
+        assert fetch(f"https://127.0.0.1:{port}/good/1.jpg", policy).outcome == "tls"  # of another name
+        assert fetch(f"https://localhost:{port}/drip", replace(policy, deadline_s=0.5)).outcome == "timeout"
+        assert fetch(f"https://localhost:{port}/truncated/2", policy).outcome == "truncated"
+        through = Policy(proxy=f"http://{server.name}", deadline_s=2.0)
+        answer = fetch(f"https://localhost:{port}/good/2.jpg", through)
+        assert (answer.outcome, answer.data) == ("ok", picture("/good/2.jpg"))
+        assert server.asked[-1][0] == f"localhost:{port}"
 
 
 def test_a_host_is_asked_by_few_at_once_and_waiting_for_it_is_not_its_fault() -> None:
