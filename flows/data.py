@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 
 from prefect import task
@@ -67,7 +67,9 @@ def wanted_set(preset: Preset) -> Path:
     options, name = options_of(preset), preset.data.name
     opened = open_source(name, options)
     if opened is None:
-        return newest_set(datasets(), name, asdict(options) if options != Options() else None)
+        return newest_set(
+            datasets(), name, {"limit": options.limit, "held_out": options.held_out} if options != Options() else None
+        )
     folder = opened.made()
     if folder is None:
         raise ValueError(f"the shards of {name} are not made yet: `mdm data {preset.name}` makes them")

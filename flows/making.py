@@ -1,5 +1,6 @@
 """A data set out of its source: listed, packed, finished, by one process or by many parts, and never twice."""
 
+import shutil
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
@@ -12,6 +13,7 @@ from joblib import cpu_count
 from flows.home import datasets, hold, sources
 from flows.removal import clear_set, hold_in_turn
 from mdm.data.pixels import centre_crop, read_rgb
+from preprocessing.card import write_card
 from preprocessing.catalogue import DataSet, Options, find
 from preprocessing.download import Policy
 from preprocessing.items import Source
@@ -51,12 +53,12 @@ class Opened:
 
 def open_source(name: str, options: Options = Options(), path: Path | None = None) -> Opened | None:  # noqa: B008
     """None where the set needs a source and none is at hand. Raises ValueError as the source does."""
-    row = find(name)
+    if path is None and (here := sources() / name).exists():
+        path = here
+    row = find(name, path)
     if row.wants and path is None:
-        path = sources() / name
-        if not path.exists():
-            return None
-    source = row.open(path, options)
+        return None
+    source = row.open(path, replace(options, work=sources() / name))
     return Opened(row, source, row.recipe(source, options), options)
 
 
@@ -79,7 +81,7 @@ def _unfinished(opened: Opened) -> Path:
 
 
 def _recipe_json(opened: Opened) -> dict[str, Any]:
-    return {**asdict(opened.recipe), "options": asdict(opened.options)}
+    return {**asdict(opened.recipe), "options": {"limit": opened.options.limit, "held_out": opened.options.held_out}}
 
 
 def count_items(folder: Path) -> int:
@@ -158,7 +160,11 @@ def _web(opened: Opened, plan: dict[str, Any], policy: Policy, part: tuple[int, 
 def _finish(opened: Opened, target: Path, plan: dict[str, Any]) -> Path:
     """The manifests of a set whose shards are all there, and its name."""
     removed = removals(datasets(), opened.row.name)
+    shutil.rmtree(target / "raw", ignore_errors=True)
     finish_set(target, plan, opened.recipe, opened.row.manifest_terms, removed)
     mark_cleared(target, removed)
+    row = opened.row
+    about = {"name": row.name, "summary": row.summary, "licence": row.licence, "credit": row.credit, "terms": row.terms}
+    write_card(target, about)
     write_json(target / RECIPE, {**_recipe_json(opened), "finished_s": time.time()})
     return target if target == opened.folder else target.rename(opened.folder)

@@ -118,6 +118,7 @@ def _paper_stage(
     start: str | None = None,
     caption_dropout: float = 0.0,
     label_dropout: float = 0.0,
+    window_shards: int = 0,
 ) -> Stage:
     """App. B: Adam (0.9, 0.99), lr 1e-4 after 30,000 warm-up steps, EMA 0.9999, clip 2.0. See ``choices.py``.
 
@@ -127,6 +128,7 @@ def _paper_stage(
         nimg=batch_size * steps,
         batch_size=batch_size,
         warmup_nimg=30_000 * batch_size,
+        window_shards=window_shards,
         low_only=1 / 3 if len(MODELS[model].levels) > 1 else 0.0,
         caption_dropout=caption_dropout,
         label_dropout=label_dropout,
@@ -152,7 +154,7 @@ def _cc12m(name: str, summary: str, disk_gb: float, *stages: tuple[str, int, int
         data=Data(name="cc12m"),
         text="flan-t5-xl",
         stages={
-            name: _paper_stage(*stage, start=start, caption_dropout=0.1)
+            name: _paper_stage(*stage, start=start, caption_dropout=0.1, window_shards=128)
             for name, stage, start in zip(names, stages, [None, *names], strict=False)
         },
         sampling=_PAPER_SAMPLING,

@@ -5,17 +5,20 @@ A row says where a set comes from and by which rules it is made. One more of a k
 
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from preprocessing.cc12m import Cc12m, Cc12mMirror
 from preprocessing.coco import Coco
-from preprocessing.folders import Pictures
+from preprocessing.folders import Pictures, caption_table
 from preprocessing.foreign import ForeignTars
 from preprocessing.imagenet import ImageNet
 from preprocessing.items import Source
+from preprocessing.listing import PICTURES
+from preprocessing.motion import make_motion_videos
 from preprocessing.openmoji import OpenMoji
 from preprocessing.shards import Recipe, Tier
+from preprocessing.videos import VIDEOS, Videos, WebVid
 
 CROPS, ORIGINALS = Tier(256, "jpg"), Tier(0)
 
@@ -27,6 +30,7 @@ class Options:
     limit: int = 0  # of listed items; 0 = all
     held_out: float = 0.0  # 0: as the row has it
     drop_duplicates: bool = False
+    work: Path | None = None  # where a source that makes its own files keeps them
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,7 +45,6 @@ class DataSet:
     per_shard: int = 1000
     min_px: int = 1
     least_val: int = 8
-    held_out: float = 0.0  # where a source takes it
     clips: bool = False
     licence: str
     credit: str
@@ -86,6 +89,28 @@ def _own(path: Path | None, options: Options) -> Source:
     return Pictures(given, limit=options.limit, held_out=held_out)
 
 
+def _videos(path: Path | None, options: Options) -> Source:
+    given = _needs(path)
+    folder, table = (given.parent, given) if given.is_file() else (given, caption_table(given))
+    if table is None:
+        raise ValueError(f"{folder} has no table of captions: a CSV there, with the columns file and caption")
+    return Videos(folder, table, options.held_out or 0.05)
+
+
+def _webvid(path: Path | None, options: Options) -> Source:
+    given = _needs(path)
+    folder, table = (given.parent, given) if given.is_file() else (given, caption_table(given))
+    if table is None:
+        raise ValueError(f"{folder} has no CSV: give the folder of WebVid's videos with its CSV in it")
+    return WebVid(folder, table, options.held_out or 0.001)
+
+
+def _motion(path: Path | None, options: Options) -> Source:
+    folder = _needs(options.work)
+    make_motion_videos(folder, options.limit or 300)
+    return Videos(folder, folder / "captions.csv", options.held_out or 0.05)
+
+
 def _openmoji(path: Path | None, options: Options) -> Source:
     return OpenMoji(people=True, skin_tones=True, val_fraction=options.held_out or 0.075, limit=options.limit)
 
@@ -120,6 +145,39 @@ CATALOGUE = {
             terms=_WEB,
         ),
         DataSet(
+            name="webvid",
+            summary="WebVid-10M from a local copy: 16 frames of every video (App. F)",
+            wants="a folder of its videos with its CSV in it (the set was withdrawn: it is never downloaded)",
+            open=_webvid,
+            per_shard=250,
+            clips=True,
+            licence="withdrawn by its authors; the videos are Shutterstock's",
+            credit="WebVid (Bain et al. 2021)",
+            terms="whoever has a copy has to know what they may do with it",
+        ),
+        DataSet(
+            name="videos",
+            summary="any folder of videos with a table of captions",
+            wants="a folder of videos with a CSV in it (columns file and caption), or that CSV",
+            open=_videos,
+            per_shard=250,
+            clips=True,
+            licence="yours to say",
+            credit="",
+            terms="whoever made the videos has rights in them",
+        ),
+        DataSet(
+            name="openmoji-motion",
+            summary="OpenMoji's drawings in motion, which the captions name: clips to try things on",
+            open=_motion,
+            tiers=(Tier(64, "jpg"),),
+            per_shard=50,
+            clips=True,
+            licence="CC-BY-SA-4.0",
+            credit="All emojis designed by OpenMoji – the open-source emoji and icon project. License: CC BY-SA 4.0",
+            terms="samples, pages and weights made from it carry the same credit and licence",
+        ),
+        DataSet(
             name="imagenet",
             summary="ImageNet-1k: all training images with their labels (App. F)",
             wants="a folder of synset folders, or of ILSVRC2012_img_train.tar",
@@ -142,14 +200,19 @@ CATALOGUE = {
 }
 
 
-def find(name: str) -> DataSet:
-    """The row of a name; any other name is a user's own set. Raises ValueError for what cannot name one."""
+def find(name: str, path: Path | None = None) -> DataSet:
+    """The row of a name; any other name is a user's own set, of pictures or videos, as its source has them.
+
+    Raises ValueError for what cannot name one.
+    """
     if name in CATALOGUE:
         return CATALOGUE[name]
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}", name) or name.endswith((".part", ".deleted")):
         raise ValueError(
             f"{name!r} cannot name a data set: take letters, digits, - and _; there are {', '.join(CATALOGUE)}"
         )
+    if path is not None and _only_videos(path):
+        return replace(CATALOGUE["videos"], name=name, summary="your own videos")
     return DataSet(
         name=name,
         summary="your own",
@@ -160,3 +223,9 @@ def find(name: str) -> DataSet:
         credit="",
         terms="whoever made the pictures has rights in them",
     )
+
+
+def _only_videos(path: Path) -> bool:
+    folder = path.parent if path.is_file() else path
+    kinds = {file.suffix.lower() for file in folder.rglob("*")} if folder.is_dir() else set()
+    return bool(kinds & set(VIDEOS)) and not kinds & {f".{extension}" for extension in PICTURES}

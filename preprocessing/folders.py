@@ -79,14 +79,19 @@ class Pictures:
             return self.folder, self.table
         if self.folder.is_file():
             return self.folder.parent, self.folder
-        try:
-            tables = sorted(path for path in self.folder.iterdir() if _is_table(path))
-        except OSError as error:
-            raise ValueError(f"{self.folder} cannot be read: {error.strerror}") from error
-        if len(tables) > 1:
-            names = ", ".join(path.name for path in tables)
-            raise ValueError(f"{self.folder} has more than one table of captions ({names}): give the path of the one")
-        return self.folder, next(iter(tables), None)
+        return self.folder, caption_table(self.folder)
+
+
+def caption_table(folder: Path) -> Path | None:
+    """The one table of captions that lies in a folder. Raises ValueError where there are more."""
+    try:
+        tables = sorted(path for path in folder.iterdir() if _is_table(path))
+    except OSError as error:
+        raise ValueError(f"{folder} cannot be read: {error.strerror}") from error
+    if len(tables) > 1:
+        names = ", ".join(path.name for path in tables)
+        raise ValueError(f"{folder} has more than one table of captions ({names}): give the path of the one")
+    return next(iter(tables), None)
 
 
 def _is_table(path: Path) -> bool:

@@ -266,16 +266,12 @@ def _clip(item: Item, recipe: Recipe) -> Made:
     pictures, known = {}, {}
     for tier in recipe.tiers:
         try:
-            clip = video.extract_clip(item.place.file, tier.px, seed_of(item.key))
+            clip = video.extract_clip(item.place.file, tier.px, seed=0)
         except video.Refused as error:
-            raise Refused(f"video: {error.reason}", str(error)) from None
+            raise Refused(f"video: {error.reason}", error.detail) from None
         known = {"width": clip.width, "height": clip.height, "times_s": clip.times_s}
         pictures[tier] = {f"{number:02d}.jpg": frame for number, frame in enumerate(clip.frames)}
     return known, pictures
-
-
-def seed_of(key: str) -> int:
-    return int(hashlib.sha256(key.encode()).hexdigest()[:8], 16)
 
 
 @contextmanager

