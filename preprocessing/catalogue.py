@@ -90,19 +90,19 @@ def _own(path: Path | None, options: Options) -> Source:
 
 
 def _videos(path: Path | None, options: Options) -> Source:
-    given = _needs(path)
-    folder, table = (given.parent, given) if given.is_file() else (given, caption_table(given))
-    if table is None:
-        raise ValueError(f"{folder} has no table of captions: a CSV there, with the columns file and caption")
-    return Videos(folder, table, options.held_out or 0.05)
+    return Videos(*_folder_and_table(path), options.held_out or 0.05)
 
 
 def _webvid(path: Path | None, options: Options) -> Source:
+    return WebVid(*_folder_and_table(path), options.held_out or 0.001)
+
+
+def _folder_and_table(path: Path | None) -> tuple[Path, Path]:
     given = _needs(path)
     folder, table = (given.parent, given) if given.is_file() else (given, caption_table(given))
     if table is None:
-        raise ValueError(f"{folder} has no CSV: give the folder of WebVid's videos with its CSV in it")
-    return WebVid(folder, table, options.held_out or 0.001)
+        raise ValueError(f"{folder} has no table of captions: put a CSV there, with the columns file and caption")
+    return folder, table
 
 
 def _motion(path: Path | None, options: Options) -> Source:
