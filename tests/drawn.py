@@ -9,9 +9,11 @@ from typing import Any
 from mdm.data.pixels import centre_crop, read_rgb
 from preprocessing.images import encode_png, rasterise_svg
 from preprocessing.items import Item, Place
-from preprocessing.lists import write_lists
-from preprocessing.making import finish_set, make_shards
+from preprocessing.lists import SPLITS, write_lists
+from preprocessing.making import finish_set, is_whole, make_shards
+from preprocessing.manifest import make_folder
 from preprocessing.openmoji import OpenMoji
+from preprocessing.remove import finish
 from preprocessing.shards import Pixels, Recipe, Tier
 
 PIXELS = Pixels(read_rgb, centre_crop)
@@ -74,7 +76,9 @@ def write_drawings(
     """A set's folder -> the manifests of its splits."""
     wanted = recipe(source, px, per_shard, name)
     lists = folder / "lists"
-    lists.mkdir(parents=True, exist_ok=True)
+    if all((folder / split / "manifest.json").exists() for split in SPLITS) and is_whole(folder, wanted):
+        return [finish(folder / split) for split in SPLITS]
+    make_folder(lists)
     plan = write_lists(Drawn(source, folder / "drawn", px), lists, per_shard, least_val=0)
     make_shards(folder, lists, plan, wanted, PIXELS, 1, progress)
     return finish_set(folder, plan, wanted, {"licence": "CC-BY-SA-4.0", "credit": "OpenMoji"}, removed)

@@ -7,11 +7,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from drawn import Inline, write_drawings
+from preprocessing import making
 from preprocessing.cost import SAMPLE, Cost, choose, measure_cost
 from preprocessing.embed import embed_captions
 from preprocessing.manifest import read_manifest
 from preprocessing.openmoji import OpenMoji
-from preprocessing.shards import write_openmoji
 
 # CC12M and FLAN-T5 XL as the paper's stages see them: 1 TB in half precision, half of it in 8 bits.
 CC12M = Cost(captions=12_000_000, tokens=20, dim=2048, caption_s=1e-3, seen=1_536_000_000, free_bytes=4_000_000_000_000)
@@ -39,11 +40,11 @@ def test_what_fits_the_disk_and_costs_less_is_chosen(change: dict[str, int], way
     assert "\n" not in line
 
 
-def test_the_figures_are_those_of_the_sets_that_are_made(tmp_path: Path) -> None:
+def test_the_figures_are_those_of_the_sets_that_are_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source = OpenMoji(limit=60, val_fraction=0.1)
     folders = [tmp_path / split for split in ("train", "val")]
-    for folder in folders:
-        write_openmoji(source, folder.name, "sixty", 16, folder, 10, 1, lambda done, total: None)
+    monkeypatch.setattr(making, "ProcessPoolExecutor", Inline)
+    write_drawings(tmp_path, source, per_shard=10)
     asked: list[str] = []
 
     def encode(captions: list[str]) -> tuple[list[np.ndarray], int]:

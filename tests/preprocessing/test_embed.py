@@ -4,10 +4,11 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
+from drawn import Inline, write_drawings
+from preprocessing import making
 from preprocessing.embed import embed_captions, finished_set, read_captions, stored_states
 from preprocessing.manifest import read_manifest
 from preprocessing.openmoji import OpenMoji
-from preprocessing.shards import write_openmoji
 
 SOURCE = OpenMoji(limit=13, val_fraction=0.08)
 DIM = 6
@@ -29,11 +30,15 @@ class Encoder:
         return states, sum(len(ws) > 4 for ws in words)
 
 
+@pytest.fixture(autouse=True)
+def inline(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(making, "ProcessPoolExecutor", Inline)
+
+
 @pytest.fixture
 def data(tmp_path: Path) -> Path:
-    folder = tmp_path / "train"
-    write_openmoji(SOURCE, "train", "dozen", 16, folder, 4, 1, lambda done, total: None)
-    return folder
+    write_drawings(tmp_path, SOURCE)
+    return tmp_path / "train"
 
 
 def test_states_lie_end_to_end(data: Path) -> None:
@@ -68,8 +73,8 @@ def test_interrupted_goes_on(data: Path, tmp_path: Path) -> None:
     rest = Encoder()
     manifest = embed_captions(data, "words", "v1", rest, 4)
     assert 1 < len(rest.asked) < 1 + len(SOURCE.split("train"))
-    write_openmoji(SOURCE, "train", "dozen", 16, tmp_path / "whole", 4, 1, lambda done, total: None)
-    assert embed_captions(tmp_path / "whole", "words", "v1", Encoder(), 4) == manifest
+    write_drawings(tmp_path / "whole", SOURCE)
+    assert embed_captions(tmp_path / "whole" / "train", "words", "v1", Encoder(), 4) == manifest
 
 
 def test_another_encoder_or_a_missing_file_is_made_again(data: Path) -> None:

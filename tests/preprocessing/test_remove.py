@@ -6,7 +6,6 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterable
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -16,14 +15,14 @@ import torch
 import webdataset
 from safetensors.numpy import load_file
 
+from drawn import Inline, write_drawings
 from mdm.data.shards import Shards, TrainingSet
 from mdm.stage import Storage
-from preprocessing import shards
+from preprocessing import making
 from preprocessing.embed import embed_captions, finished_set, read_captions
 from preprocessing.manifest import read_manifest, verify_dataset
 from preprocessing.openmoji import OpenMoji
 from preprocessing.remove import finish, remove, removed_keys
-from preprocessing.shards import write_openmoji
 from small import FAKE, fake_encode
 
 SOURCE = OpenMoji(limit=13, val_fraction=0.08)
@@ -36,7 +35,11 @@ def copy(squares: Path, tmp_path: Path) -> Path:
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in folder.rglob("*")
+        if path.is_file() and not path.name.endswith(".parquet")
+    }
 
 
 def test_all_other_samples_keep_their_positions(squares: Path, copy: Path) -> None:
@@ -169,14 +172,12 @@ def test_killed_before_any_write_then_the_same_bytes(squares: Path, tmp_path: Pa
 
 
 def test_made_again_they_stay_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    # Threads here: the processes are test_shards.py's, and take two seconds each time
-    monkeypatch.setattr(shards, "ProcessPoolExecutor", lambda workers, **_: ThreadPoolExecutor(workers))
+    monkeypatch.setattr(making, "ProcessPoolExecutor", Inline)
 
     def make(name: str = "set", px: int = 16, source: OpenMoji = SOURCE, keys: Iterable[str] = ()) -> dict[str, Any]:
-        folder = tmp_path / name
-        return write_openmoji(source, "train", "dozen", px, folder, 4, 1, lambda done, total: None, list(keys))
+        return write_drawings(tmp_path / name, source, px, removed=list(keys))[0]
 
-    folder, drawings = tmp_path / "set", SOURCE.split("train")
+    folder, drawings = tmp_path / "set" / "train", SOURCE.split("train")
     first, keys = make(), {drawings[1].key, drawings[6].key}
     remove(folder, keys)
     expected = contents(folder)
@@ -188,26 +189,27 @@ def test_made_again_they_stay_removed(tmp_path: Path, monkeypatch: pytest.Monkey
     few = OpenMoji(limit=8, val_fraction=0.08)
     for name, px, source in (("large", 24, SOURCE), ("few", 16, few), ("same", 16, SOURCE)):
         make(name, px, source, keys)  # other sets are made without them: they are found by key
-        verify_dataset(tmp_path / name)
-        data, still = Shards(tmp_path / name), keys & {drawing.key for drawing in source.split("train")}
+        verify_dataset(tmp_path / name / "train")
+        data, still = Shards(tmp_path / name / "train"), keys & {drawing.key for drawing in source.split("train")}
         assert len(data.removed) == len(still)
         assert not keys & {data[i].key for i in data.present()}
-        assert removed_keys(tmp_path / name) == still
-    assert contents(tmp_path / "same") == expected
+        assert removed_keys(tmp_path / name / "train") == still
+    assert contents(tmp_path / "same" / "train") == expected
 
 
 def test_killed_while_a_shard_is_made_again_its_removed_samples_do_not_come_back(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(shards, "ProcessPoolExecutor", lambda workers, **_: ThreadPoolExecutor(workers))
+    monkeypatch.setattr(making, "ProcessPoolExecutor", Inline)
 
     def make() -> None:
-        write_openmoji(SOURCE, "train", "dozen", 16, tmp_path, 4, 1, lambda done, total: None)
+        write_drawings(tmp_path, SOURCE)
 
     make()
-    whole = (tmp_path / "00000.tar").read_bytes()
-    remove(tmp_path, {SOURCE.split("train")[1].key})
-    expected = contents(tmp_path)
-    (tmp_path / "00000.tar").write_bytes(whole)  # as the kill left it: made again, nothing taken out yet
+    folder = tmp_path / "train"
+    whole = (folder / "00000.tar").read_bytes()
+    remove(folder, {SOURCE.split("train")[1].key})
+    expected = contents(folder)
+    (folder / "00000.tar").write_bytes(whole)  # as the kill left it: made again, nothing taken out yet
     make()
-    assert contents(tmp_path) == expected
+    assert contents(folder) == expected
