@@ -65,8 +65,8 @@ def download(
     progress: Callable[[int], None] = lambda asked: None,
 ) -> Iterator[int]:
     """Yields each of ``numbers`` once its raw shard lies verified in ``raw``, in the order in which they are finished;
-    those of an earlier run, of the same rows under the same rules, are not fetched again. ``policy.per_host`` is for all
-    ``processes`` together; ``progress`` gets the number of URLs asked since it was called last.
+    those of an earlier run, of the same rows under the same rules, are not fetched again. ``policy.per_host`` is for
+    all ``processes`` together; ``progress`` gets the number of URLs asked since it was called last.
 
     Raises ValueError if nothing answers (the network is away), a shard could not be written or verified, or another
     process is at work in ``raw``; OSError for ``raw`` itself. What was finished stays, and the same call goes on.
