@@ -12,6 +12,7 @@ img2dataset runs in a child process (preprocessing.shielded), in a group that en
 ends.
 """
 
+import fcntl
 import hashlib
 import json
 import os
@@ -64,43 +65,20 @@ def download(
     progress: Callable[[int], None] = lambda asked: None,
 ) -> Iterator[int]:
     """Yields each of ``numbers`` once its raw shard lies verified in ``raw``, in the order in which they are finished;
-    those of an earlier run, of the same rows under the same rules, are not fetched again. ``policy.per_host`` is this
-    machine's;
-    ``progress`` gets the number of URLs asked since it was called last.
+    those of an earlier run, of the same rows under the same rules, are not fetched again. ``policy.per_host`` is for
+    all ``processes`` together; ``progress`` gets the number of URLs asked since it was called last.
 
-    Raises ValueError if nothing answers (the network is away) or a shard could not be written or verified, OSError for
-    ``raw`` itself. Either way what was finished stays, and the same call goes on.
+    Raises ValueError if nothing answers (the network is away), a shard could not be written or verified, or another
+    process is at work in ``raw``; OSError for ``raw`` itself. What was finished stays, and the same call goes on.
     """
     raw.mkdir(parents=True, exist_ok=True)
-    for left in raw.glob("work-*"):
-        for finished in left.glob("verified/*"):
-            with suppress(OSError, ValueError, KeyError):  # it is damaged, or there is one already
-                if _answered(_read_answers(finished)):
-                    finished.rename(raw / finished.name)
-        shutil.rmtree(left, ignore_errors=True)
-    run = _Run(raw, replace(policy, per_host=max(1, policy.per_host // processes)), processes, threads, progress)
-
-    def missing() -> Iterator[int | tuple[int, Rows]]:
-        """Numbers that are finished; with their rows, those that are not."""
-        for number in numbers:
-            listed = list(rows(number))
-            if not listed or len({key for key, _ in listed}) < len(listed):
-                raise ValueError(f"shard {number} has no rows, or a key twice")
-            try:
-                run.note(verify(raw / f"{number:05d}", listed, run.policy))
-                yield number
-            except (OSError, ValueError):
-                yield number, listed
-
-    listed = missing()
-    while batch := list(islice(listed, SHARDS_PER_PROCESS * processes)):
-        yield from (entry for entry in batch if isinstance(entry, int))
-        todo = dict(entry for entry in batch if isinstance(entry, tuple))
-        while todo:
-            silent = yield from run.batch(todo)
-            if silent and not run.answered:
-                raise ValueError(_away(silent.values()))
-            todo = {number: todo[number] for number in silent}  # again, now that something has answered
+    with (raw / "lock").open("w") as lock:  # a second run would take over what the first has under way
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ValueError(f"{raw}: another process downloads into it; wait until it has ended, or end it") from None
+        policy = replace(policy, per_host=max(1, policy.per_host // processes))
+        yield from _Run(raw, policy, processes, threads, progress).all(numbers, rows)
 
 
 def read_raw(raw: Path, number: int) -> dict[str, Fetched]:
@@ -211,6 +189,35 @@ class _Run:
         with suppress(OSError, ValueError):
             self.answered = dict(json.loads((self.raw / "answered.json").read_bytes()))
 
+    def all(self, numbers: Iterable[int], rows: Callable[[int], Rows]) -> Iterator[int]:
+        for left in self.raw.glob("work-*"):
+            for finished in left.glob("verified/*"):
+                with suppress(OSError, ValueError, KeyError):  # it is damaged, or there is one already
+                    if _answered(_read_answers(finished)):
+                        finished.rename(self.raw / finished.name)
+            shutil.rmtree(left, ignore_errors=True)
+        listed = self.missing(numbers, rows)
+        while batch := list(islice(listed, SHARDS_PER_PROCESS * self.processes)):
+            yield from (entry for entry in batch if isinstance(entry, int))
+            todo = dict(entry for entry in batch if isinstance(entry, tuple))
+            while todo:
+                silent = yield from self.batch(todo)
+                if silent and not self.answered:
+                    raise ValueError(_away(silent.values()))
+                todo = {number: todo[number] for number in silent}  # again, now that something has answered
+
+    def missing(self, numbers: Iterable[int], rows: Callable[[int], Rows]) -> Iterator[int | tuple[int, Rows]]:
+        """Numbers that are finished; with their rows, those that are not."""
+        for number in numbers:
+            listed = list(rows(number))
+            if not listed or len({key for key, _ in listed}) < len(listed):
+                raise ValueError(f"shard {number} has no rows, or a key twice")
+            try:
+                self.note(verify(self.raw / f"{number:05d}", listed, self.policy))
+                yield number
+            except (OSError, ValueError):
+                yield number, listed
+
     def note(self, answers: list[dict[str, Any]]) -> None:
         urls = [a["final_url"] for a in answers if a["status"]]
         for url in urls[-3:]:
@@ -315,6 +322,8 @@ class _Run:
 
 def _reason(raw: Path) -> str:
     """The last error that the log names, as one line."""
+    if shutil.disk_usage(raw).free < 1 << 20:  # then the log may be empty too
+        return f"the disk of {raw} is full"
     lines = (raw / "img2dataset.log").read_text("utf-8", "replace").splitlines() or ["no word"]
     errors = [line for line in lines if re.match(r"[\w.]*(Error|Exception|BrokenProcessPool)\b", line)]
     return re.sub(r"[^ -~]", " ", (errors or lines)[-1])[:300]

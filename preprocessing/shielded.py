@@ -17,12 +17,15 @@ from collections.abc import Iterable
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from importlib import import_module
+from itertools import count
 from multiprocessing import forkserver
 from pathlib import Path
 from typing import Any
 
 from preprocessing.download import Rows, rules, verify
 from preprocessing.shield import Policy, fetch
+
+TOLD = 16  # URLs asked before progress is written
 
 
 def main() -> None:
@@ -96,10 +99,13 @@ class _Shielded:
         answers: dict[int, dict[str, Any]] = {}
         asked = os.open(self.work / "asked", os.O_WRONLY | os.O_APPEND)
 
+        counter = count(1)
+
         def fetch_row(row: tuple[int, str], **_: object) -> tuple[int, io.BytesIO | None, str | None]:
             key, url = rows[row[0]]
             answer = fetch(url, self.policy)
-            os.write(asked, b".")
+            if next(counter) % TOLD == 0:
+                os.write(asked, bytes(TOLD))
             answers[row[0]] = {
                 "key": key,
                 "url": url,
@@ -116,6 +122,7 @@ class _Shielded:
         theirs.download_image_with_retry = fetch_row
         try:
             done, _ = theirs.Downloader(**self.settings)(shard)
+            os.write(asked, bytes(len(answers) % TOLD))
         finally:
             os.close(asked)
         if done:

@@ -91,28 +91,35 @@ class Wire:
 
     def __init__(self, sock: socket.socket, deadline: Deadline) -> None:
         self.sock, self.deadline = sock, deadline
+        self.timeout_s = 0.0
+
+    def arm(self) -> None:
+        left = self.deadline.left()
+        if abs(left - self.timeout_s) > 0.1:  # to set it is a system call
+            self.sock.settimeout(left)
+            self.timeout_s = left
 
     def sendall(self, data: bytes) -> None:
-        self.sock.settimeout(self.deadline.left())
+        self.arm()
         self.sock.sendall(data)
 
     def makefile(self, mode: str = "rb") -> io.BufferedReader:
-        return io.BufferedReader(_Reader(self.sock, self.deadline), 1 << 16)
+        return io.BufferedReader(_Reader(self), 1 << 16)
 
     def close(self) -> None:
         pass
 
 
 class _Reader(io.RawIOBase):
-    def __init__(self, sock: socket.socket, deadline: Deadline) -> None:
-        self.sock, self.deadline = sock, deadline
+    def __init__(self, wire: Wire) -> None:
+        self.wire = wire
 
     def readable(self) -> bool:
         return True
 
     def readinto(self, buffer: Any) -> int:
-        self.sock.settimeout(self.deadline.left())
-        return self.sock.recv_into(buffer)
+        self.wire.arm()
+        return self.wire.sock.recv_into(buffer)
 
 
 @cache

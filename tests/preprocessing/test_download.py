@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import psutil
 import pytest
@@ -26,6 +27,7 @@ from preprocessing.shield import Policy
 KILLED = """
 import json, sys
 from pathlib import Path
+from types import SimpleNamespace
 from preprocessing import shielded
 from preprocessing.download import download
 from preprocessing.shield import Policy
@@ -205,7 +207,7 @@ def test_what_was_finished_when_the_run_was_killed_is_taken_over(story: Story, t
     for number in (1, 3):
         shutil.copytree(story.raw / f"{number:05d}", verified / f"{number:05d}")
     assert list(download([1], story.rows.__getitem__, tmp_path / "raw", story.policy)) == [1]
-    assert [path.name for path in (tmp_path / "raw").iterdir()] == ["00001"]
+    assert {path.name for path in (tmp_path / "raw").iterdir()} == {"00001", "lock"}
 
 
 def test_bytes_that_rotted_are_named(story: Story, tmp_path: Path) -> None:
@@ -235,6 +237,23 @@ def test_a_downloader_that_ends_is_told_with_its_log(tmp_path: Path, monkeypatch
     )
     with pytest.raises(ValueError, match=said):
         list(download([3], lambda _: [("a", "http://x.example/")], tmp_path / "raw", Policy()))
+
+
+def test_a_full_disk_is_named_although_the_log_is_empty(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(preprocessing.download.sys, "executable", "/bin/false")
+    monkeypatch.setattr(preprocessing.download.shutil, "disk_usage", lambda _: SimpleNamespace(free=0))
+    with pytest.raises(ValueError, match=r"could not be downloaded: the disk of .* is full; .* goes on"):
+        list(download([3], lambda _: [("a", "http://x.example/")], tmp_path, Policy()))
+
+
+def test_two_do_not_download_into_one_folder(story: Story, tmp_path: Path) -> None:
+    shutil.copytree(story.raw, tmp_path, dirs_exist_ok=True)
+    first = download([1, 4], story.rows.__getitem__, tmp_path, story.policy)
+    next(first)
+    with pytest.raises(ValueError, match="another process downloads into it"):
+        next(download([1], story.rows.__getitem__, tmp_path, story.policy))
+    assert list(first) == [4]
+    assert list(download([1], story.rows.__getitem__, tmp_path, story.policy)) == [1]
 
 
 def die(shard: tuple[int, str]) -> None:
