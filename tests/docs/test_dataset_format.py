@@ -34,7 +34,7 @@ def test_every_file_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     for split in ("train", "val"):
         write_dataset(folder, split, 8, 8)
     write_json(folder / "recipe.json", {})
-    data = {"name": "squares", "source": "prepared"}
+    data = {"name": "squares"}
     captions = Captions(resolve("tiny", {"data": data, "embeddings": "auto"}), folder)
     captions.embed(captions.source(print).way, lambda start: lambda done, total: None)
     remove_samples("squares", {"train001"}, dry_run=False, say=print)

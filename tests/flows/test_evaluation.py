@@ -30,7 +30,7 @@ MODEL = replace(small_model(2), text=None, labels=Labels(num_classes=4))
 PRESET = Preset(
     name="small",
     summary="of the tests",
-    data=Data(source="prepared", name="squares", resolution=32),
+    data=Data(name="squares"),
     text=None,
     stages={"16": Stage(model=MODEL, training=Training(nimg=8, batch_size=8))},
     sampling=Sampling(steps=1),

@@ -3,16 +3,19 @@
 import json
 import shutil
 import threading
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from flows import data, removal
+from drawn import Drawn, Inline
+from flows import removal
 from flows.cli import main
-from flows.data import make_set, pinned_set, wanted_set
-from flows.home import Trouble
+from flows.data import pinned_set, wanted_set
+from flows.home import Trouble, datasets
+from flows.making import Opened, make_set
 from flows.removal import between_removals, remove_samples
 from flows.sets import list_sets, set_of_samples, sets_of_run
 from mdm.data import leases
@@ -21,22 +24,33 @@ from mdm.files import write_json
 from mdm.presets import Preset, resolve
 from mdm.structure import to_dict
 from mdm.training.train import main as train
-from preprocessing import shards
+from preprocessing import making
+from preprocessing.catalogue import Options, find
 from preprocessing.manifest import read_json, read_manifest
 from preprocessing.openmoji import OpenMoji
 from preprocessing.remove import read_keys, removed_keys
 from preprocessing.sets import is_finished, newest_set, removals
+from preprocessing.shards import Shard, Tier
 from small import small_job, write_dataset
 
 DOZEN, FEW = OpenMoji(limit=13, val_fraction=0.2), OpenMoji(limit=9, val_fraction=0.2)
 
 
-def preset(limit: int = 13, name: str = "dozen", source: str = "openmoji") -> Preset:
-    return resolve("tiny", {"data": {"name": name, "source": source, "limit": limit}})
+def preset(name: str) -> Preset:
+    return resolve("tiny", {"data": {"name": name}})
 
 
-def make(source: OpenMoji = DOZEN) -> Path:
-    return make_set(preset(source.limit), source, lambda start: lambda done, total: None, lambda line: None)[0]
+def opened(source: OpenMoji = DOZEN) -> Opened:
+    """Drawings that need no download."""
+    row = replace(find("openmoji"), name="dozen", tiers=(Tier(16, "png"),), least_val=0)
+    drawn = Drawn(source, datasets().parent / f"drawn-{source.limit}", 16)
+    return Opened(row, drawn, row.recipe(drawn, Options()), Options(limit=source.limit))
+
+
+def make(source: OpenMoji = DOZEN, say: Callable[[str], None] = lambda line: None) -> Path:
+    made = make_set(opened(source), lambda done: None, say)
+    assert made is not None
+    return made
 
 
 def contents(folder: Path) -> dict[str, tuple[int, bytes]]:
@@ -46,10 +60,10 @@ def contents(folder: Path) -> dict[str, tuple[int, bytes]]:
 
 @pytest.fixture(autouse=True)
 def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty MDM_HOME's datasets/. Shards are drawn by threads: processes take seconds to start."""
+    """An empty MDM_HOME's datasets/. Shards are packed here: processes take seconds to start."""
     vars(FEW)["drawings"] = DOZEN.drawings[:9]  # looking at all drawings takes seconds, too
     monkeypatch.setenv("MDM_HOME", str(tmp_path))
-    monkeypatch.setattr(shards, "ProcessPoolExecutor", lambda workers, **_: ThreadPoolExecutor(workers))
+    monkeypatch.setattr(making, "ProcessPoolExecutor", Inline)
     monkeypatch.setattr(leases, "BEAT_S", 0.02)
     for module in (leases, removal):
         monkeypatch.setattr(module, "LOOK_S", 0.02)
@@ -74,62 +88,74 @@ def test_every_recipe_has_its_folder_and_none_replaces_another(root: Path) -> No
         len(source.split("train")) for source in (DOZEN, FEW)
     ]
     assert newest_set(root, "dozen") == small
-    assert read_json(small / "recipe.json")["limit"] == 9  # type: ignore[index]
+    assert read_json(small / "recipe.json")["options"] == {"limit": 9, "held_out": 0.0}  # type: ignore[index]
 
 
-def test_a_set_that_an_earlier_version_made_is_taken_as_it_lies(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    old = make().rename(root / "dozen")
-    (old / "recipe.json").unlink()
+def test_a_set_that_an_earlier_version_made_is_taken_as_it_lies(root: Path) -> None:
+    old = make().rename(root / "openmoji-people-64")
+    for name in ("recipe.json", "card.json"):
+        (old / name).unlink()
+    shutil.rmtree(old / "lists")
+    for split, inputs in zip(("train", "val"), DOZEN.first_inputs("openmoji-people-64", 64, 250), strict=True):
+        manifest = read_manifest(old / split)
+        write_json(old / split / "manifest.json", {**manifest, "name": "openmoji-people-64", "inputs": inputs})
     before = contents(old)
-    assert make() == old and contents(old) == before
-    monkeypatch.setattr(data, "openmoji", lambda _: DOZEN)
-    assert wanted_set(preset()) == old
-    monkeypatch.setattr(data, "openmoji", lambda _: FEW)
-    with pytest.raises(ValueError, match="not made yet: `mdm data tiny`"):
-        wanted_set(preset())
-    assert make(FEW) != old and contents(old) == before
+    row, said = find("openmoji"), list[str]()
+    same = Opened(row, DOZEN, row.recipe(DOZEN, Options()), Options())
+    assert same.made() == old == make_set(same, lambda done: None, said.append) and contents(old) == before
+    other = Opened(row, FEW, row.recipe(FEW, Options()), Options())
+    assert other.made() is None and newest_set(root, "openmoji") == old
+    (old / "train" / "00000.tar").unlink()
+    with pytest.raises(ValueError, match="lacks shards, and an earlier version made it"):
+        make_set(same, lambda done: None, said.append)
+
+
+def test_what_was_removed_under_a_former_name_stays_removed(root: Path) -> None:
+    write_json(root / "openmoji-people-64.removed.json", {"format": 1, "removed": {"1F600": {}}})
+    assert removals(root, "openmoji") == {"1F600": {}}
 
 
 def test_an_unfinished_set_is_none_and_is_gone_on_with(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def dies(source: OpenMoji, split: str, *rest: object) -> object:
-        if split == "val":
+    def dies(shard: Shard, *rest: Any) -> None:
+        if shard.split == "val":
             raise KeyboardInterrupt
-        return shards.write_openmoji(source, split, *rest)  # type: ignore[arg-type]
+        pack(shard, *rest)
 
+    pack = making.pack_shard
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(data, "write_openmoji", dies)
+        patch.setattr(making, "pack_shard", dies)
         make()
     (part,) = root.glob("*.part")
     with pytest.raises(ValueError, match="no finished data set dozen"):
         newest_set(root, "dozen")
     assert [entry.samples for entry in list_sets()] == ["unfinished"]
-    before = contents(part)
+    before = {name: file for name, file in contents(part).items() if name != "recipe.json"}
     folder = make()
     assert not part.exists() and before.items() <= contents(folder).items()
 
 
 def test_of_two_makers_one_makes_and_the_other_takes_it(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    drawn: list[int] = []
+    packed: list[Shard] = []
     said: list[str] = []
     found: list[Path] = []
-    write = shards._write_shard
+    pack = making.pack_shard
     inside = threading.Barrier(2)
 
-    def slow(job: tuple) -> dict:
-        if not drawn:
+    def slow(shard: Shard, *rest: Any) -> None:
+        if not packed:
             inside.wait(20)
             while not said:
                 threading.Event().wait(0.01)
-        drawn.append(job[1])
-        return write(job)
+        packed.append(shard)
+        pack(shard, *rest)
 
-    monkeypatch.setattr(shards, "_write_shard", slow)
+    monkeypatch.setattr(making, "pack_shard", slow)
     first = threading.Thread(target=lambda: found.append(make()))
     first.start()
     inside.wait(20)
-    folder, _ = make_set(preset(), DOZEN, lambda start: lambda done, total: None, said.append)
+    folder = make(say=said.append)
     first.join()
-    assert found == [folder] and drawn == [0, 0]  # a shard of each split, once
+    assert found == [folder] and len(packed) == len(set(packed)) == 2  # a shard of each split, once
     assert said[0].startswith(f"dataset {folder.name} is in use by process")
 
 
@@ -142,7 +168,7 @@ def test_a_name_means_the_newest_finished_set_and_a_run_keeps_to_its_own(
     manifest = read_manifest(stranger / "train")
     write_json(stranger / "train" / "manifest.json", {**manifest, "name": "squares-of"})
     (newer / "val" / "manifest.json").touch()
-    assert newest_set(root, "squares") == newer == wanted_set(preset(name="squares", source="prepared"))
+    assert newest_set(root, "squares") == newer == wanted_set(preset("squares"))
     assert newest_set(root, "squares-of-others") == stranger == newest_set(root, "squares-of")
     run = tmp_path / "runs" / "r"
     said: list[str] = []

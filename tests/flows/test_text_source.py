@@ -92,7 +92,7 @@ def test_states_that_another_process_reads_are_not_replaced_by_another_encoders(
 def test_embed_prints_what_each_way_costs_and_makes_what_is_asked_for(
     folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    options = ["tiny", "--set", "data.source=prepared", "--set", "data.name=squares", "--set"]
+    options = ["tiny", "--set", "data.name=squares", "--set"]
     assert main(["embed", *options, "embeddings=auto", "--dry-run"]) == 0
     out = capsys.readouterr().out
     seen = sum(stage.training.nimg for stage in PRESETS["tiny"].stages.values())

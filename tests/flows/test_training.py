@@ -52,7 +52,7 @@ def whole(**stages: Stage) -> Preset:
     return Preset(
         name="graph",
         summary="a stage graph",
-        data=Data(source="prepared", name="squares", resolution=32),
+        data=Data(name="squares"),
         text=None,
         stages=stages,
         sampling=Sampling(),
