@@ -12,7 +12,7 @@ from evaluation.extraction import kept_features
 from evaluation.metrics import caption_fit, distances
 from evaluation.nearest import nearest_images
 from evaluation.protocols import SAMPLES
-from evaluation.reading import load_drawn, load_real, measured_lines
+from evaluation.reading import load_drawn, load_real, measured_lines, sample_px
 from mdm.data.embeddings import TextSource
 from mdm.data.shards import Shards
 from mdm.data.text import online_encoder
@@ -37,7 +37,8 @@ def measure(
     ``progress(what, done, total)`` is called all along.
     """
     encoder = online_encoder(text, pick_device("auto"), data)
-    train, held_out = Shards(data / "train", text), Shards(data / "val", text)
+    px = sample_px(images)
+    train, held_out = Shards(data / "train", text, px=px), Shards(data / "val", text, px=px)
     lines = measured_lines(images, held_out, settings.num_samples, labelled=text is None)
     reals = {"train": load_real(train, encoder, settings.num_real), "val": load_real(held_out, encoder)}
     drawn = load_drawn(images, lines, seed)

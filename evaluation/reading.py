@@ -12,7 +12,7 @@ from evaluation.features import load_folder
 from evaluation.heads import pool_tokens
 from evaluation.protocols import NOISE, SAMPLES, UNTRAINED
 from mdm.data.order import hash64
-from mdm.data.ranges import to_uint8
+from mdm.data.ranges import average, to_uint8
 from mdm.data.shards import Shards
 from mdm.data.text import TextEncoder, caption_states
 
@@ -31,14 +31,14 @@ class Real:
 
 
 def load_real(shards: Shards, encoder: TextEncoder | None, limit: int = 0) -> Real:
-    """All samples of a split, or ``limit`` of them, equally far apart."""
+    """All samples of a split, or ``limit`` of them, equally far apart, at the size that ``shards`` was opened for."""
     indices = shards.spread(limit or len(shards))
     samples = [shards[i] for i in indices]
     pooled = np.zeros((len(samples), 0), np.float32)
     if shards.states is not None or encoder is not None:
         tokens = [states.numpy() for states in caption_states(shards, indices, encoder)[0]]
         pooled = pool_tokens(np.concatenate(tokens), np.cumsum([0] + [len(t) for t in tokens]))
-    images = np.stack([sample.image.numpy() for sample in samples])
+    images = np.stack([average(sample.image, shards.px or sample.image.shape[-1]).numpy() for sample in samples])
     keys, captions = [sample.key for sample in samples], [sample.caption for sample in samples]
     return Real(indices, keys, captions, images, pooled)
 
@@ -61,10 +61,15 @@ def measured_lines(images: Path, held_out: Shards, num_samples: int, labelled: b
 
 def load_drawn(images: Path, lines: list[Line], seed: int) -> dict[str, NDArray[np.uint8]]:
     """The images of these lines, uint8 [N, 3, H, H] each: samples, the untrained model's, and noise."""
-    px = max(int(level.name) for level in (images / "samples" / "levels").iterdir() if level.name.isdecimal())
+    px = sample_px(images)
     names = [line.file for line in lines]
     drawn = {what: load_folder(images / folder, names, px) for what, folder in FOLDERS.items()}
     return {**drawn, NOISE: noise_images(max(line.index for line in lines) + 1, px, seed)[[x.index for x in lines]]}
+
+
+def sample_px(images: Path) -> int:
+    """The samples' resolution: the highest that they were kept at."""
+    return max(int(level.name) for level in (images / "samples" / "levels").iterdir() if level.name.isdecimal())
 
 
 def noise_images(count: int, px: int, seed: int) -> NDArray[np.uint8]:

@@ -8,6 +8,7 @@ from pathlib import Path
 from subprocess import Popen
 from typing import Any
 
+from evaluation.captions import read_lines
 from flows.home import (
     PROJECT,
     Trouble,
@@ -118,11 +119,14 @@ def end_stale_servers() -> None:
             continue  # gone meanwhile, or another user's
 
 
+PROMPTS = 3  # in the command that draws one's own
+
+
 def where_things_are(name: str) -> str:
     """The closing lines: the page, the servers' commands, the checkpoint, a prompt of one's own."""
     run = run_folder(name)
     bin_folder = Path(_shown(Path(sys.executable).parent))
-    prompts = ("red heart", "woman medium skin tone", "grinning face")
+    prompts = [line.caption for line in read_lines(run / "samples" / "samples")[:PROMPTS]]
     rows = {
         "Report": _shown(run / "report" / "index.html"),
         "Checkpoints": _shown(last_stage(run) / "checkpoints"),

@@ -222,7 +222,9 @@ def strip(tiles: list[NDArray[np.uint8]]) -> NDArray[np.uint8]:
     gap = np.full((TILE_PX, 4, 3), 255, np.uint8)
     row: list[NDArray[np.uint8]] = []
     for tile in tiles:
-        picture = Image.fromarray(tile.transpose(1, 2, 0)).resize((TILE_PX, TILE_PX), Image.Resampling.NEAREST)
+        finer = tile.shape[1] > TILE_PX  # few pixels are to be seen as they are
+        how = Image.Resampling.BOX if finer else Image.Resampling.NEAREST
+        picture = Image.fromarray(tile.transpose(1, 2, 0)).resize((TILE_PX, TILE_PX), how)
         row += [gap, np.asarray(picture)] if row else [np.asarray(picture)]
     return np.concatenate(row, axis=1)
 

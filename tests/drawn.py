@@ -72,9 +72,10 @@ def write_drawings(
     name: str = "dozen",
     removed: Collection[str] = (),
     progress: Callable[[int], None] = lambda done: None,
+    **changes: Any,
 ) -> list[dict[str, Any]]:
     """A set's folder -> the manifests of its splits."""
-    wanted = recipe(source, px, per_shard, name)
+    wanted = recipe(source, px, per_shard, name, **changes)
     lists = folder / "lists"
     if all((folder / split / "manifest.json").exists() for split in SPLITS) and is_whole(folder, wanted):
         return [finish(folder / split) for split in SPLITS]

@@ -17,6 +17,15 @@ def to_uint8(x: Tensor) -> Tensor:
     return ((x.clamp(-1, 1) + 1) * SCALE).round().to(torch.uint8).cpu()
 
 
+def average(images: Tensor, px: int) -> Tensor:
+    """uint8 [..., H, H] averaged to [..., px, px], as the levels of a training are (D^r, Sec. 3.2); H a multiple."""
+    factor = images.shape[-1] // px
+    if factor == 1:
+        return images
+    blocks = images.unflatten(-1, (px, factor)).unflatten(-3, (px, factor))  # [..., px, factor, px, factor]
+    return blocks.float().mean(dim=(-3, -1)).round().to(torch.uint8)
+
+
 def tile(xs: list[Tensor]) -> np.ndarray:
     """Levels of [B, 3, H_r, H_r] -> one uint8 picture [R * H, B * H, 3], a row per level."""
     px = xs[-1].shape[-1]

@@ -100,7 +100,7 @@ class Shards:
         except ValueError as error:
             raise ValueError(f"cannot be used: {error}") from None
         if not self.stored_px:
-            return centre_crop(rgb, self.px) if self.px else rgb
+            return np.array(centre_crop(rgb, self.px) if self.px else rgb)
         if rgb.shape != (self.stored_px, self.stored_px, 3):
             raise ValueError(
                 f"is {rgb.shape[1]} x {rgb.shape[0]} px, the set's are {self.stored_px} x {self.stored_px}"

@@ -145,7 +145,7 @@ def test_a_runs_name_comes_from_what_decides_results(home: Path) -> None:
         {"hardware": {"processes": 1, "threads": 2, "device": "cuda", "data_workers": 3}},
         {"storage": {"check": "digest", "tolerate": 3}, "embeddings": "online"},
         {"stages": {"16": {"compute": {"precision": "float32"}, "cadence": {"log_every_nimg": 16}}}},
-        {"sampling": {"batch_size": 2}, "data": {"name": "elsewhere"}},
+        {"sampling": {"batch_size": 2}},
     ):
         assert named(**same) == "tiny"
     others = [
@@ -159,7 +159,7 @@ def test_a_runs_name_comes_from_what_decides_results(home: Path) -> None:
         )
     ]
     assert len(set(others)) == 5 and all(name.startswith("tiny-") for name in others)
-    assert run_name(resolve("cc12m-256", {"data": {"name": "other"}})) != "cc12m-256"  # prepared: it says which
+    assert run_name(resolve("cc12m-256", {"data": {"name": "other"}})) != "cc12m-256"
     assert named(seed=1, hardware={"threads": 2}) == named(seed=1)
     assert named(name="mine", seed=1) == "mine"
 

@@ -74,7 +74,7 @@ def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.fixture
 def squares_here(root: Path) -> Path:
     for split in ("train", "val"):
-        write_dataset(root / "squares", split, 9, 8, per_shard=4)
+        write_dataset(root / "squares", split, 9, 16, per_shard=4)
     return root / "squares"
 
 
@@ -135,7 +135,7 @@ def test_an_unfinished_set_is_none_and_is_gone_on_with(root: Path, monkeypatch: 
 
 
 def test_of_two_makers_one_makes_and_the_other_takes_it(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    packed: list[Shard] = []
+    packed: list[str] = []
     said: list[str] = []
     found: list[Path] = []
     pack = making.pack_shard
@@ -146,7 +146,7 @@ def test_of_two_makers_one_makes_and_the_other_takes_it(root: Path, monkeypatch:
             inside.wait(20)
             while not said:
                 threading.Event().wait(0.01)
-        packed.append(shard)
+        packed.append(shard.split)
         pack(shard, *rest)
 
     monkeypatch.setattr(making, "pack_shard", slow)
@@ -155,7 +155,7 @@ def test_of_two_makers_one_makes_and_the_other_takes_it(root: Path, monkeypatch:
     inside.wait(20)
     folder = make(say=said.append)
     first.join()
-    assert found == [folder] and len(packed) == len(set(packed)) == 2  # a shard of each split, once
+    assert found == [folder] and sorted(packed) == ["train", "val"]  # a shard of each split, once
     assert said[0].startswith(f"dataset {folder.name} is in use by process")
 
 
@@ -218,8 +218,7 @@ def write_json_in(path: Path, value: object) -> Path:
 
 def verb(tmp_path: Path, *keys: str) -> list[str]:
     (tmp_path / "keys.txt").write_text("\n\n".join(keys) + "\n")
-    settings = ["--set", "data.name=squares", "--set", "data.source=prepared"]
-    return ["data", "tiny", *settings, "--remove", str(tmp_path / "keys.txt")]
+    return ["data", "squares", "--remove", str(tmp_path / "keys.txt")]
 
 
 def test_the_verb_looks_in_every_split_of_every_set_of_the_name(
@@ -341,8 +340,7 @@ def test_sets_are_listed_with_their_users_and_unused_ones_pruned(
     for split in ("train", "val"):
         write_json_in(root / "damaged" / split / "manifest.json", {"name": "squares"})
     (root / "downloads").mkdir()
-    manifest = read_manifest(squares_here / "train")
-    write_json(squares_here / "train" / "manifest.json", {**manifest, "source": {"openmoji": "17"}})
+    write_json(squares_here / "recipe.json", {"name": "squares"})
     held, of_run = (shutil.copytree(squares_here, root / f"squares-{name}") for name in ("held", "of-run"))
     shutil.copytree(squares_here, root / "squares-half.part")
     write_json_in(tmp_path / "runs" / "r" / "16.old-1" / "job.json", to_dict(small_job(of_run)))
@@ -374,8 +372,7 @@ def test_sets_are_listed_with_their_users_and_unused_ones_pruned(
 def test_a_link_to_another_disk_stays_and_nothing_ends_a_prune(
     squares_here: Path, root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    manifest = read_manifest(squares_here / "train")
-    write_json(squares_here / "train" / "manifest.json", {**manifest, "source": {"openmoji": "17"}})
+    write_json(squares_here / "recipe.json", {"name": "squares"})
     disk = shutil.copytree(squares_here, tmp_path / "disk")
     shutil.copytree(squares_here, root / "squares-2")
     for name in ("half.part", "left.deleted", "linked"):

@@ -7,10 +7,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from mdm.data.pixels import read_rgb
+from mdm.data.pixels import centre_crop, read_rgb
+from mdm.data.ranges import average
 
 RED, BLUE, WHITE, HIDDEN = (220, 30, 30), (30, 60, 220), (255, 255, 255), (0, 255, 0)
 
@@ -131,3 +133,13 @@ def test_of_an_animation_the_first_frame_counts() -> None:
 def test_what_cannot_be_read_right_is_refused_with_the_reason(data: bytes, reason: str) -> None:
     with pytest.raises(ValueError, match=reason):
         read_rgb(data)
+
+
+def test_squares_are_the_centre_and_averages_are_those_of_the_levels() -> None:
+    rgb = np.zeros((6, 11, 3), np.uint8)
+    rgb[:, 2:8] = np.arange(36, dtype=np.uint8).reshape(6, 6, 1)
+    assert (centre_crop(rgb, 6)[..., 0] == np.arange(36).reshape(6, 6)).all()
+    assert centre_crop(rgb, 3).shape == (3, 3, 3) and centre_crop(rgb, 12).shape == (12, 12, 3)
+    image = torch.from_numpy(centre_crop(rgb, 6).copy()).permute(2, 0, 1)
+    expected = torch.nn.functional.avg_pool2d(image.float(), 2).round().to(torch.uint8)
+    assert torch.equal(average(image, 3), expected) and average(image, 6) is image
