@@ -1,4 +1,4 @@
-"""docs/extending.md is executed: its diffs on a copy of the packages, its script on a few pictures."""
+"""docs/extending.md is executed: its diffs on a copy of the packages."""
 
 import os
 import re
@@ -7,13 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-import numpy as np
-import pytest
-from PIL import Image
-
 from evaluation.protocols import METRICS_FORMAT
-from mdm.data.shards import Shards
-from preprocessing.manifest import FIELDS, read_manifest
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "extending.md").read_text()
@@ -90,6 +84,20 @@ assert math.log2(error(50) / error(100)) > 1.8 and len(calls) == 199  # the last
 
 again = PRESETS["tiny"].stages["64-again"]
 assert list(PRESETS["tiny"].stages)[-1] == "64-again" and again.start.stage == "64"
+from PIL import Image
+from pathlib import Path
+from preprocessing.catalogue import Options, find
+from preprocessing.lists import write_lists
+
+scans = Path("scans")
+scans.mkdir()
+for i in range(9):
+    Image.new("RGB", (20, 20)).save(scans / f"sheet{i}.png")
+    (scans / f"sheet{i}.txt").write_text("Rosa canina")
+row = find("herbarium")
+source = row.open(scans, Options())
+assert row.recipe(source, Options()).tiers[0].px == 128
+assert write_lists(source, Path("."), 1000, 8)["items"] == {"train": 1, "val": 8}
 assert main(["config", "tiny", "--set", "sampling.sampler=heun"]) == 0
 """
 
@@ -97,7 +105,7 @@ assert main(["config", "tiny", "--set", "sampling.sampler=heun"]) == 0
 def test_the_diffs_do_what_they_say(tmp_path: Path) -> None:
     for package in ("mdm", "evaluation", "preprocessing", "flows"):
         shutil.copytree(ROOT / package, tmp_path / package, ignore=shutil.ignore_patterns("__pycache__"))
-    assert len(blocks("diff")) == 3
+    assert len(blocks("diff")) == 4
     for diff in blocks("diff"):
         apply(diff, tmp_path)
     environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
@@ -105,20 +113,3 @@ def test_the_diffs_do_what_they_say(tmp_path: Path) -> None:
     ended = subprocess.run(program, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
     assert ended.returncode == 0, ended.stderr
     assert '"sampler": "heun"' in ended.stdout
-
-
-def test_the_script_makes_a_data_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (script,) = blocks("python")
-    pictures, target = tmp_path / "my-pictures", tmp_path / "my-set"
-    pictures.mkdir()
-    for i in range(21):
-        Image.fromarray(np.full((20, 30, 3), i, np.uint8)).save(pictures / f"grey{i:02d}.png")
-        (pictures / f"grey{i:02d}.txt").write_text(f"grey number {i}")
-    monkeypatch.setattr(sys, "argv", ["pack_folder.py", str(pictures), str(target), "16"])
-    exec(compile(script, "pack_folder.py", "exec"), {"__name__": "__main__"})
-    train, val = Shards(target / "train"), Shards(target / "val")
-    assert [val[i].key for i in range(len(val))] == ["grey00", "grey20"] and len(train) == 19
-    assert train[4].caption == "grey number 5" and train[4].image.shape == (3, 16, 16)
-    assert set(train[4].image.unique().tolist()) == {5}
-    assert train.check() == []
-    assert set(read_manifest(target / "train")) == set(FIELDS)
