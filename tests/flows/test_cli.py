@@ -75,7 +75,7 @@ def test_a_preset_this_machine_cannot_run_says_all_that_is_missing(
     lines = refused(capsys, "run", "cc12m-1024")
     for part in (
         "GPUs: hardware.processes wants 8",
-        "data: no finished dataset at",
+        "data: no finished data set cc12m: `mdm data cc12m --source PATH` makes it, of cc12m.tsv",
         "text encoder: flan-t5-xl",
         "disk:",
     ):
@@ -87,8 +87,11 @@ def test_an_evaluation_that_no_memory_holds_is_refused_in_the_plan(
 ) -> None:
     monkeypatch.setenv("MDM_OFFLINE", "1")
     for split, count in (("train", 11_000_000), ("val", 11_000)):
-        (home / "datasets" / "cc12m-256" / split).mkdir(parents=True)
-        write_json(home / "datasets" / "cc12m-256" / split / "manifest.json", {"samples": count})
+        (home / "datasets" / "cc12m" / split).mkdir(parents=True)
+        write_json(
+            home / "datasets" / "cc12m" / split / "manifest.json",
+            {"samples": count, "digest": "", "resolution_px": 256},
+        )
     lines = refused(capsys, "run", "cc12m-256", "--dry-run")
     assert "memory: evaluation holds 30,000 samples and 11,011,000 real images of 256 px at once" in lines
     assert "set evaluation.num_samples and evaluation.num_real" in lines
