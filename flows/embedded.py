@@ -120,9 +120,13 @@ def end_stale_servers() -> None:
 
 def where_things_are(name: str) -> str:
     """The closing lines: the page, the servers' commands, the checkpoint, a prompt of one's own."""
+    from evaluation.captions import read_lines  # torch, which a run that cannot start need not wait for
+    from preprocessing.card import printable
+
     run = run_folder(name)
     bin_folder = Path(_shown(Path(sys.executable).parent))
-    prompts = ("red heart", "woman medium skin tone", "grinning face")
+    captions = dict.fromkeys(printable(line.caption)[:60] for line in read_lines(run / "samples" / "samples"))
+    prompts = list(captions)[:3] or ["PROMPT"]  # of the kind that the run has learned
     rows = {
         "Report": _shown(run / "report" / "index.html"),
         "Checkpoints": _shown(last_stage(run) / "checkpoints"),
