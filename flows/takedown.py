@@ -1,12 +1,13 @@
 """Which weights were trained on samples that were removed since: a removal takes pictures, not what was learned."""
 
 from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from flows.home import datasets, home
 from preprocessing.manifest import read_json, read_manifest
-from preprocessing.remove import removed_since
+from preprocessing.remove import removed_keys, removed_since
 from preprocessing.sets import finished_sets
 
 
@@ -17,10 +18,9 @@ def trained_on_removed(name: str) -> Iterator[str]:
     grown from, read the training split.
     """
     splits = [folder / "train" for folder in finished_sets(datasets(), name)]
-    by_digest = {read_manifest(split)["digest"]: split for split in splits}
-    for run in sorted((home() / "runs").glob("*")):
-        for state in sorted(run.glob("**/checkpoints/nimg-*/state/state.json")):
-            folder = state.parents[1]
+    by_digest = {read_manifest(split)["digest"]: split for split in splits if removed_keys(split)}
+    for run in sorted((home() / "runs").glob("*")) if by_digest else ():
+        for folder in sorted(chain.from_iterable(run.glob(f"{stage}checkpoints/nimg-*") for stage in ("", "*/"))):
             data = _since(run, folder)
             split = by_digest.get(data.get("digest", ""))
             count = 0 if split is None else removed_since(split, data["since"])
