@@ -1,8 +1,8 @@
 """The training image nearest to each sample, to see whether a model has learned to draw or to copy.
 
-Near in pixels: Euclidean distance after averaging down to 16 px. Of drawings blurred to 16 px or drowned in noise, as
+Near in pixels: Euclidean distance after averaging down to 16 px. Of pictures blurred to 16 px or drowned in noise, as
 a weak model's samples are, this found the original 90 % and 93 % of the time among 3,953; EfficientNet features found
-17 % and 23 %, because they respond to the damage more than to the drawing. Features do better (69 % against 59 %, and
+17 % and 23 %, because they respond to the damage more than to the picture. Features do better (69 % against 59 %, and
 67 % against 35 %) where the copy is moved by two pixels or an eighth smaller: a shifted copy can be missed.
 """
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import time
+from pathlib import Path
 from uuid import UUID
 
 from prefect.artifacts import (
@@ -11,6 +12,10 @@ from prefect.artifacts import (
     update_progress_artifact,
 )
 from prefect.settings import PREFECT_CLIENT_MAX_RETRIES, temporary_settings
+
+from preprocessing.card import card_facts
+from preprocessing.manifest import read_json
+from preprocessing.sets import CARD, PAGE
 
 EVERY_S = 5
 
@@ -40,6 +45,16 @@ def show_metrics(key: str, rows: list[dict[str, str]], description: str) -> None
     create_table_artifact(
         [{k: plain(v) for k, v in row.items()} for row in rows], key=slug(key), description=description
     )
+
+
+def show_card(folder: Path) -> None:
+    """A data set's card, and where its page lies; nothing where it has none."""
+    card = read_json(folder / CARD)
+    if card is None or not (folder / PAGE).exists():
+        return
+    rows = [{"what": what, "it is": text} for what, text in card_facts(card).items()]
+    show_metrics(f"data-{card['name']}", rows, f"Data card of {folder.name}")
+    show_link(f"data-page-{card['name']}", (folder / PAGE).as_uri(), f"The data card's page, {folder.name}")
 
 
 def show_link(key: str, link: str, text: str) -> None:

@@ -9,16 +9,17 @@ from pathlib import Path
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
-from flows.artifacts import StageProgress
+from flows.artifacts import StageProgress, show_card
+from flows.cards import keep_card
 from flows.home import datasets, pasted
-from flows.making import Opened, Say, count_items, list_set, make_set, open_source
+from flows.making import Opened, Say, count_items, list_set, make_set, newest_made, open_source
 from flows.progress import board
 from flows.removal import clear_set, hold_in_turn
 from flows.sets import split_folder
 from flows.text import Captions
 from mdm.data.embeddings import TextSource
 from mdm.presets import Preset
-from preprocessing.catalogue import Options
+from preprocessing.catalogue import Options, find
 from preprocessing.manifest import read_json, read_manifest
 from preprocessing.sets import SPLITS, newest_set, removals
 
@@ -50,6 +51,8 @@ def write_shard_set(preset: Preset, opened: Opened | None, total: int, run: Path
         board().start("shards")
         folder = pinned or wanted_set(preset)
         clear_set(folder, removals(datasets(), name), board().say)
+        keep_card(folder, find(name).about, board().say)
+        show_card(folder)
         board().finish("shards", "reused", 0, folder.name)
         return folder, read_manifest(folder / "train")["digest"]
     with _stage("shards", total, "img") as update:
@@ -59,6 +62,7 @@ def write_shard_set(preset: Preset, opened: Opened | None, total: int, run: Path
         update.reused = made == before
         manifests = [read_manifest(made / split) for split in SPLITS]
         update.note = f"{made.name}, {sum(s['bytes'] for m in manifests for s in m['shards']) / 1e6:.1f} MB"
+        show_card(made)
     return made, manifests[0]["digest"]
 
 
@@ -67,9 +71,7 @@ def wanted_set(preset: Preset) -> Path:
     options, name = options_of(preset), preset.data.name
     opened = open_source(name, options)
     if opened is None:
-        return newest_set(
-            datasets(), name, {"limit": options.limit, "held_out": options.held_out} if options != Options() else None
-        )
+        return newest_made(name, options)
     folder = opened.made()
     if folder is None:
         raise ValueError(f"the shards of {name} are not made yet: `mdm data {preset.name}` makes them")

@@ -8,7 +8,6 @@ from pathlib import Path
 from subprocess import Popen
 from typing import Any
 
-from evaluation.captions import read_lines
 from flows.home import (
     PROJECT,
     Trouble,
@@ -119,14 +118,15 @@ def end_stale_servers() -> None:
             continue  # gone meanwhile, or another user's
 
 
-PROMPTS = 3  # in the command that draws one's own
-
-
 def where_things_are(name: str) -> str:
     """The closing lines: the page, the servers' commands, the checkpoint, a prompt of one's own."""
+    from evaluation.captions import read_lines  # torch, which a run that cannot start need not wait for
+    from preprocessing.card import printable
+
     run = run_folder(name)
     bin_folder = Path(_shown(Path(sys.executable).parent))
-    prompts = [line.caption for line in read_lines(run / "samples" / "samples")[:PROMPTS]]
+    captions = dict.fromkeys(printable(line.caption)[:60] for line in read_lines(run / "samples" / "samples"))
+    prompts = list(captions)[:3] or ["PROMPT"]  # of the kind that the run has learned
     rows = {
         "Report": _shown(run / "report" / "index.html"),
         "Checkpoints": _shown(last_stage(run) / "checkpoints"),

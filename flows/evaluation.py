@@ -105,7 +105,7 @@ def evaluate_samples(
 
     give_way(data, board().say)
     done = once(folder, inputs, work, board().say, translate, (folder / "results.json").exists)
-    log_results(tracker, folder, done)
+    log_results(tracker, folder, data, done)
     progress.done()
     headline = next(metric for metric in done["metrics"] if metric["name"] == HEADLINE.name)
     values = ", ".join(f"{what} {value:.3f}" for what, value in headline["values"].items())
@@ -114,7 +114,7 @@ def evaluate_samples(
     return done
 
 
-def log_results(tracker: Tracker, folder: Path, done: dict[str, Any]) -> None:
+def log_results(tracker: Tracker, folder: Path, data: Path, done: dict[str, Any]) -> None:
     """Numbers of one evaluation: ``eval/NAME_nN`` for the samples, ``eval/NAME_nN/WHAT`` for what they stand beside.
 
     The samples' own also go to the parent run, so that runs can be compared by them in the UI's table.
@@ -132,6 +132,8 @@ def log_results(tracker: Tracker, folder: Path, done: dict[str, Any]) -> None:
             values |= {f"{prefix}_low": low, f"{prefix}_high": high}
     tracker.metrics("", own, 0, done["finished_ms"])
     tracker.metrics("evaluation", values, 0, done["finished_ms"])
+    for split, context in (("val", "evaluation"), ("train", "training")):
+        tracker.dataset("evaluation", data / split, read_manifest(data / split)["digest"], context)
     tracker.artifact("evaluation", folder / "results.json")
     tracker.finish("evaluation")
     rows = [

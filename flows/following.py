@@ -10,6 +10,7 @@ from mlflow.exceptions import MlflowException
 from flows.home import Trouble
 from flows.tracking import Tracker, returned_to, unreachable
 from mdm.files import load_json
+from preprocessing.manifest import read_json
 
 BATCH = 1000  # points per request
 RETRY_S = 10
@@ -120,6 +121,11 @@ class Follower:
         facts |= {f"version.{package}": version for package, version in config["versions"].items()}
         facts |= {f"compute.{name}": value for name, value in job["compute"].items()}  # may change amid a training
         self.tracker.tags(self.stage, facts)
+        for split, context in (("train", "training"), ("val", "held out")):
+            folder, digest = Path(job[f"{split}_data"]), job.get(f"{split}_digest")
+            digest = digest or (read_json(folder / "manifest.json") or {}).get("digest")
+            if digest:  # neither the job of an early version says which data it was, nor do they
+                self.tracker.dataset(self.stage, folder, digest, context)
         self.knows_config = True
 
 

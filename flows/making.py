@@ -10,10 +10,10 @@ from typing import Any
 
 from joblib import cpu_count
 
+from flows.cards import keep_card
 from flows.home import datasets, hold, sources
 from flows.removal import clear_set, hold_in_turn
 from mdm.data.pixels import centre_crop, read_rgb
-from preprocessing.card import write_card
 from preprocessing.catalogue import DataSet, Options, find
 from preprocessing.download import Policy
 from preprocessing.items import Source
@@ -21,7 +21,16 @@ from preprocessing.lists import SPLITS, write_lists
 from preprocessing.making import Progress, Web, finish_set, is_whole, make_shards, unfinished
 from preprocessing.manifest import make_folder, read_json, read_manifest, write_json
 from preprocessing.openmoji import OpenMoji
-from preprocessing.sets import RECIPE, is_finished, made_set, mark_cleared, names_of, recipe_folder, removals
+from preprocessing.sets import (
+    RECIPE,
+    is_finished,
+    made_set,
+    mark_cleared,
+    names_of,
+    newest_set,
+    recipe_folder,
+    removals,
+)
 from preprocessing.shards import Pixels, Recipe
 
 Say = Callable[[str], None]
@@ -60,6 +69,12 @@ def open_source(name: str, options: Options = Options(), path: Path | None = Non
         return None
     source = row.open(path, replace(options, work=sources() / name))
     return Opened(row, source, row.recipe(source, options), options)
+
+
+def newest_made(name: str, options: Options) -> Path:
+    """What a name with options means where its source is not at hand. Raises ValueError where no such set is made."""
+    wanted = None if options == Options() else {"limit": options.limit, "held_out": options.held_out}
+    return newest_set(datasets(), name, wanted)
 
 
 def list_set(opened: Opened, say: Say) -> Path:
@@ -115,6 +130,7 @@ def make_set(
             return None
         target = made
     clear_set(target, removals(datasets(), name), say)  # also of what was removed while it was made
+    keep_card(target, opened.row.about, say)
     return target
 
 
@@ -163,8 +179,5 @@ def _finish(opened: Opened, target: Path, plan: dict[str, Any]) -> Path:
     shutil.rmtree(target / "raw", ignore_errors=True)
     finish_set(target, plan, opened.recipe, opened.row.manifest_terms, removed)
     mark_cleared(target, removed)
-    row = opened.row
-    about = {"name": row.name, "summary": row.summary, "licence": row.licence, "credit": row.credit, "terms": row.terms}
-    write_card(target, about)
     write_json(target / RECIPE, {**_recipe_json(opened), "finished_s": time.time()})
     return target if target == opened.folder else target.rename(opened.folder)

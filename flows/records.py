@@ -3,6 +3,7 @@
 import base64
 import io
 import json
+import re
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from flows.training import trained_weights
 from mdm.config import LossSpace
 from mdm.data.shards import Shards
 from mdm.presets import Preset
+from preprocessing.catalogue import find
 from preprocessing.manifest import read_manifest
 
 TILE_PX = 64
@@ -43,9 +45,8 @@ def export_records(preset: Preset, run: Path, data: Path, images: Path, tracker:
         "metrics": results["metrics"],
         "grids": [*_sample_grid(preset, images, data, results), *_progress_grids(preset, tracker)],
         "credits": [
-            manifest["credit"],
-            "The samples, this page and the trained weights are made from those drawings and carry the same credit and "
-            f"licence ({manifest['licence']}).",
+            *[manifest["credit"]] * bool(manifest["credit"]),
+            f"Licence of the pictures that this was trained on: {manifest['licence']}; {find(manifest['name']).terms}.",
         ],
     }
 
@@ -90,7 +91,9 @@ def _facts(
             "Data",
             f"{manifest['name']}: {results['real_images']} real images compared; {manifest['samples']} trained on",
         ],
-        ["Data source", ", ".join(f"{name}: {value}" for name, value in manifest["source"].items())],
+        ["Data source", described(manifest["source"])],
+        ["Data's licence", manifest["licence"]],
+        *[["Data's credit", manifest["credit"]]] * bool(manifest["credit"]),
         ["Text encoder", f"{preset.text} (frozen)"],
         ["Image features", f"EfficientNet-Lite0 at {results['feature_px']} px, a stand-in for Inception-V3"],
         ["Text-image score", "linear heads learned on the training pairs, a stand-in for CLIP"],
@@ -108,6 +111,19 @@ def _facts(
         ["Seed", str(preset.seed)],
         *[[label, tags[f"mdm.{key}"]] for key, label in FACT_TAGS.items() if f"mdm.{key}" in tags],
     ]
+
+
+def described(source: dict[str, Any]) -> str:
+    """What a set was made of, in a line: digests by their first 12 digits, by which they can be told apart."""
+
+    def short(value: Any) -> str:
+        if isinstance(value, dict):
+            return "; ".join(f"{name} {short(inner)}" for name, inner in value.items())
+        if isinstance(value, list):
+            return " ".join(map(short, value))
+        return re.sub(r"\b[0-9a-f]{32,}\b", lambda found: found[0][:12], str(value))
+
+    return ", ".join(f"{name}: {short(value)}" for name, value in source.items())
 
 
 def loss_name(space: LossSpace) -> str:
@@ -191,7 +207,7 @@ def _sample_grid(preset: Preset, images: Path, data: Path, results: dict[str, An
     return [
         {
             "title": "Samples of held-out captions",
-            "note": f"Each strip: {sizes} of one sample; the real drawing of that caption, never trained on; and the "
+            "note": f"Each strip: {sizes} of one sample; the real picture of that caption, never trained on; and the "
             "training image nearest to the sample, to see whether it was copied. Captions are taken at equal distances "
             "from the list, whatever came out.",
             "columns": 3,

@@ -24,6 +24,7 @@ from preprocessing.remove import (
     take_out,
 )
 from preprocessing.sets import (
+    PAGE,
     SPLITS,
     Removed,
     finished_sets,
@@ -109,6 +110,7 @@ def clear_set(folder: Path, removed: Removed, say: Say) -> None:
     if is_cleared(folder, removed):
         return
     with removal(folder, "mdm data --remove", say, WAIT_S), hold_in_turn(folder, say):
+        (folder / PAGE).unlink(missing_ok=True)  # it may show them; cards.py makes another
         for part in folders_of(folder):
             finish(part)
             take_out(part, find(part, set(removed) - removed_keys(part)))

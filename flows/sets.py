@@ -1,6 +1,7 @@
 """The data sets of this MDM_HOME: how large each is, who uses it, and which nobody does."""
 
 import shutil
+import textwrap
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
@@ -9,9 +10,12 @@ from pathlib import Path
 from flows.home import Trouble, datasets, hold, home
 from mdm.data.leases import live, names
 from mdm.data.tars import load_manifest
+from preprocessing.card import printable
 from preprocessing.catalogue import CATALOGUE, find
 from preprocessing.manifest import read_json, read_manifest
-from preprocessing.sets import RECIPE, SPLITS, is_finished, name_of, names_of, newest_set
+from preprocessing.sets import CARD, RECIPE, SPLITS, current_name, is_finished, name_of, newest_set
+
+WIDTH = 110
 
 
 @dataclass(frozen=True)
@@ -29,9 +33,10 @@ class Entry:
     ours: bool  # made here, so that it can be made again
 
     def line(self) -> str:
-        what = f"{self.folder.name:40} {self.samples:>15} {self.made_of:>6} {self.size_bytes / 1e6:10,.1f} MB  "
-        state = f"digest {self.digest[:12]}  revision {self.revision}" if self.digest else self.samples
-        return f"{what}{state}  {self.users or ('unused' if self.ours else 'unused, put here by hand')}"
+        size = f"{self.size_bytes / 1e9:,.2f} GB" if self.size_bytes >= 1e9 else f"{self.size_bytes / 1e6:,.1f} MB"
+        state = f"digest {self.digest[:12]}  revision {self.revision}  " if self.digest else ""
+        users = self.users or ("unused" if self.ours else "unused, put here by hand")
+        return f"{self.folder.name:28} {self.samples:>12} {self.made_of:>5} {size:>11}  {state}{users}"
 
 
 def list_sets() -> list[Entry]:
@@ -48,7 +53,7 @@ def _entry(folder: Path, runs: dict[str, set[str]]) -> Entry:
     name = recipe.get("name") or name_of(folder)
     if not is_finished(folder):
         ours = folder.name.endswith((".part", ".deleted"))
-        return Entry(folder, name, "unfinished", "", 0, "", size, users, ours)
+        return Entry(folder, name, "unfinished", _progress(folder), 0, "", size, users, ours)
     try:
         splits = [read_manifest(folder / split) for split in SPLITS]
     except ValueError:  # the readers say what is wrong
@@ -60,19 +65,38 @@ def _entry(folder: Path, runs: dict[str, set[str]]) -> Entry:
     return Entry(folder, name, samples, made_of, revision, splits[0]["digest"], size, users, bool(recipe))
 
 
+def _progress(folder: Path) -> str:
+    """The share of an unfinished set's shards that are there; "" before its list is made."""
+    plan = read_json(folder / "lists" / "plan.json") or {}
+    total = sum(-(-count // plan["per_shard"]) for count in plan.get("items", {}).values())
+    there = sum(1 for split in SPLITS for _ in (folder / split).glob("*.done.json"))
+    return f"{there / total:.0%}" if total else ""
+
+
 def overview() -> Iterator[str]:
-    """What can be made and of what, and below each name the sets that are here."""
+    """What can be made and of what, and below each name the sets that are here, in lines of ``WIDTH`` characters."""
+    for line in _overview():
+        indent = " " * (len(line) - len(line.lstrip()) + 4)
+        yield from textwrap.wrap(line, WIDTH, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
+
+
+def _overview() -> Iterator[str]:
     here: dict[str, list[Entry]] = {}
     for entry in list_sets():
-        known = next((name for name in CATALOGUE if entry.name in names_of(name)), entry.name)
-        here.setdefault(known, []).append(entry)
+        here.setdefault(current_name(entry.name), []).append(entry)
     for name in [*CATALOGUE, *sorted(set(here) - set(CATALOGUE))]:
         row = find(name) if name in CATALOGUE else None
-        yield f"{name}: {row.summary if row else 'your own'}"
+        yield f"{name}: {row.summary if row else _summary(here[name])}"
         yield from (f"  {entry.line()}" for entry in here.get(name, []))
         if name not in here and row is not None:
             yield f"  not here: `mdm data {name}{' --source PATH`: ' + row.wants if row.wants else '` makes it'}"
     yield "your own pictures: `mdm data NAME --source FOLDER`, then `mdm run tiny --set data.name=NAME`"
+
+
+def _summary(entries: list[Entry]) -> str:
+    """Of an own set: what its card says."""
+    cards = [read_json(entry.folder / CARD) or {} for entry in entries]
+    return printable(next((str(card["summary"]) for card in cards if "summary" in card), "your own"))
 
 
 def sets_of_run(run: Path) -> set[str]:

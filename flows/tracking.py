@@ -8,6 +8,7 @@ somebody deleted it or the server is another one, it is made anew and everything
 """
 
 import contextlib
+import json
 import sqlite3
 import uuid
 from collections.abc import Callable, Iterable, Iterator
@@ -15,7 +16,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from mlflow import MlflowClient
-from mlflow.entities import Metric, Param, Run, RunTag
+from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, Run, RunTag
 from mlflow.exceptions import MlflowException
 
 from flows.home import Stopped, Trouble, home, mlflow_database, mlflow_uri, sqlite_address, without_secrets
@@ -23,6 +24,7 @@ from flows.store import artifact_root, damaged, is_damage, set_up_store
 from mdm.files import is_locked, load_json, write_json
 from mdm.structure import digest
 from preprocessing.manifest import read_json
+from preprocessing.sets import name_of
 
 EXPERIMENT = "mdm/reproduction"
 
@@ -214,6 +216,16 @@ class Tracker:
         """How long each part took, as ``time/NN NAME`` of the parent: (name, seconds, when it ended in ms) in order."""
         points = [Metric(f"time/{i:02d} {name}", s, ms, 0) for i, (name, s, ms) in enumerate(rows) if ms]
         self.client.log_batch(self.parent, metrics=points)
+
+    def dataset(self, stage: str, split: Path, digest: str, context: str) -> None:
+        """The split of a data set that a run read, by its digest; again: nothing changes (on SQL stores).
+
+        ``context``: what for, as MLflow's page shows it. MLflow keeps 36 characters of a digest.
+        """
+        source = f"{split.parent.name}/{split.name}"
+        data = Dataset(name_of(split.parent), digest[:36], "mdm", source, profile=json.dumps({"digest": digest}))
+        inputs = [DatasetInput(data, [InputTag("mlflow.data.context", context)])]
+        self.client.log_inputs(self.child(stage), datasets=inputs)
 
     def artifact(self, stage: str, path: Path, folder: str | None = None) -> None:
         self.client.log_artifact(self.child(stage), str(path), folder)

@@ -274,7 +274,7 @@ def load_preset(path: Path) -> Preset:
 
 
 def today(config: Any) -> Any:
-    """A run's config.json as of today: until November 2026 its data named a source, a size and kinds of drawings."""
+    """A run's config.json as of today: until November 2026 its data named a source, a size and which part of it."""
     if not isinstance(config, dict) or "source" not in (config.get("data") or {}):
         return config
     data = config["data"]

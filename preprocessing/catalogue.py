@@ -7,7 +7,10 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
+from preprocessing import cc12m, coco, imagenet
+from preprocessing.card import ABOUT
 from preprocessing.cc12m import Cc12m, Cc12mMirror
 from preprocessing.coco import Coco
 from preprocessing.folders import Pictures, caption_table
@@ -17,6 +20,7 @@ from preprocessing.items import Source
 from preprocessing.listing import PICTURES
 from preprocessing.motion import make_motion_videos
 from preprocessing.openmoji import OpenMoji
+from preprocessing.sets import current_name
 from preprocessing.shards import Recipe, Tier
 from preprocessing.videos import VIDEOS, Videos, WebVid
 
@@ -49,6 +53,8 @@ class DataSet:
     licence: str
     credit: str
     terms: str  # what the licence covers, and what it does not
+    published: int = 0  # items, where its authors say how many
+    sheet: bool = True  # whether the data card's page shows samples; not where they are strangers' pictures
 
     def recipe(self, source: Source, options: Options) -> Recipe:
         return Recipe(
@@ -65,6 +71,11 @@ class DataSet:
     @property
     def manifest_terms(self) -> dict[str, str]:
         return {"licence": self.licence, "credit": self.credit}
+
+    @property
+    def about(self) -> dict[str, Any]:
+        """What its data card says of it."""
+        return {field: getattr(self, field) for field in ABOUT}
 
 
 def _needs(path: Path | None) -> Path:
@@ -143,6 +154,8 @@ CATALOGUE = {
             licence="the list: free use with attribution to Google; the pictures: their owners'",
             credit="Conceptual 12M (Changpinyo et al. 2021), Google",
             terms=_WEB,
+            published=cc12m.LINES,
+            sheet=False,
         ),
         DataSet(
             name="webvid",
@@ -154,6 +167,7 @@ CATALOGUE = {
             licence="withdrawn by its authors; the videos are Shutterstock's",
             credit="WebVid (Bain et al. 2021)",
             terms="whoever has a copy has to know what they may do with it",
+            sheet=False,
         ),
         DataSet(
             name="videos",
@@ -185,6 +199,8 @@ CATALOGUE = {
             licence="for non-commercial research, by registration at image-net.org",
             credit="ImageNet (Deng et al. 2009)",
             terms="the pictures are their owners'",
+            published=imagenet.TRAINING_PICTURES,
+            sheet=False,
         ),
         DataSet(
             name="coco2014-val",
@@ -195,6 +211,8 @@ CATALOGUE = {
             licence="annotations: CC BY 4.0; pictures: Flickr's terms of use",
             credit="MS-COCO (Lin et al. 2014)",
             terms="the pictures are their owners'",
+            published=coco.PICTURES,
+            sheet=False,
         ),
     )
 }
@@ -205,6 +223,7 @@ def find(name: str, path: Path | None = None) -> DataSet:
 
     Raises ValueError for what cannot name one.
     """
+    name = current_name(name)
     if name in CATALOGUE:
         return CATALOGUE[name]
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}", name) or name.endswith((".part", ".deleted")):

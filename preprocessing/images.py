@@ -1,4 +1,4 @@
-"""Drawings -> pixels."""
+"""Vector graphics -> pixels -> bytes."""
 
 import io
 from pathlib import Path
@@ -12,7 +12,7 @@ SUPERSAMPLE = 4  # rendered this many times larger, so that thin lines are avera
 
 
 def rasterise_svg(path: Path, px: int) -> NDArray[np.uint8]:
-    """A square drawing on white: uint8 [px, px, 3], RGB. Raises ValueError naming a file that cannot be drawn."""
+    """A square graphic on white: uint8 [px, px, 3], RGB. Raises ValueError naming a file that cannot be read."""
     try:
         size = px * SUPERSAMPLE
         # libvips is LGPL and comes as a wheel; resvg and cairosvg were slower at these sizes or need system libraries.
@@ -26,7 +26,7 @@ def rasterise_svg(path: Path, px: int) -> NDArray[np.uint8]:
 
 
 def thumbnail(path: Path) -> NDArray[np.uint8]:
-    """A drawing at 32 px, to tell whether two look the same: uint8 [32, 32, 4]. Raises ValueError as above."""
+    """A vector graphic at 32 px, to tell whether two look the same: uint8 [32, 32, 4]. Raises ValueError as above."""
     try:
         return pyvips.Image.thumbnail(str(path), 32, height=32, size="both").numpy()
     except pyvips.Error as error:

@@ -8,8 +8,9 @@ the samples (weights, samples' captions, reports) is not touched.
 
 ``removed.json`` is written before anything changes and the manifest after everything: between the two the removal is
 unfinished, readers refuse the folder, and the same command, or making the shards again, finishes it. It stays, so that
-samples that are drawn or fetched again are taken out again: {"revision", "keys": every key ever removed, "digest": of
-the set that the places are of, "shards": {file: {"sha256": as made, "places": [...]}}}.
+samples that are drawn or fetched again are taken out again: {"revision", "keys": every key ever removed, "at": {key:
+the first revision without it}, "digest": of the set that the places are of, "shards": {file: {"sha256": as made,
+"places": [...]}}}.
 
 Whoever reads the folder must have left it (mdm/data/leases.py): a reader finds the shards changed, and ends with an
 error that names the shard.
@@ -92,6 +93,13 @@ def removed_keys(folder: Path) -> set[str]:
     return set((read_json(folder / LIST) or {"keys": []})["keys"])
 
 
+def removed_since(folder: Path, revision: int) -> int:
+    """How many keys were removed after a revision of the folder. Those of before ``at`` was kept count as the last."""
+    record = read_json(folder / LIST) or {"keys": [], "revision": 0}
+    at = record.get("at", {})
+    return sum(at.get(key, record["revision"]) > revision for key in record["keys"])
+
+
 def take_out(folder: Path, found: Places) -> dict[str, Any]:
     """Remove what ``find`` found -> the new manifest. Raises ValueError as ``remove`` does."""
     manifest = read_manifest(folder)
@@ -112,7 +120,9 @@ def take_out(folder: Path, found: Places) -> dict[str, Any]:
         _check_names(folder / entry["file"], entry, keys)
         places = sorted([*keys, *entry.get("removed", ())])
         shards[entry["file"]] = {"sha256": as_made(entry)["sha256"], "places": places}
-    record = {"revision": manifest.get("revision", 0) + 1, "keys": sorted({*known["keys"], *found})}
+    revision = manifest.get("revision", 0) + 1
+    at = {**dict.fromkeys(known["keys"], revision - 1), **known.get("at", {}), **dict.fromkeys(found, revision)}
+    record = {"revision": revision, "keys": sorted(at), "at": at}
     write_json(folder / LIST, {**record, "digest": manifest["digest"], "shards": shards})
     return finish(folder)
 
@@ -199,7 +209,8 @@ def _places(folder: Path, manifest: dict[str, Any], record: dict[str, Any], keys
         if known["places"]:
             shards[entry["file"]] = known
     listed = sorted({*record["keys"], *there})
-    return {"revision": record["revision"], "keys": listed, "digest": manifest["digest"], "shards": shards}
+    at = {key: record.get("at", {}).get(key, record["revision"]) for key in listed}
+    return {"revision": record["revision"], "keys": listed, "at": at, "digest": manifest["digest"], "shards": shards}
 
 
 def read_keys(tar: Path) -> list[str | None]:

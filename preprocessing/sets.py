@@ -15,7 +15,7 @@ from preprocessing.lists import SPLITS
 from preprocessing.manifest import digest, read_json, write_json
 from preprocessing.shards import Recipe
 
-RECIPE, CLEARED = "recipe.json", "cleared.json"
+RECIPE, CLEARED, CARD, PAGE = "recipe.json", "cleared.json", "card.json", "card.html"
 FORMERLY = {"openmoji": ("openmoji-people-64",)}  # names that data sets had in earlier versions
 
 Removed = dict[str, dict[str, list[str]]]  # key -> what else its pictures can be known by
@@ -77,6 +77,11 @@ def newest_set(root: Path, name: str, options: dict[str, Any] | None = None) -> 
             f"no finished data set {name} or {name}-…{made} in {root}: `mdm data {name} --source …` makes one"
         )
     return found[-1]
+
+
+def current_name(name: str) -> str:
+    """What a data set is called now that had this name in an earlier version."""
+    return next((current for current, former in FORMERLY.items() if name in former), name)
 
 
 def name_of(folder: Path) -> str:

@@ -15,7 +15,11 @@ Verb = tuple[Callable[[argparse.Namespace], int], Callable[[argparse.ArgumentPar
 
 VERBS: dict[str, Verb] = {
     "run": (pipeline.run, pipeline.run_options, "run a whole reproduction here; again: it resumes"),
-    "data": (data.data, data.data_options, "list data sets, make one from its source, verify it, or take samples out of it for good"),
+    "data": (
+        data.data,
+        data.data_options,
+        "list data sets, make one from its source, verify it, or take samples out of it for good",
+    ),
     "embed": (data.embed, data.embed_options, "embed the captions of a preset's shards with its frozen text encoder"),
     "config": (models.config, models.config_options, "print a preset, whole and resolved, as --config takes it back"),
     "models": (models.models, None, "list the named models with resolutions, parameters and forward GFLOP"),

@@ -22,6 +22,11 @@ def data_options(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--proxy", default="", metavar="URL", help="your site's own: it then decides what may be reached")
     sub.add_argument("--contact", default="", metavar="ADDRESS", help="who can be asked about the downloads")
     sub.add_argument("--drop-duplicates", action="store_true", help="keep one of equal pictures")
+    sub.add_argument(
+        "--sheet",
+        action=argparse.BooleanOptionalAction,
+        help="show samples on the data card's page; default: only where they are not strangers' pictures",
+    )
     sub.add_argument("--verify", action="store_true", help="compare the newest set of that name with its manifests")
     sub.add_argument("--decode", action="store_true", help="with --verify: decode every picture, too")
     sub.add_argument(
@@ -62,24 +67,27 @@ def data(arguments: argparse.Namespace) -> int:
 
 
 def _make(name: str, options: Any, arguments: argparse.Namespace) -> int:
-    from flows.home import make_home, sources
-    from flows.making import count_items, list_set, make_set, open_source
-    from preprocessing.card import card_lines
+    from flows.home import datasets, make_home, sources
+    from flows.making import count_items, list_set, make_set, newest_made, open_source
     from preprocessing.catalogue import find
     from preprocessing.download import Policy
     from preprocessing.plan import plan_lines
+    from preprocessing.sets import finished_sets
 
     given = arguments.source
     if given is not None and not given.exists() and not any(given.parent.glob(given.name)):
         raise ValueError(f"--source {given}: there is no such file or folder")
     opened = open_source(name, options, given)
     if opened is None:
-        raise ValueError(f"{name} needs a source: --source PATH, or {sources() / name}: {find(name).wants}")
+        if not finished_sets(datasets(), name):
+            raise ValueError(f"{name} needs a source: --source PATH, or {sources() / name}: {find(name).wants}")
+        return _show(newest_made(name, options), find(name), arguments)
     print(f"{name}: {opened.row.summary}\nterms: {opened.row.licence}; {opened.row.terms}")
     if opened.row.wants and opened.made() is None:
         print(*plan_lines(opened.source, opened.recipe, arguments.part[1], arguments.proxy), sep="\n")
     if arguments.dry_run:
-        print(f"to be made: {opened.folder}" if opened.made() is None else f"made already: {opened.made()}")
+        made = opened.made()
+        print(f"to be made: {opened.folder}" if made is None else f"made already: {made}")
         return 0
     make_home()
     policy = Policy(allow=tuple(arguments.allow), proxy=arguments.proxy, contact=arguments.contact)
@@ -88,7 +96,20 @@ def _make(name: str, options: Any, arguments: argparse.Namespace) -> int:
     if folder is None:
         print("this part is made; whoever makes the last part finishes the set")
         return 0
-    print(*card_lines(folder), folder, sep="\n")
+    return _show(folder, opened.row, arguments)
+
+
+def _show(folder: Path, row: Any, arguments: argparse.Namespace) -> int:
+    """What a finished set holds, where it lies, and what was trained on samples that it has no more."""
+    from flows.cards import keep_card
+    from flows.takedown import trained_on_removed
+    from preprocessing.card import card_lines
+    from preprocessing.sets import PAGE
+
+    if not arguments.dry_run:
+        keep_card(folder, row.about, print, arguments.sheet)
+    page = [str(folder / PAGE)] if (folder / PAGE).exists() else []
+    print(*card_lines(folder), folder, *page, *trained_on_removed(row.name), sep="\n")
     return 0
 
 
@@ -123,11 +144,18 @@ def _sets(arguments: argparse.Namespace) -> int:
 
 
 def _remove(name: str, arguments: argparse.Namespace) -> int:
+    from flows.cards import keep_card
+    from flows.home import datasets
     from flows.removal import kept_elsewhere, remove_samples
+    from flows.takedown import trained_on_removed
+    from preprocessing.catalogue import find
+    from preprocessing.sets import finished_sets
 
     keys = _keys(arguments.remove)
     remove_samples(name, keys, arguments.dry_run, print)
-    print(*kept_elsewhere(name, keys), sep="\n")
+    for folder in () if arguments.dry_run else finished_sets(datasets(), name):
+        keep_card(folder, find(name).about, print)
+    print(*kept_elsewhere(name, keys), *trained_on_removed(name), sep="\n")
     return 0
 
 

@@ -121,7 +121,10 @@ class Checkpoints:
             self.finish(counters)
 
     def save(self, counters: Counters, window: Window, revision: dict[str, Any], wait: bool) -> OSError | None:
-        """Copy all state, and have it written. ``wait``: until it is on the disk -> why it is not, if so (rank 0)."""
+        """Copy all state, and have it written. ``wait``: until it is on the disk -> why it is not, if so (rank 0).
+
+        ``revision``: of the training split, and ``since`` which one this training has read it.
+        """
         if wait:
             self.finish(counters)
             self.saved = self.ranks.share(self.saved)

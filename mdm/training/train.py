@@ -104,7 +104,10 @@ class Trainer:
                 self.record.say(line)
         if seen is not None and seen["digest"] != train.revision["digest"]:
             raise ValueError(f"{self.record.run} was trained on another data set than {job.train_data} is now")
-        if seen is not None and seen != train.revision:
+        now = train.revision["revision"]
+        # What the weights were trained on: a later removal takes samples from the set, not from them.
+        self.since = now if seen is None else seen.get("since", seen["revision"])
+        if seen is not None and seen["revision"] != now:
             self.record.say(
                 f"samples were removed from {job.train_data} since the last checkpoint; the others keep their turn"
             )
@@ -208,7 +211,8 @@ class Trainer:
         if self.window.row > 0 and not wait:
             return None  # it would push out the last one from before
         begun = perf_counter()
-        error = self.checkpoints.save(self.counters, self.window, self.data.shards.revision, wait)
+        revision = {**self.data.shards.revision, "since": self.since}
+        error = self.checkpoints.save(self.counters, self.window, revision, wait)
         self.window.clock.stall += perf_counter() - begun
         if wait:
             self.record.pace(self.watch.pace)

@@ -16,6 +16,7 @@ import requests
 import torch
 from sqlalchemy import create_engine
 
+from evaluation.captions import Line, write_lines
 from flows.cli import main
 from flows.embedded import where_things_are
 from flows.home import hold, quiet_services
@@ -253,8 +254,13 @@ def test_what_is_printed_can_be_pasted(tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     (home / "runs" / "tiny").mkdir(parents=True)
     write_json(home / "runs" / "tiny" / "config.json", {"stages": {"16": {}}})
+    captions = ["a dog's $(rm) \x1b[31m", "a dog's $(rm) \x1b[31m", "a cat " * 99]
+    drawn = [Line(index=i, key=f"k{i}", caption=caption, seed=i) for i, caption in enumerate(captions)]
+    (home / "runs" / "tiny" / "samples" / "samples").mkdir(parents=True)
+    write_lines(home / "runs" / "tiny" / "samples" / "samples", drawn)
     lines = {line[:12].strip(): line[13:] for line in where_things_are("tiny").splitlines() if line}
     words = {what: shlex.split(line) for what, line in lines.items()}
+    assert words["Your prompt"][-2:] == ["a dog's $(rm) \ufffd[31m", ("a cat " * 10)]
     assert f"MDM_HOME={home}" in words["Your prompt"] and f"PREFECT_HOME={home / 'prefect'}" in words["Prefect UI"]
     assert create_engine(words["MLflow UI"][-1]).url.database == f"file:{quote(str(home / 'mlflow' / 'mlflow.db'))}"
 

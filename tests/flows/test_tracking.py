@@ -22,7 +22,9 @@ from mlflow.entities import Metric
 from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 from mlflow.tracking._tracking_service import utils
 
+from flows import evaluation
 from flows.cli import main as cli
+from flows.evaluation import log_results
 from flows.following import Follower, record_stage
 from flows.home import Stopped, Trouble, mlflow_database, quiet_services, sqlite_address, without_secrets
 from flows.markers import once
@@ -32,7 +34,8 @@ from flows.store import set_up_store
 from flows.tracking import Tracker, folder_id, history
 from mdm.files import write_json
 from mdm.structure import to_dict
-from small import small_job
+from preprocessing.manifest import read_manifest
+from small import small_job, write_dataset
 
 
 @pytest.fixture(scope="session")
@@ -466,3 +469,42 @@ def test_a_parts_time_is_that_of_its_marker_in_every_server_and_of_its_last_maki
         tracker.times(part_times(run, ["data", "shards", "train 16", "report"]))
     times = tracker.client.get_run(tracker.parent).data.metrics
     assert times == {"time/00 data": 2, "time/02 train 16": 20}
+
+
+def data_of(tracker: Tracker, stage: str) -> list[tuple[str, str, str, str]]:
+    """Name, digest, source and use of each data set that MLflow has of a stage's run."""
+    inputs = tracker.client.get_run(tracker.child(stage)).inputs
+    assert inputs is not None
+    return sorted((i.dataset.name, i.dataset.digest, i.dataset.source, i.tags[0].value) for i in inputs.dataset_inputs)
+
+
+def test_a_run_says_once_which_data_it_read(home: Path) -> None:
+    run = home / "run"
+    run.mkdir()
+    job = {**to_dict(small_job(home / "datasets" / "squares-0123456789ab")), "train_digest": "a" * 64}
+    facts = {"commit": "c", "hardware": "h", "processes": 1, "versions": {}}
+    write_json(run / "config.json", {"job": job, **facts})
+    write_points(run, 0, 2)
+    for _ in range(2):  # as by two commands
+        follower = Follower(Tracker(run, "run", alone=True), "16")
+        follower.finish()
+    name = "squares-0123456789ab"  # the set is not here: its folder's name is all that is known
+    trained = (name, "a" * 36, f"{name}/train", "training")
+    assert data_of(follower.tracker, "16") == [trained]
+    follower.tracker.dataset("16", home / "datasets" / name / "val", "b" * 64, "held out")
+    assert data_of(follower.tracker, "16") == [trained, (name, "b" * 36, f"{name}/val", "held out")]
+
+
+def test_an_evaluation_says_which_data_it_compared_with(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(evaluation, "show_metrics", lambda *_: None)
+    data, run = home / "datasets" / "squares-0123456789ab", home / "run"
+    digests = [read_manifest(write_dataset(data, split, 2, 8))["digest"] for split in ("val", "train")]
+    (run / "evaluation").mkdir(parents=True)
+    write_json(run / "evaluation" / "results.json", {})
+    tracker = Tracker(run, "run")
+    for _ in range(2):
+        log_results(tracker, run / "evaluation", data, {"metrics": [], "finished_ms": 1})
+    assert data_of(tracker, "evaluation") == sorted(
+        ("squares", digest[:36], f"{data.name}/{split}", use)
+        for digest, split, use in zip(digests, ("val", "train"), ("evaluation", "training"), strict=True)
+    )
