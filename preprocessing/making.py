@@ -18,11 +18,13 @@ from multiprocessing.connection import wait as wait_for_any
 from pathlib import Path
 from typing import Any
 
+from preprocessing.card import duplicates
 from preprocessing.download import Policy, discard_raw, download, read_raw
 from preprocessing.items import Split
 from preprocessing.lists import SPLITS, read_items, shard_numbers
 from preprocessing.manifest import all_there, as_made, data_digest, digest, make_folder, read_manifest, write_json
 from preprocessing.remove import reapply
+from preprocessing.sets import DROPPED
 from preprocessing.shards import Pixels, Recipe, Shard, pack_shard
 
 Progress = Callable[[int], None]  # items of the list that are dealt with, of the part that is being made
@@ -181,9 +183,12 @@ def finish_set(
 ) -> list[dict[str, Any]]:
     """The manifests of a set whose shards are all there -> those of its splits.
 
-    The samples with the keys ``removed`` are taken out before. Raises ValueError where a split came out empty though
-    its list is not.
+    The samples with the keys ``removed``, and duplicates where the recipe drops them, are taken out before. Raises
+    ValueError where a split came out empty though its list is not.
     """
+    dropped = duplicates(folder) if recipe.drop_duplicates else set()
+    if dropped:
+        write_json(folder / DROPPED, {"keys": sorted(dropped)})
     manifests = []
     for split in SPLITS:
         shards = (Shard(folder, recipe, split, number) for of, number in shard_numbers(plan) if of == split)
@@ -217,7 +222,7 @@ def finish_set(
             manifest["digest"] = data_digest(manifest)
             if tier != recipe.tiers[0]:
                 digests[tier.name] = manifest["digest"]
-            manifest = reapply(place, manifest, removed)
+            manifest = reapply(place, manifest, {*removed, *dropped})
             write_json(place / "manifest.json", manifest)
         manifests.append(manifest)
     return manifests

@@ -16,6 +16,7 @@ from preprocessing.manifest import digest, read_json, write_json
 from preprocessing.shards import Recipe
 
 RECIPE, CLEARED, CARD, PAGE = "recipe.json", "cleared.json", "card.json", "card.html"
+DROPPED = "dropped.json"  # keys of duplicates that were left out: no removals, another set may have them
 FORMERLY = {"openmoji": ("openmoji-people-64",)}  # names that data sets had in earlier versions
 
 Removed = dict[str, dict[str, list[str]]]  # key -> what else its pictures can be known by
@@ -108,9 +109,11 @@ def removals(root: Path, name: str) -> Removed:
             raise ValueError(f"{path} is damaged or of another version: what was removed would come back; restore it")
         known |= {} if listed is None else listed["removed"]
     for folder in finished_sets(root, name):  # removed before there was a list
+        dropped = set((read_json(folder / DROPPED) or {"keys": []})["keys"])
         for split in SPLITS:
             for key in (read_json(folder / split / "removed.json") or {"keys": []})["keys"]:
-                known.setdefault(key, {})
+                if key not in dropped:
+                    known.setdefault(key, {})
     return known
 
 

@@ -18,7 +18,7 @@ VERBS: dict[str, Verb] = {
     "data": (
         data.data,
         data.data_options,
-        "list data sets, make one from its source, verify it, or take samples out of it for good",
+        "list data sets; make, verify one, or take samples out of it for good",
     ),
     "embed": (data.embed, data.embed_options, "embed the captions of a preset's shards with its frozen text encoder"),
     "config": (models.config, models.config_options, "print a preset, whole and resolved, as --config takes it back"),

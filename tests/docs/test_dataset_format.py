@@ -7,12 +7,13 @@ from pathlib import Path
 import pytest
 
 from drawn import Inline, write_drawings
+from flows.cards import keep_card
 from flows.removal import remove_samples
 from flows.text import Captions
 from mdm.data.leases import Lease
 from mdm.presets import resolve
 from preprocessing import making
-from preprocessing.card import write_card
+from preprocessing.catalogue import find
 from preprocessing.manifest import FIELDS, SHARD_FIELDS, write_json
 from preprocessing.openmoji import OpenMoji
 from preprocessing.shards import Tier
@@ -41,7 +42,8 @@ def test_every_file_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(making, "ProcessPoolExecutor", Inline)
     write_drawings(folder, SOURCE, name="squares", tiers=(Tier(16, "png"), Tier(256, "jpg"), Tier(0)))
     shutil.rmtree(folder / "drawn")
-    write_card(folder, {"name": "squares"})
+    write_json(folder / "dropped.json", {"keys": []})
+    keep_card(folder, find("openmoji").about, print)
     write_json(folder / "recipe.json", {})
     data = {"name": "squares"}
     captions = Captions(resolve("tiny", {"data": data, "embeddings": "auto"}), folder)

@@ -350,7 +350,7 @@ def test_sets_are_listed_with_their_users_and_unused_ones_pruned(
             assert main(["data"]) == 0
     lines = {line.split()[0]: line for line in capsys.readouterr().out.splitlines()}
     assert "9 + 9" in lines["squares"] and lines["squares"].endswith("revision 0  unused")
-    assert lines[by_hand.name].endswith("unused, put here by hand")
+    assert lines[by_hand.name].endswith("unused, put")  # here by hand, on the next line
     assert lines["damaged"].split()[1] == "damaged" and lines["downloads"].split()[1] == "unfinished"
     assert "training x (process" in lines[held.name] and lines[of_run.name].endswith("run r")
     before = contents(root)
@@ -448,3 +448,17 @@ def test_what_cannot_be_read_may_show_removed_samples_and_ends_no_list(
     out = capsys.readouterr().out
     assert all(f"{path} cannot be read (" in out for path in torn)
     assert f"{later}: evaluation still show them" in out and "MLflow" not in out
+
+
+def test_duplicates_are_dropped_where_asked_and_are_no_removals(root: Path) -> None:
+    plain = opened()
+    twins = [item.key for item in plain.source.items()][:2]
+    files = {item.key: item.place.file for item in plain.source.items() if item.place is not None}
+    files[twins[1]].write_bytes(files[twins[0]].read_bytes())
+    whole = make()
+    asked = replace(plain, recipe=replace(plain.recipe, drop_duplicates=True))
+    fewer = make_set(asked, lambda done: None, lambda line: None)
+    assert fewer is not None and fewer != whole
+    gone = set().union(*(removed_keys(fewer / split) for split in ("train", "val")))
+    assert len(gone) == 1 and gone < set(twins) and read_json(fewer / "dropped.json") == {"keys": sorted(gone)}
+    assert removals(root, "dozen") == {} and removed_keys(whole / "train") == set()
