@@ -1,6 +1,7 @@
 """The data sets of this MDM_HOME: how large each is, who uses it, and which nobody does."""
 
 import shutil
+import stat
 import textwrap
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -45,8 +46,17 @@ def list_sets() -> list[Entry]:
     return [_entry(folder, runs) for folder in sorted(datasets().glob("*")) if folder.is_dir()]
 
 
+def _size(path: Path) -> int:
+    """Bytes of a file; 0 for a folder, and for what went while it was listed: who uses a set renews its lease."""
+    try:
+        status = path.stat()
+    except OSError:
+        return 0
+    return status.st_size if stat.S_ISREG(status.st_mode) else 0
+
+
 def _entry(folder: Path, runs: dict[str, set[str]]) -> Entry:
-    size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+    size = sum(map(_size, folder.rglob("*")))
     using = [f"run {name}" for name, sets in runs.items() if folder.name in sets]
     users = ", ".join([*filter(None, [names(live(folder, "use"))]), *using])
     recipe = read_json(folder / RECIPE) or {}

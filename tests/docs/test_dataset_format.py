@@ -43,12 +43,12 @@ def test_every_file_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     write_drawings(folder, SOURCE, name="squares", tiers=(Tier(16, "png"), Tier(256, "jpg"), Tier(0)))
     shutil.rmtree(folder / "drawn")
     write_json(folder / "dropped.json", {"keys": []})
-    keep_card(folder, find("openmoji").about, print)
     write_json(folder / "recipe.json", {})
     data = {"name": "squares"}
     captions = Captions(resolve("tiny", {"data": data, "embeddings": "auto"}), folder)
     captions.embed(captions.source(print).way, lambda start: lambda done, total: None)
     remove_samples("squares", {SOURCE.split("train")[1].key}, dry_run=False, say=print)
+    keep_card(folder, find("openmoji").about, print)
     rows = [name for cell in re.findall(r"^\| (`.*?) \|", PAGE, re.MULTILINE) for name in re.findall("`(.+?)`", cell)]
     with Lease(folder, "test"):
         there = [path for path in (tmp_path / "datasets").rglob("*") if path.is_file()]

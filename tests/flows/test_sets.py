@@ -1,6 +1,7 @@
 """Data sets are made once for each recipe, never changed but by a removal, and known by who uses them."""
 
 import json
+import re
 import shutil
 import threading
 from collections.abc import Callable
@@ -348,9 +349,10 @@ def test_sets_are_listed_with_their_users_and_unused_ones_pruned(
         (tmp_path / "runs" / "r" / "config.json").write_text(foreign)
         with Lease(held, "training x"):
             assert main(["data"]) == 0
-    lines = {line.split()[0]: line for line in capsys.readouterr().out.splitlines()}
+    out = re.sub(r"\n {4,}", " ", capsys.readouterr().out)  # lines that were wrapped
+    lines = {line.split()[0]: line for line in out.splitlines()}
     assert "9 + 9" in lines["squares"] and lines["squares"].endswith("revision 0  unused")
-    assert lines[by_hand.name].endswith("unused, put")  # here by hand, on the next line
+    assert lines[by_hand.name].endswith("unused, put here by hand")
     assert lines["damaged"].split()[1] == "damaged" and lines["downloads"].split()[1] == "unfinished"
     assert "training x (process" in lines[held.name] and lines[of_run.name].endswith("run r")
     before = contents(root)
@@ -462,3 +464,11 @@ def test_duplicates_are_dropped_where_asked_and_are_no_removals(root: Path) -> N
     gone = set().union(*(removed_keys(fewer / split) for split in ("train", "val")))
     assert len(gone) == 1 and gone < set(twins) and read_json(fewer / "dropped.json") == {"keys": sorted(gone)}
     assert removals(root, "dozen") == {} and removed_keys(whole / "train") == set()
+
+
+def test_a_lease_renewed_while_sets_are_listed_ends_no_list(squares_here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    gone = squares_here / "leases" / "owner.json.tmp"
+    listed = Path.rglob
+    monkeypatch.setattr(Path, "rglob", lambda self, pattern: [*listed(self, pattern), gone])
+    (entry,) = list_sets()
+    assert entry.size_bytes == sum(len(content) for _, content in contents(squares_here).values())
