@@ -466,7 +466,7 @@ def test_duplicates_are_dropped_where_asked_and_are_no_removals(root: Path) -> N
     assert removals(root, "dozen") == {} and removed_keys(whole / "train") == set()
 
 
-def test_a_lease_renewed_while_sets_are_listed_ends_no_list(squares_here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_lease_renewed_meanwhile_ends_no_list(squares_here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     gone = squares_here / "leases" / "owner.json.tmp"
     listed = Path.rglob
     monkeypatch.setattr(Path, "rglob", lambda self, pattern: [*listed(self, pattern), gone])
