@@ -3,12 +3,14 @@
     torchrun --nproc-per-node 2 -m evaluation.generate FOLDER
 
 ``FOLDER/generate.json`` (see ``ImageJob``) names the sets to draw; each is ``FOLDER/SET/``, whose captions.jsonl says
-which image is of which prompt (``prepare`` writes both). An image depends on its prompt and seed alone, so ranks share
-the work by line, and a killed run goes on with the files that are missing.
+which image is of which prompt (``prepare`` writes both). An image depends on its prompt and seed alone; what rounding
+makes of its batch mates is fixed too, because batches are of fixed numbers: ranks share batches, and a killed run
+draws those again in which files are missing, and gets the same bytes.
 """
 
 import contextlib
 import sys
+from collections.abc import Container
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -66,15 +68,16 @@ def prepare(folder: Path, job: ImageJob, prompts: list[Prompt]) -> None:
 
 
 def generate_images(folder: Path, job: ImageJob, rank: int, world: int) -> None:
-    """Draw this rank's share of every set."""
+    """Draw this rank's share of every set: every ``world``-th batch."""
     device = pick_device(job.device)
     if job.threads:
         torch.set_num_threads(job.threads)
     shards = Shards(Path(job.data), job.text, pinned=job.data_digest)
     present = shards.present()
     number = dict(zip(unique([shards.key(i) for i in present], job.data), present, strict=True))  # of each key
-    lines = {images.name: read_lines(folder / images.name)[rank::world] for images in job.sets}
-    keys = sorted({line.key for mine in lines.values() for line in mine if line.key in number}, key=number.__getitem__)
+    lines = {images.name: batches(folder / images.name, images.sampling.batch_size)[rank::world] for images in job.sets}
+    wanted = {line.key for mine in lines.values() for batch in mine for line in batch}
+    keys = sorted(wanted & number.keys(), key=number.__getitem__)
     # All captions at once: an online encoder has left the device before the first network comes.
     encoder = online_encoder(job.text, device, Path(job.data).parent)
     states, null = known_conditions(shards, [number[key] for key in keys], _model(job), encoder)
@@ -83,23 +86,35 @@ def generate_images(folder: Path, job: ImageJob, rank: int, world: int) -> None:
         network = _network(job, images).to(device).to(memory_format=torch.channels_last)
         target, mine = folder / images.name, lines[images.name]
         px = network.config.resolutions
-        missing = [line for line in mine if line.key in conditions and not is_drawn(target, line, px)]
-        bar = tqdm(total=len(mine), initial=len(mine) - len(missing), desc=images.name, disable=rank != 0)
-        for start in range(0, len(missing), images.sampling.batch_size):
-            if removal_asked():
-                raise ValueError(f"{removal_asked()}: the same command goes on with the images that are missing")
-            part = missing[start : start + images.sampling.batch_size]
-            wanted, seeds = [conditions[line.key] for line in part], [line.seed for line in part]
-            save_images(generate(network, wanted, null, seeds, images.sampling, device), target, part)
-            bar.update(len(part))
+        bar = tqdm(total=sum(map(len, mine)), desc=images.name, disable=rank != 0)
+        for batch in mine:
+            part = [line for line in batch if line.key in conditions]
+            missing = {line.index for line in part if not is_drawn(target, line, px)}
+            if missing:
+                if removal_asked():
+                    raise ValueError(f"{removal_asked()}: the same command goes on with the images that are missing")
+                asked, seeds = [conditions[line.key] for line in part], [line.seed for line in part]
+                xs = generate(network, asked, null, seeds, images.sampling, device)
+                save_images(xs, target, part, missing)
+            bar.update(len(batch))
         bar.close()
 
 
-def save_images(xs: list[Tensor], folder: Path, lines: list[Line]) -> None:
-    """Write levels of [B, 3, H_r, H_r] as PNG."""
+def batches(folder: Path, size: int) -> list[list[Line]]:
+    """The lines of a folder's captions.jsonl in batches of ``size`` numbers, whichever of them are asked for."""
+    found: dict[int, list[Line]] = {}
+    for line in sorted(read_lines(folder), key=lambda line: line.index):
+        found.setdefault(line.index // size, []).append(line)
+    return list(found.values())
+
+
+def save_images(xs: list[Tensor], folder: Path, lines: list[Line], missing: Container[int]) -> None:
+    """Write levels of [B, 3, H_r, H_r] as PNG, of those lines whose numbers are missing."""
     for x in xs:
         levels = folder / "levels" / str(x.shape[-1])
         for line, picture in zip(lines, to_uint8(x), strict=True):
+            if line.index not in missing:
+                continue
             for target in [levels / line.file] + ([folder / line.file] if x is xs[-1] else []):
                 target.parent.mkdir(parents=True, exist_ok=True)
                 temporary = target.with_suffix(".tmp")

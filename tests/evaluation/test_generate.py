@@ -15,7 +15,8 @@ import pytest
 import torch
 from PIL import Image
 
-from evaluation.captions import Prompt, held_out_prompts, is_whole, read_lines
+from evaluation import generate as generate_module
+from evaluation.captions import Prompt, held_out_prompts, image_seed, is_whole, read_lines
 from evaluation.generate import ImageJob, ImageSet, generate_images, prepare
 from evaluation.reading import load_real
 from mdm.config import ENCODERS, Labels, Sampling, Text
@@ -179,3 +180,41 @@ def test_drawing_stops_at_once_and_goes_on_where_it_was(name: str, squares: Path
         generate_images(target, job, 0, 1)
     drawn, expected = ({p.name: p.read_bytes() for p in (f / "set").glob("*.png")} for f in (folder, whole))
     assert drawn == expected and len(drawn) == 40
+
+
+def test_batches_are_of_fixed_numbers_for_any_number_of_ranks_and_after_any_kill(
+    squares: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What an image is drawn beside never changes, so neither does its rounding."""
+    model = small_job(squares, num_levels=1).model
+    save_weights(tmp_path / "weights", model, NestedUNet(model).state_dict())
+    images = ImageSet(name="set", weights=str(tmp_path / "weights"), sampling=Sampling(steps=1, batch_size=3))
+    job = ImageJob(sets=(images,), data=str(squares / "train"), text=FAKE, device="cpu", threads=1)
+    prompts = held_out_prompts(Shards(squares / "train"), 8, labelled=False)
+    asked: list[list[int]] = []
+    draw = generate_module.generate
+
+    def watched(network: object, conditions: object, null: object, seeds: list[int], *rest: object) -> object:
+        asked.append(seeds)
+        return draw(network, conditions, null, seeds, *rest)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(generate_module, "generate", watched)
+    pictures = {}
+    for name, world in (("one", 1), ("two", 2), ("again", 1)):
+        prepare(tmp_path / name, job, prompts)
+        asked.clear()
+        for rank in range(world):
+            generate_images(tmp_path / name, job, rank, world)
+        if name == "again":
+            batches_before = sorted(asked)
+            for number in (1, 7):
+                (tmp_path / name / "set" / f"{number:05d}.png").unlink()
+            asked.clear()
+            generate_images(tmp_path / name, job, 0, 1)
+            assert sorted(asked) == [batch for batch in batches_before if batch_numbers(batch, job) & {1, 7}]
+        pictures[name] = {path.name: path.read_bytes() for path in (tmp_path / name / "set").glob("*.png")}
+    assert pictures["one"] == pictures["two"] == pictures["again"] and len(pictures["one"]) == 8
+
+
+def batch_numbers(seeds: list[int], job: ImageJob) -> set[int]:
+    return {number for number in range(8) if image_seed(job.seed, number) in seeds}
