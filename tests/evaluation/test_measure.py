@@ -33,7 +33,7 @@ def data(squares: Path, tmp_path: Path) -> Path:
     for i, images in enumerate(sets):
         folder, noise = tmp_path / "images" / images.name, torch.Generator().manual_seed(i)
         pictures = torch.randn(8, 3, 32, 32, generator=noise)
-        save_images([pictures[..., :8, :8], pictures], folder, read_lines(folder))
+        save_images([pictures[..., :8, :8], pictures], folder, read_lines(folder), range(8))
     return data
 
 
