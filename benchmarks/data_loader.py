@@ -1,6 +1,6 @@
 """What the loader costs beyond reading and decoding: a 64² training fed from 256² shards, captions' states included.
 
-    python benchmarks/data_loader.py [--rounds 9]
+    python -m benchmarks.data_loader [--rounds 9]
 
 Pictures with the spectrum of photographs, 256², JPEG q95 4:4:4, 256 different ones; states of 12 to 48 tokens of width
 2048 (FLAN-T5 XL), half precision. The ceiling is a loop of ``os.pread`` and Pillow to a uint8 array, and ``os.pread``
@@ -10,12 +10,15 @@ machine counts less. ``WebDataset`` reads in the order of the tars, shuffles in 
 
 import io
 import json
+import multiprocessing
 import os
-import resource
 import tempfile
-from collections.abc import Callable
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
 from itertools import islice, pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -36,10 +39,11 @@ from preprocessing.shards import TarFile
 
 PX, DIM, TOKENS, BATCH = 256, 2048, (12, 48), 64
 SHARDS, PER_SHARD, DIFFERENT = 8, 256, 256
-MEASURED = 15 * BATCH  # samples of a row's turn
-FLIP = False  # as the paper's presets
+MEASURED = 12 * BATCH  # samples of a row's turn
+WARM = 4  # batches before they count: starting a worker is not the loader's speed
 CEILING = "ceiling: read and decode"
 LEAST_S, LEAST_SHARE = 1000, 0.9  # images per second and core; of the ceiling
+Way = Callable[[range], Iterator[Any]]  # positions -> batches
 TEXT = TextSource(encoder="random", encoder_digest="random")
 
 
@@ -79,7 +83,7 @@ def make_set(folder: Path) -> None:
     embed_captions(folder, TEXT.encoder, TEXT.encoder_digest, encode, TOKENS[1])
 
 
-def ceiling(folder: Path) -> Callable[[range], None]:
+def ceiling(folder: Path) -> Way:
     """Read and decode, nothing else: what lies where is known before."""
     order, pictures, captions = Order([PER_SHARD] * SHARDS, seed=0), [], []
     for number in range(SHARDS):
@@ -92,42 +96,33 @@ def ceiling(folder: Path) -> Callable[[range], None]:
         spans = pairwise(load_file(path)["offsets"].tolist())
         captions += [(states, 2 * DIM * (end - begin), start + 2 * DIM * begin) for begin, end in spans]
 
-    def run(positions: range) -> None:
-        for index in map(order.index, positions):
-            with Image.open(io.BytesIO(os.pread(*pictures[index]))) as picture:
-                np.asarray(picture)
-            os.pread(*captions[index])
+    def run(positions: range) -> Iterator[None]:
+        for i in range(0, len(positions), BATCH):
+            for index in map(order.index, positions[i : i + BATCH]):
+                with Image.open(io.BytesIO(os.pread(*pictures[index]))) as picture:
+                    np.asarray(picture)
+                os.pread(*captions[index])
+            yield
 
     return run
 
 
-def ours(folder: Path, workers: int) -> Callable[[range], None]:
+def ours(folder: Path, workers: int) -> Way:
     shards = Shards(folder, TEXT, px=64)
-    data = TrainingSet(shards, seed=0, null=shards.null_tokens(), dropout=0.1, flip=FLIP)
-
-    def run(positions: range) -> None:
-        groups = [list(positions[i : i + BATCH]) for i in range(0, len(positions), BATCH)]
-        for batch in batches(data, groups, workers):
-            assert batch.images.shape == (BATCH, PX, PX, 3)
-
-    return run
+    data = TrainingSet(shards, seed=0, null=shards.null_tokens(), dropout=0.1)
+    return lambda positions: batches(data, ([*range(i, i + BATCH)] for i in positions[::BATCH]), workers)
 
 
-def theirs(folder: Path) -> Callable[[range], None]:
+def theirs(folder: Path) -> Way:
     url = f"{folder}/{{00000..{SHARDS - 1:05d}}}.tar"
-
-    def run(positions: range) -> None:
-        stream = webdataset.WebDataset(url, shardshuffle=SHARDS, seed=0).shuffle(256).decode("rgb8")
-        loader = stream.to_tuple("jpg", "txt", "json").batched(BATCH)
-        for images, *_ in islice(loader, len(positions) // BATCH):
-            assert images.shape == (BATCH, PX, PX, 3)
-
-    return run
+    stream = webdataset.WebDataset(url, shardshuffle=SHARDS, seed=0).shuffle(BATCH).decode("rgb8")
+    return lambda _: iter(stream.to_tuple("jpg", "txt", "json").batched(BATCH))
 
 
 def cpu_s() -> float:
-    """Of this process and of those that it has ended."""
-    return sum(sum(resource.getrusage(who)[:2]) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    """Of this process and of its workers."""
+    workers = (Path(f"/proc/{worker.pid}/schedstat").read_text() for worker in multiprocessing.active_children())
+    return time.process_time() + sum(int(line.split()[0]) for line in workers) / 1e9
 
 
 def measure(rounds: int) -> list[Row]:
@@ -144,10 +139,13 @@ def measure(rounds: int) -> list[Row]:
         }
         for turn in range(rounds + 1):  # the first warms up
             for way, run in ways.items():
+                stream = run(range(2 * MEASURED))
+                deque(islice(stream, WARM), maxlen=0)
                 began = cpu_s()
-                run(range(MEASURED * turn, MEASURED * (turn + 1)))
+                deque(islice(stream, MEASURED // BATCH), maxlen=0)  # as a training does, it keeps none
                 if turn:
                     found.setdefault(way, []).append(MEASURED / (cpu_s() - began))
+                del stream  # which ends its workers
     rows = [Row("64² training from 256² shards", CEILING, found[CEILING], "images/s per core")]
     for way, rates in list(found.items())[1:]:
         shares = [rate / most for rate, most in zip(rates, found[CEILING], strict=True)]
