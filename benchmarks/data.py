@@ -11,10 +11,10 @@ import platform
 import subprocess
 from pathlib import Path
 
-from benchmarks import data_download, data_loader, data_openmoji, data_scale, data_video
+from benchmarks import data_download, data_loader, data_openmoji, data_pack, data_scale, data_video
 from benchmarks.rows import HEADER
 
-ROUNDS = {data_loader: 7, data_download: 3, data_scale: 1, data_video: 3, data_openmoji: 1}
+ROUNDS = {data_loader: 7, data_download: 3, data_pack: 5, data_scale: 1, data_video: 3, data_openmoji: 1}
 
 
 def main() -> None:
