@@ -30,7 +30,7 @@ def main() -> None:
         f"- commit: {commit}",
         "- command: `make bench-data`",
         "",
-        "Median of the rounds, and their spread. The loader is timed by CPU time, the rest by the clock.",
+        "Median of the rounds, and their spread. Loader, packing and costs per shard by CPU time, the rest by the clock.",
         "",
         *HEADER,
     ]
