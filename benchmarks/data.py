@@ -30,7 +30,7 @@ def main() -> None:
         f"- commit: {commit}",
         "- command: `make bench-data`",
         "",
-        "Median of the rounds, and their spread. Loader, packing and costs per shard by CPU time, the rest by the clock.",
+        "Median and spread of the rounds. Loader, packing and costs per shard by CPU time, the rest by the clock.",
         "",
         *HEADER,
     ]
