@@ -1,19 +1,16 @@
 """What the shield costs: the same pictures from the same local server by plain img2dataset and through the shield.
 
-    python benchmarks/data_download.py [--pictures 4000] [--rounds 3]
+    python -m benchmarks.data_download [--rounds 3]
 
 One process on one core, the server on another. Pairs in turn, each time into an empty folder. ``download``: from a
 shard's first picture asked for to its last one written, by img2dataset's statistics; ``whole call``: with imports,
 workers and verification.
 """
 
-import argparse
 import asyncio
 import json
 import multiprocessing
 import os
-import platform
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -24,10 +21,11 @@ from pathlib import Path
 import pyarrow
 import pyarrow.parquet
 
+from benchmarks.rows import Row, rounds_asked, show
 from preprocessing.download import download
 from preprocessing.shield import Policy
 
-BYTES, PER_SHARD, THREADS = 100_000, 1000, 32
+BYTES, PER_SHARD, THREADS, LEAST = 100_000, 1000, 32, 0.9
 PLAIN = """
 import json, os, sys
 import img2dataset
@@ -91,39 +89,33 @@ def shielded(urls: list[str], folder: Path) -> float:
     return rate(list(folder.glob("*/stats.json")))
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--pictures", type=int, default=4000)
-    parser.add_argument("--rounds", type=int, default=3)
-    options = parser.parse_args()
+def measure(rounds: int, pictures: int = 2000) -> list[Row]:
     ours, theirs = multiprocessing.Pipe()
     server = multiprocessing.Process(target=serve, args=(theirs,), daemon=True)
     server.start()
     port = ours.recv()
-    urls = [f"http://127.0.0.1:{port}/{i}.jpg" for i in range(options.pictures // PER_SHARD * PER_SHARD)]
-    os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+    urls = [f"http://127.0.0.1:{port}/{i}.jpg" for i in range(pictures // PER_SHARD * PER_SHARD)]
+    cores = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {min(cores)})
     found: dict[str, list[tuple[float, float]]] = {"plain img2dataset": [], "through the shield": []}
-    for _ in range(options.rounds):
-        for label, run in (("plain img2dataset", plain), ("through the shield", shielded)):
-            with tempfile.TemporaryDirectory() as folder:
-                began = time.monotonic()
-                downloading = run(urls, Path(folder))
-                found[label].append((downloading, len(urls) / (time.monotonic() - began)))
-    print(
-        f"{platform.processor() or platform.machine()}, Python {platform.python_version()}, one core for the download"
-    )
-    print(
-        f"{len(urls)} pictures of {BYTES:,} bytes, {THREADS} threads, {options.rounds} rounds: median (least to most)\n"
-    )
-    print("| | download, pictures/s | whole call, pictures/s |\n|---|---|---|")
-    for label, rounds in found.items():
-        cells = [f"{statistics.median(x):.0f} ({min(x):.0f} to {max(x):.0f})" for x in zip(*rounds, strict=True)]
-        print(f"| {label} | {cells[0]} | {cells[1]} |")
-    ratios = [
-        statistics.median(ours[i] / theirs[i] for theirs, ours in zip(*found.values(), strict=True)) for i in (0, 1)
-    ]
-    print(f"| ratio, pair by pair | {ratios[0]:.2f} | {ratios[1]:.2f} |")
+    try:
+        for _ in range(rounds):
+            for label, run in (("plain img2dataset", plain), ("through the shield", shielded)):
+                with tempfile.TemporaryDirectory() as folder:
+                    began = time.monotonic()
+                    downloading = run(urls, Path(folder))
+                    found[label].append((downloading, len(urls) / (time.monotonic() - began)))
+    finally:
+        os.sched_setaffinity(0, cores)
+        server.terminate()
+    rows = []
+    for place, what in enumerate(("download", "whole call")):
+        for label, rates in found.items():
+            rows.append(Row(what, label, [rate[place] for rate in rates], "pictures/s per core"))
+        pairs = zip(*found.values(), strict=True)
+        rows.append(Row("", "ratio, pair by pair", [b[place] / a[place] for a, b in pairs], "", least=LEAST))
+    return rows
 
 
 if __name__ == "__main__":
-    main()
+    show(measure(rounds_asked(__doc__, 3)))

@@ -1,14 +1,12 @@
 """What a clip costs: ``extract_clip`` beside a bare ffmpeg that seeks, selects, scales and writes 16 JPEGs.
 
-    taskset -c 1 python benchmarks/data_video.py [--videos 8] [--rounds 5]
+    taskset -c 1 python -m benchmarks.data_video [--rounds 5]
 
 Videos like WebVid's are made first: 596 x 336, 25 a second, 18 s, a keyframe every 250 frames. Both take the same
 clips, one thread each, in turn in every round. The bare loop is told where to begin and checks nothing: it need not
 count frames, and does not notice a video that is cut or turned.
 """
 
-import argparse
-import statistics
 import subprocess
 import tempfile
 import time
@@ -16,6 +14,7 @@ from pathlib import Path
 
 from imageio_ffmpeg import get_ffmpeg_exe
 
+from benchmarks.rows import Row, rounds_asked, show
 from preprocessing.video import extract_clip
 
 PX, LIMIT = 256, 0.9  # of the bare loop's clips a second
@@ -37,33 +36,28 @@ def bare(path: Path, start_s: float, folder: Path) -> None:
     ffmpeg("-threads", 1, "-ss", start_s, "-i", path, "-an", "-vf", filters, *ends, folder / f"{path.stem}-%d.jpg")
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--videos", type=int, default=8)
-    parser.add_argument("--rounds", type=int, default=5)
-    given = parser.parse_args()
+def measure(rounds: int, count: int = 8) -> list[Row]:
+    found: dict[str, list[float]] = {"extract_clip": [], "bare ffmpeg": []}
     with tempfile.TemporaryDirectory() as name:
-        folder, ratios = Path(name), []
-        videos = [folder / f"{number}.mp4" for number in range(given.videos)]
+        folder = Path(name)
+        videos = [folder / f"{number}.mp4" for number in range(count)]
         for number, path in enumerate(videos):
             make_video(path, number)
         starts = [extract_clip(path, PX, seed=0).times_s[0] for path in videos]  # warms the page cache, too
-        for _ in range(given.rounds):
-            times = []
-            for way in ("ours", "bare"):
+        for _ in range(rounds):
+            for way, rates in found.items():
                 began = time.perf_counter()
                 for path, start_s in zip(videos, starts, strict=True):
-                    if way == "bare":
+                    if way == "bare ffmpeg":
                         bare(path, start_s, folder)
                         continue
                     for i, frame in enumerate(extract_clip(path, PX, seed=0).frames):
                         (folder / f"{path.stem}-{i}.jpeg").write_bytes(frame)
-                times.append(time.perf_counter() - began)
-            ours, other = (given.videos / seconds for seconds in times)
-            ratios.append(ours / other)
-            print(f"extract_clip {ours:.2f} clips/s, bare ffmpeg {other:.2f} clips/s, ratio {ours / other:.2f}")
-    print(f"ratio: median {statistics.median(ratios):.2f}, {min(ratios):.2f} to {max(ratios):.2f}; at least {LIMIT}")
+                rates.append(count / (time.perf_counter() - began))
+    ratios = [mine / other for mine, other in zip(*found.values(), strict=True)]
+    rows = [Row("frames of videos", way, rates, "clips/s per core") for way, rates in found.items()]
+    return [*rows, Row("", "ratio, pair by pair", ratios, "", least=LIMIT)]
 
 
 if __name__ == "__main__":
-    main()
+    show(measure(rounds_asked(__doc__, 5)))

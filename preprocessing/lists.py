@@ -5,9 +5,11 @@ Millions of items are never held at once, and any process can begin at any shard
 
 import heapq
 import json
+import os
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -127,11 +129,16 @@ def read_items(folder: Path, split: Split, number: int) -> list[Item]:
     """The items of a shard. Raises ValueError naming a list that cannot be read."""
     path = list_path(folder, split)
     try:
-        with pq.ParquetFile(path) as file:
-            rows = file.read_row_group(number).to_pylist()
+        rows = _opened(path, path.stat().st_mtime_ns, os.getpid()).read_row_group(number).to_pylist()
     except (OSError, pa.ArrowException) as error:
         raise ValueError(f"{path} cannot be read ({error}): delete {path.parent} and run the same command") from error
     return [_item(row, split) for row in rows]
+
+
+@lru_cache(maxsize=2)
+def _opened(path: Path, mtime_ns: int, process: int) -> pq.ParquetFile:
+    """Once in each process: a list's table of contents grows with its shards, and would be read for each of them."""
+    return pq.ParquetFile(path)
 
 
 def _item(row: dict[str, Any], split: Split) -> Item:

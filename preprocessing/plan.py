@@ -12,9 +12,10 @@ from preprocessing.shards import Recipe
 
 SAMPLED = 200  # pictures whose sizes are looked at
 STAGES_PX = (64, 256, 1024)  # of the paper
-# Measured in November 2025 on one core of a laptop's class (docs/data.md): per second, or bytes a picture.
-DOWNLOADS_S, PACKED_S, CLIPS_S = 50.0, 55.0, 5.7
+# Per second and core, as benchmarks/results/2026-11-26-data.md has them: of a server nearby, a megapixel, a clip.
+DOWNLOADS_S, PACKED_S, CLIPS_S = 800.0, 110.0, 3.6
 ALIVE = 0.62  # of CC12M's URLs, as its mirrors report
+# Bytes: of a 256² crop, of a picture as it came, of a clip, of CC12M's and WebVid's kind.
 CROP_BYTES, ORIGINAL_BYTES, CLIP_BYTES = 33_000, 190_000, 266_000
 
 

@@ -42,7 +42,7 @@ def _on_white(picture: Image.Image) -> Image.Image:
     if "A" in picture.getbands() or "a" in picture.getbands() or "transparency" in picture.info:
         picture = picture.convert("RGBA")
         picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)
-    return picture.convert("RGB")
+    return picture if picture.mode == "RGB" else picture.convert("RGB")  # which would copy it
 
 
 def _deep_grey(picture: Image.Image) -> NDArray[np.uint8]:

@@ -5,22 +5,25 @@ and dropped conditions are drawn from (seed, epoch, sample). Nothing here depend
 """
 
 import json
+from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
+from itertools import accumulate
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import Dataset
 
 from mdm.config import Model
 from mdm.data.embeddings import StoredStates, TextSource
 from mdm.data.order import Order, hash64
 from mdm.data.pixels import centre_crop, read_rgb
 from mdm.data.tars import META, TEXT, DamagedShard, Tars, load_manifest
-from mdm.network.conditioning import stack_conditions
+from mdm.network.conditioning import Condition, pad_tokens
 from mdm.stage import Storage
 
 SampleCondition = Tensor | str | int  # a caption's states [L, D], a caption still to be encoded, a label
@@ -37,6 +40,15 @@ class Sample:
     key: str
     caption: str
     image: Tensor
+    condition: SampleCondition | None
+
+
+class Read(NamedTuple):
+    """A sample as it was decoded: pixels uint8 [H, H, 3], or of a clip [F, H, H, 3], which may not be written to."""
+
+    key: str
+    caption: str
+    pixels: NDArray[np.uint8]
     condition: SampleCondition | None
 
 
@@ -69,31 +81,37 @@ class Shards:
         if text is not None and not self.online:
             self.states = StoredStates(self.folder, self.manifest, text, self.storage.check == "digest")
         self.counts = [shard["samples"] for shard in self.manifest["shards"]]
-        self.starts = np.concatenate([[0], np.cumsum(self.counts)])
+        self.starts = list(accumulate(self.counts, initial=0))
         self.removed = {
-            int(start) + place
+            start + place
             for start, shard in zip(self.starts, self.manifest["shards"], strict=False)
             for place in shard.get("removed", ())
         }
 
     def __len__(self) -> int:
-        return int(self.starts[-1])
+        return self.starts[-1]
 
     def __getitem__(self, index: int) -> Sample:
         """Raises DamagedShard where the sample cannot be read or decoded, ValueError where it was removed."""
+        read = self.read(index)
+        return Sample(read.key, read.caption, _channels_first(torch.from_numpy(read.pixels.copy())), read.condition)
+
+    def read(self, index: int) -> "Read":
+        """The same as it was decoded. Raises the same."""
         shard, place = self._locate(index)
         *images, text, meta = self.tars.read(shard, place)
         record = self._record(shard, place, meta)
         try:
-            frames = [torch.from_numpy(self._square(image)).permute(2, 0, 1) for image in images]
+            frames = [self._square(image) for image in images]
         except ValueError as error:
             raise self._wrong(shard, record["key"], f"its picture {error}") from None
-        pixels = torch.stack(frames) if "frames" in self.manifest else frames[0]
+        pixels = np.stack(frames) if "frames" in self.manifest else frames[0]
         key, caption = record["key"], self._caption(shard, record["key"], text)
-        condition = caption if self.online else record.get("label") if self.states is None else self.tokens(index)
-        return Sample(key, caption, pixels, condition)
+        if self.online:
+            return Read(key, caption, pixels, caption)
+        return Read(key, caption, pixels, record.get("label") if self.states is None else self.states(shard, place))
 
-    def _square(self, image: bytes) -> np.ndarray:
+    def _square(self, image: bytes) -> NDArray[np.uint8]:
         """uint8 [H, H, 3]. Raises ValueError saying what is wrong with the bytes."""
         try:
             rgb = read_rgb(image)
@@ -105,7 +123,7 @@ class Shards:
             raise ValueError(
                 f"is {rgb.shape[1]} x {rgb.shape[0]} px, the set's are {self.stored_px} x {self.stored_px}"
             )
-        return rgb.copy()
+        return rgb
 
     @property
     def revision(self) -> dict[str, Any]:
@@ -173,7 +191,7 @@ class Shards:
         return found, lines
 
     def tokens(self, index: int) -> Tensor:
-        """Stored encoder states [L, D] of a caption."""
+        """Stored encoder states [L, D] of a caption, in the precision that StoredStates has them in."""
         return self._stored()(*self._locate(index))
 
     def null_tokens(self) -> Tensor:
@@ -188,8 +206,8 @@ class Shards:
     def _locate(self, index: int) -> tuple[int, int]:
         if index in self.removed:
             raise ValueError(f"{self.folder}: sample {index} was removed")
-        shard = int(np.searchsorted(self.starts, index, side="right")) - 1
-        return shard, index - int(self.starts[shard])
+        shard = bisect_right(self.starts, index) - 1
+        return shard, index - self.starts[shard]
 
     def _record(self, shard: int, place: int, meta: bytes) -> dict[str, Any]:
         """A sample's metadata, with its key."""
@@ -237,29 +255,37 @@ def null_condition(model: Model, shards: Shards) -> SampleCondition | None:
 
 @dataclass(frozen=True)
 class Batch:
-    """Stacked samples: images uint8 [B, 3, H, H] and what the network is conditioned on (see stack_conditions).
+    """Samples together, as little moved and as few bytes as can be: ``on`` makes of it what the network takes.
 
-    Online: no condition as yet, but the captions to encode, "" where one was dropped. ``substituted``: a line for each
-    sample that could not be read and was replaced, with its position and its shard's file.
+    ``images``: uint8 [B, H, H, 3], or of clips [B, F, H, H, 3], as they were decoded. ``states``: of all captions end
+    to end [T, D], in the precision they are stored in, ``lengths`` tokens each. Or ``labels`` [B]; or, online, the
+    ``captions`` to encode, "" where one was dropped. ``substituted``: a line for each sample that could not be read and
+    was replaced, with its position and its shard's file.
     """
 
     positions: list[int]
     images: Tensor
-    condition: dict[str, Tensor]
-    captions: list[str]
     substituted: list[str]
+    states: Tensor | None = None
+    lengths: tuple[int, ...] = ()
+    labels: Tensor | None = None
+    captions: tuple[str, ...] = ()
+
+    def on(self, device: torch.device) -> tuple[Tensor, Condition]:
+        """Images uint8 [B, 3, H, H] (clips: [B, F, 3, H, H]) and the network's condition, on its device."""
+        images = _channels_first(self.images.to(device, non_blocking=True)).contiguous()
+        if self.states is not None:
+            return images, pad_tokens(self.states.to(device, non_blocking=True).float(), self.lengths)
+        return images, {} if self.labels is None else {"labels": self.labels.to(device, non_blocking=True)}
 
     def pin_memory(self) -> "Batch":
         """What DataLoader calls: the same in page-locked memory, which a GPU copies from while it computes."""
-        condition = {name: value.pin_memory() for name, value in self.condition.items()}
-        return replace(self, images=self.images.pin_memory(), condition=condition)
+        states, labels = (part if part is None else part.pin_memory() for part in (self.states, self.labels))
+        return replace(self, images=self.images.pin_memory(), states=states, labels=labels)
 
 
-Item = tuple[int, Tensor, SampleCondition, str]
-
-
-class TrainingSet(Dataset[Item]):
-    """position -> (position, image uint8 [3, H, H], condition, what was wrong with the sample that should stand here).
+class TrainingSet:
+    """Positions -> a batch.
 
     ``window_shards`` > 0: shuffled within so many shards at a time (see order.py). A removed sample's place is
     taken by another one, drawn from (seed, position). So is an unreadable one's, where ``shards.storage`` tolerates
@@ -283,17 +309,35 @@ class TrainingSet(Dataset[Item]):
         """Which sample should stand at a global position."""
         return self.order.index(position)
 
-    def __getitem__(self, position: int) -> Item:
-        index, sample, problem = self._readable(position)
-        epoch = position // len(self.shards)
-        draws = np.random.default_rng(hash64(self.seed, "augment", epoch, index)).random(2)
-        image = sample.image.flip(2) if self.flip and draws[0] < 0.5 else sample.image
-        condition = self.null if self.null is not None and draws[1] < self.dropout else sample.condition
-        if condition is None:
-            raise ValueError(f"{self.shards.folder}: {sample.key} has no label in its metadata")
-        return position, image, condition, problem
+    def batch(self, positions: Sequence[int]) -> Batch:
+        """One sample after the other, each copied to its place as soon as it is decoded: all at once fall out of the
+        processor's caches.
+        """
+        conditions: list[Any] = []
+        problems, images = [], torch.empty(0, dtype=torch.uint8)
+        for place, position in enumerate(positions):
+            index, read, problem = self._readable(position)
+            if place == 0:
+                images = torch.empty((len(positions), *read.pixels.shape), dtype=torch.uint8)
+                rows = images.numpy()
+            rows[place] = read.pixels
+            epoch = position // len(self.shards)
+            draws = np.random.default_rng(hash64(self.seed, "augment", epoch, index)).random(2)
+            if self.flip and draws[0] < 0.5:
+                images[place] = images[place].flip(-2)
+            condition = self.null if self.null is not None and draws[1] < self.dropout else read.condition
+            if condition is None:
+                raise ValueError(f"{self.shards.folder}: {read.key} has no label in its metadata")
+            conditions.append(condition)
+            problems += [problem] if problem else []
+        batch = partial(Batch, list(positions), images, problems)
+        if isinstance(conditions[0], str):
+            return batch(captions=tuple(conditions))
+        if isinstance(conditions[0], int):
+            return batch(labels=torch.tensor(conditions))
+        return batch(states=torch.cat(conditions), lengths=tuple(map(len, conditions)))
 
-    def _readable(self, position: int) -> tuple[int, Sample, str]:
+    def _readable(self, position: int) -> tuple[int, Read, str]:
         """The sample of a position, or the first that can take its place, and why it had to, if that was damage."""
         problem = ""
         for turn in range(TRIES):
@@ -302,7 +346,7 @@ class TrainingSet(Dataset[Item]):
             if index in self.shards.removed:
                 continue
             try:
-                return index, self.shards[index], problem
+                return index, self.shards.read(index), problem
             except DamagedShard as error:
                 if not self.shards.storage.tolerate:
                     raise
@@ -310,8 +354,5 @@ class TrainingSet(Dataset[Item]):
         raise ValueError(problem or f"{self.shards.folder}: next to all samples were removed")
 
 
-def collate(items: Sequence[Item]) -> Batch:
-    positions, images, conditions, problems = zip(*items, strict=True)
-    online = isinstance(conditions[0], str)
-    condition, captions = ({}, list(conditions)) if online else (stack_conditions(conditions), [])
-    return Batch(list(positions), torch.stack(images), condition, captions, [line for line in problems if line])
+def _channels_first(pixels: Tensor) -> Tensor:
+    return pixels.movedim(-1, -3)

@@ -47,16 +47,16 @@ class Tars:
 
     def read(self, shard: int, place: int, members: Sequence[int] | None = None) -> list[bytes]:
         """The asked members of a sample (none: all), in one read. Raises DamagedShard."""
-        file, spans = self._open(shard), self._index(shard)[place]  # [M, 2]: offset, length
-        spans = spans if members is None else spans[list(members)]
-        begin, end = int(spans[:, 0].min()), int(spans.sum(1).max())
+        file, spans = self._open(shard), self._index(shard)[place].tolist()  # M pairs of offset and length
+        spans = spans if members is None else [spans[member] for member in members]
+        begin, end = min(offset for offset, _ in spans), max(map(sum, spans))
         try:
             data = os.pread(file, end - begin, begin)
         except OSError as error:
             raise self._trouble(self.path(shard), error) from None
         if len(data) != end - begin:
             raise DamagedShard(f"{self.path(shard)} is truncated: make it again")
-        return [data[offset - begin : offset - begin + length] for offset, length in spans.tolist()]
+        return [data[offset - begin : offset - begin + length] for offset, length in spans]
 
     def check(self) -> list[str]:
         """A line for every shard that is missing, of another size than the manifest's, or without its index.

@@ -155,7 +155,7 @@ def online_encoder(text: TextSource | None, device: torch.device, data: Path) ->
 def caption_states(shards: Shards, indices: Sequence[int], encoder: TextEncoder | None) -> tuple[list[Tensor], Tensor]:
     """States float32 [L_i, D] of a dataset's captions, and of the empty one: stored, or made by ``encoder`` now."""
     if encoder is None:
-        return [shards.tokens(i) for i in indices], shards.null_tokens()
+        return [shards.tokens(i).float() for i in indices], shards.null_tokens().float()
     captions = ["", *(shards.caption(i) for i in indices)]
     parts = [encoder.encode(captions[start : start + BATCH])[0] for start in range(0, len(captions), BATCH)]
     null, *states = [state for part in parts for state in part]

@@ -20,7 +20,7 @@ from typing import Any
 
 from torch.utils.data import DataLoader, Dataset
 
-from mdm.data.shards import Batch, TrainingSet, collate
+from mdm.data.shards import Batch, TrainingSet
 
 HUNG_S = 3.0  # that a worker gets to end when the batches are no longer wanted
 SHARED = Path("/dev/shm")  # through it batches are handed over
@@ -133,7 +133,7 @@ class _Quiet(Dataset[Batch | Exception]):
 
     def __getitems__(self, positions: list[int]) -> Batch | Exception:  # DataLoader asks for a batch at once
         try:
-            return collate([self.data[position] for position in positions])
+            return self.data.batch(positions)
         except (ValueError, OSError) as error:
             return error
 

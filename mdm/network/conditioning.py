@@ -6,6 +6,7 @@ Shapes: B samples, L caption tokens, D text width, E embedding channels.
 import math
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -88,15 +89,22 @@ def stack_conditions(conditions: Sequence[Tensor | int], length: int = 0) -> Con
     """Captions' states, padded to the longest or to ``length``, or labels -> the network's keyword arguments."""
     if isinstance(conditions[0], int):
         return {"labels": torch.tensor(conditions)}
-    text, mask = pad_tokens([states for states in conditions if isinstance(states, Tensor)])
-    return padded({"text": text, "text_mask": mask}, length)
+    states = [one for one in conditions if isinstance(one, Tensor)]
+    return padded(pad_tokens(torch.cat(states), [len(one) for one in states]), length)
 
 
-def pad_tokens(tokens: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-    """Ragged caption states [L_i, D] -> [B, L, D] with zeros behind, mask [B, L]; L is the longest."""
-    text = torch.nn.utils.rnn.pad_sequence(list(tokens), batch_first=True)
-    lengths = torch.tensor([len(t) for t in tokens])
-    return text, (torch.arange(text.shape[1]) < lengths[:, None]).float()
+def pad_tokens(states: Tensor, lengths: Sequence[int]) -> Condition:
+    """Captions' states end to end [T, D], ``lengths`` tokens each -> text [B, L, D] with zeros behind, text_mask [B, L]
+    (1 = token), on the states' device; L is the longest.
+    """
+    real = np.arange(max(lengths)) < np.array(lengths)[:, None]  # [B, L]; known here, so that no GPU is waited for
+    places, mask = torch.from_numpy(np.flatnonzero(real)), torch.from_numpy(real)
+    text = states.new_zeros(real.size, states.shape[1])
+    text.index_copy_(0, places.to(states.device, non_blocking=True), states)
+    return {
+        "text": text.view(*real.shape, -1),
+        "text_mask": mask.to(states.device, torch.float32, non_blocking=True),
+    }
 
 
 def padded(condition: Condition, length: int) -> Condition:

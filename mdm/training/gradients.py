@@ -68,7 +68,8 @@ class Gradients:
         tops = sum(place in top for place in places)
         sizes = level_sizes(len(job.model.levels), len(places), tops)
         counts = level_sizes(len(job.model.levels), training.batch_size, len(top))
-        images = from_uint8(batch.images.to(device, non_blocking=True))
+        pixels, condition = batch.on(device)
+        images = from_uint8(pixels)
         if job.compute.channels_last:
             images = images.to(memory_format=torch.channels_last)
         xs = [x[:size] for x, size in zip(self.process.downsample(images), sizes, strict=True)]
@@ -76,9 +77,10 @@ class Gradients:
         first = batch.positions[0] - places[0]
         u = uniforms(job.seed, first, training.batch_size, places)  # float64, which Apple's GPUs do not have
         k = self.process.times(u).to(device, non_blocking=True)
-        condition = batch.condition if self.encoder is None else self.encoder.condition(batch.captions)
+        if self.encoder is not None:
+            made = self.encoder.condition(list(batch.captions))
+            condition = {name: value.to(device, non_blocking=True) for name, value in made.items()}
         condition = padded(condition, padded_length(job.model.text))
-        condition = {name: value.to(device, non_blocking=True) for name, value in condition.items()}
         if any(level.dropout for level in job.model.levels):
             torch.manual_seed(hash64(job.seed, "dropout", batch.positions[0]))
         with self.state.spread.accumulating(last):

@@ -12,7 +12,7 @@ import torch
 import webdataset
 from safetensors.numpy import load_file, save_file
 
-from mdm.data.shards import Shards, TrainingSet, collate
+from mdm.data.shards import Shards, TrainingSet
 from mdm.data.tars import DamagedShard
 from mdm.data.workers import batches
 from mdm.network.conditioning import pad_tokens
@@ -54,28 +54,29 @@ def test_dropped_captions_are_the_null_caption_and_depend_on_the_position_alone(
     data = TrainingSet(shards, seed=0, null=shards.null_tokens(), dropout=0.5)
 
     def dropped() -> list[bool]:
-        return [bool(torch.equal(torch.as_tensor(data[i][2]), shards.null_tokens())) for i in range(200)]
+        states = (data.batch([i]).states for i in range(200))
+        return [torch.equal(torch.as_tensor(one), shards.null_tokens()) for one in states]
 
     assert dropped() == dropped()
     assert 60 < sum(dropped()) < 140
-    condition = collate([data[i] for i in range(4)]).condition
+    _, condition = data.batch(range(4)).on(torch.device("cpu"))
     assert condition["text"].shape[:2] == condition["text_mask"].shape
 
 
 def test_labels_condition_where_there_is_no_text_and_are_dropped_to_the_class_after_the_last(squares: Path) -> None:
     shards = Shards(squares / "train")
-    labels = [TrainingSet(shards, seed=0)[i][2] for i in range(len(shards))]
-    assert sorted(set(labels)) == [0, 1, 2, 3]
+    labels = TrainingSet(shards, seed=0).batch(range(len(shards))).labels
+    assert labels is not None and labels.unique().tolist() == [0, 1, 2, 3]
     data = TrainingSet(shards, seed=0, null=4, dropout=0.5)
-    batch = collate([data[i] for i in range(100)])
-    assert batch.condition["labels"].shape == (100,)
-    assert 25 < (batch.condition["labels"] == 4).sum() < 75
+    batch = data.batch(range(100))
+    assert batch.labels is not None and batch.labels.shape == (100,)
+    assert 25 < (batch.labels == 4).sum() < 75
 
 
 def test_padding_marks_what_is_real() -> None:
-    text, mask = pad_tokens([torch.ones(2, 3), torch.ones(4, 3)])
-    assert mask.tolist() == [[1, 1, 0, 0], [1, 1, 1, 1]]
-    assert text[0, 2:].abs().max() == 0
+    condition = pad_tokens(torch.arange(1.0, 19).view(6, 3), [2, 4])
+    assert condition["text_mask"].tolist() == [[1, 1, 0, 0], [1, 1, 1, 1]]
+    assert condition["text"][:, :, 0].tolist() == [[1, 4, 0, 0], [7, 10, 13, 16]]
 
 
 @pytest.fixture
@@ -110,8 +111,13 @@ def test_flips_depend_on_the_epoch_and_the_sample(squares: Path) -> None:
     flipped = []
     for window in (0, 2):
         data = TrainingSet(shards, seed=0, flip=True, window_shards=window)
-        pairs = [(epoch, data.index(epoch * 40 + i), data[epoch * 40 + i][1]) for epoch in range(2) for i in range(40)]
-        flipped.append({(epoch, index): not torch.equal(image, shards[index].image) for epoch, index, image in pairs})
+        places = [
+            (i // 40, data.index(i), image) for i, image in enumerate(data.batch(range(80)).on(torch.device("cpu"))[0])
+        ]
+        flipped.append({(epoch, index): not torch.equal(image, shards[index].image) for epoch, index, image in places})
+        for epoch, index, image in places:
+            if flipped[-1][epoch, index]:
+                assert torch.equal(image, shards[index].image.flip(2))
     assert flipped[0] == flipped[1]  # the same, wherever in the epoch the sample stands
     assert 20 < sum(flipped[0].values()) < 60
     assert [flipped[0][0, i] for i in range(40)] != [flipped[0][1, i] for i in range(40)]
@@ -128,7 +134,7 @@ def test_no_more_tars_are_open_than_allowed(squares: Path, limit: int) -> None:
     shards = Shards(squares / "train", storage=Storage(max_open_files=limit))
     most = 0
     for position in range(80):
-        TrainingSet(shards, seed=0)[position]
+        TrainingSet(shards, seed=0).batch([position])
         most = max(most, held())
     assert most == min(limit, 5)
 
@@ -191,7 +197,7 @@ def test_an_altered_byte_is_found_where_digests_are_asked_for(copy: Path) -> Non
 @pytest.mark.parametrize("how", ["missing", "undecodable"])
 def test_unreadable_samples_are_replaced_alike_everywhere_and_told(copy: Path, how: str) -> None:
     whole = TrainingSet(Shards(copy, FAKE), 0)
-    images = [whole[i][1] for i in range(80)]
+    images = whole.batch(range(80)).images
     bad = [i for i in range(80) if whole.index(i) in (range(8, 16) if how == "missing" else [9])]
     damage(copy, how)
     runs = [
@@ -207,7 +213,7 @@ def test_unreadable_samples_are_replaced_alike_everywhere_and_told(copy: Path, h
     for path in copy.glob("*.tar"):
         path.unlink()
     with pytest.raises(ValueError, match=r"position 0 .*\.tar is missing"):
-        TrainingSet(Shards(copy, FAKE, Storage(tolerate=99)), 0)[0]
+        TrainingSet(Shards(copy, FAKE, Storage(tolerate=99)), 0).batch([0])
 
 
 def spoil(folder: Path, shard: int, place: int, extension: str, data: bytes) -> None:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from mdm.config import ENCODERS, Model, Text
 from mdm.data.embeddings import TextSource
-from mdm.data.shards import Shards, TrainingSet, collate, null_condition
+from mdm.data.shards import Shards, TrainingSet, null_condition
 from mdm.data.text import caption_states, load_encoder, online_encoder
 from mdm.files import write_json
 from mdm.network.conditioning import stack_conditions
@@ -106,17 +106,17 @@ def test_an_online_batch_carries_captions_and_the_same_ones_are_dropped(
     encoder = online_encoder(sources["online"], CPU, folder)
     assert encoder is not None
     stored, online = (
-        collate([data[i] for i in range(20)])
+        data.batch(range(20))
         for data in (
             TrainingSet(shards, seed=1, null=null_condition(small_model(1), shards), dropout=0.5)
             for shards in (Shards(folder / "train", sources[way]) for way in ("cached", "online"))
         )
     )
     assert 4 < online.captions.count("") < 16
-    assert online.condition == {}
-    made = encoder.condition(online.captions)
-    assert torch.equal(made["text_mask"], stored.condition["text_mask"])
-    torch.testing.assert_close(made["text"], stored.condition["text"], rtol=2**-11, atol=2e-6)
+    assert online.states is None
+    made, (_, kept) = encoder.condition(list(online.captions)), stored.on(CPU)
+    assert torch.equal(made["text_mask"], kept["text_mask"])
+    torch.testing.assert_close(made["text"], kept["text"], rtol=2**-11, atol=2e-6)
 
 
 def test_held_out_captions_are_encoded_once(
