@@ -6,7 +6,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from flows.home import Trouble, datasets, hold, home
+from flows.home import Trouble, datasets, home
+from flows.parts import locks_folder, part_lock, set_lock
 from mdm.data.leases import live, names
 from mdm.data.tars import load_manifest
 from preprocessing.catalogue import CATALOGUE, find
@@ -148,10 +149,10 @@ def prune(dry_run: bool, say: Callable[[str], None]) -> None:
 
 def _remove(folder: Path) -> None:
     owner = folder.with_name(folder.name.removesuffix(".part"))
-    lock = owner.with_name(owner.name + ".lock")
-    with hold(lock, f"dataset {owner.name}"):
+    with part_lock(owner, "shards", (1, 1)), set_lock(owner):
         gone = folder.with_name(folder.name.removesuffix(".deleted") + ".deleted")
         if users := live(folder, "use"):
             raise Trouble(f"{names(users)} began to use it")
         folder.rename(gone)  # so that a kill leaves no half set under its name
         shutil.rmtree(gone)
+        shutil.rmtree(locks_folder(owner), ignore_errors=True)

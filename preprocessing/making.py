@@ -73,7 +73,7 @@ def make_shards(
         answers = None if web is None else partial(read_raw, raw, _code(shard))
         return pool.submit(pack_shard, shard, lists, pixels, answers, known[shard.split].get(shard.number, ""))
 
-    raw = folder / "raw"
+    raw = folder / "raw" / f"{part[0]}-of-{part[1]}"  # of its own: parts go on at the same time
     with _pool(folder, min(workers, len(missing))) as pool:
         ready = iter(missing) if web is None else _fetched(missing, lists, raw, web)
         for shard in _packed(ready, pack, ahead=2 * workers):
@@ -153,9 +153,10 @@ def _die_with_parent() -> None:
     os._exit(1)
 
 
-def unfinished(folder: Path, plan: dict[str, Any], recipe: Recipe) -> int:
-    """How many shards are still missing, of all parts."""
-    return sum(Shard(folder, recipe, split, number).entries() is None for split, number in shard_numbers(plan))
+def missing_shards(folder: Path, plan: dict[str, Any], recipe: Recipe) -> list[Shard]:
+    """The shards that are still to be made, of all parts."""
+    shards = (Shard(folder, recipe, split, number) for split, number in shard_numbers(plan))
+    return [shard for shard in shards if shard.entries() is None]
 
 
 def is_whole(folder: Path, recipe: Recipe) -> bool:

@@ -5,6 +5,7 @@ import hashlib
 import io
 import json
 import os
+import secrets
 from pathlib import Path
 from typing import Any
 
@@ -40,8 +41,11 @@ def file_sha256(path: Path) -> str:
 
 
 def write_file(path: Path, data: bytes) -> None:
-    """Write a file so that it is there whole or not at all. Raises ValueError where it cannot be written."""
-    temporary = path.with_name(path.name + ".tmp")
+    """Write a file so that it is there whole or not at all. Raises ValueError where it cannot be written.
+
+    Several processes may write it at once, on several machines: each under a temporary name of its own.
+    """
+    temporary = path.with_name(f"{path.name}.{secrets.token_hex(4)}.tmp")
     try:
         with temporary.open("wb") as file:
             file.write(data)

@@ -86,8 +86,7 @@ def _make(name: str, options: Any, arguments: argparse.Namespace) -> int:
     with tqdm(total=count_items(list_set(opened, print)), unit="img") as bar:
         folder = make_set(opened, lambda done: _advance(bar, done), print, arguments.part, policy)
     if folder is None:
-        print("this part is made; whoever makes the last part finishes the set")
-        return 0
+        return 0  # what is missing was said
     print(*card_lines(folder), folder, sep="\n")
     return 0
 
@@ -142,35 +141,38 @@ def _keys(file: Path) -> set[str]:
 
 def embed_options(sub: argparse.ArgumentParser) -> None:
     preset_options(sub)
+    sub.add_argument("--part", type=_part, default=(1, 1), metavar="I/N", help="only every N-th shard, from I on")
     sub.add_argument("--dry-run", action="store_true", help="measure on a sample what each way costs, make nothing")
 
 
 def embed(arguments: argparse.Namespace) -> int:
     from flows.data import wanted_set
-    from flows.removal import hold_in_turn
-    from flows.text import Captions
+    from flows.parts import hold_in_turn, in_turn, part_lock
+    from flows.text import Captions, captions_of
     from mdm.data.leases import Lease
     from mdm.presets import resolve
     from preprocessing.cost import choose
-    from preprocessing.manifest import read_manifest
     from preprocessing.sets import SPLITS
 
     preset = resolve(arguments.preset, overrides(arguments))
     folder = wanted_set(preset)
-    total = sum(read_manifest(folder / split)["samples"] for split in SPLITS)
+    part, total = arguments.part, sum(captions_of(folder / split, arguments.part) for split in SPLITS)
     captions = Captions(preset, folder)
     print(f"{total} captions of {folder} by {preset.text}, embeddings: {preset.embeddings}")
     if arguments.dry_run:
         cost = captions.cost()
         print("\n".join([*cost.lines(), f"auto chooses {choose(cost)[1]}"]))
         return 0
-    with Lease(folder, f"mdm embed {preset.name}"), hold_in_turn(folder, print):
-        way = captions.source(print).way
+    with Lease(folder, f"mdm embed {preset.name}"), in_turn(lambda: part_lock(folder, "text", part), print):
+        with hold_in_turn(folder, print):  # of several parts one measures what is cheapest
+            way = captions.source(print).way
         if way == "online":
             print("nothing is stored: the trainers encode")
             return 0
         with tqdm(total=total, unit="captions") as bar:
-            captions.embed(way, lambda start: lambda done, _: _advance(bar, start + done))
+            missing = captions.embed(way, lambda start: lambda done, _: _advance(bar, start + done), part)
+    if missing:
+        print(f"this part is made; {missing:,} shards are missing: whoever makes the last of them finishes the set")
     return 0
 
 
