@@ -90,18 +90,20 @@ def _own(path: Path | None, options: Options) -> Source:
 
 
 def _videos(path: Path | None, options: Options) -> Source:
-    return Videos(*_folder_and_table(path), options.held_out or 0.05)
+    return Videos(*_folder_and_table(path), options.held_out or 0.05, options.limit)
 
 
 def _webvid(path: Path | None, options: Options) -> Source:
-    return WebVid(*_folder_and_table(path), options.held_out or 0.001)
+    return WebVid(*_folder_and_table(path), options.held_out or 0.001, options.limit)
 
 
 def _folder_and_table(path: Path | None) -> tuple[Path, Path]:
     given = _needs(path)
     folder, table = (given.parent, given) if given.is_file() else (given, caption_table(given))
     if table is None:
-        raise ValueError(f"{folder} has no table of captions: put a CSV there, with the columns file and caption")
+        raise ValueError(
+            f"{folder} has no table of captions: put one there (CSV, TSV, JSONL or parquet), with the columns file and caption"
+        )
     return folder, table
 
 
@@ -158,7 +160,7 @@ CATALOGUE = {
         DataSet(
             name="videos",
             summary="any folder of videos with a table of captions",
-            wants="a folder of videos with a CSV in it (columns file and caption), or that CSV",
+            wants="a folder of videos with a table in it (columns file and caption), or that table",
             open=_videos,
             per_shard=250,
             clips=True,

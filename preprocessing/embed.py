@@ -83,7 +83,8 @@ def embed_part(
     made_of = {shard["file"]: digest([inputs, as_made(shard)["sha256"]]) for shard in data["shards"]}
     make_folder(target)
     (target / "manifest.json").unlink(missing_ok=True)
-    null, done = _embed_null(target, inputs, encode, precision), 0
+    null, done = stored_states(encode([""])[0], precision), 0
+    write_file(target / "null.safetensors", to_bytes(null), shared=True)
     for shard in mine:
         _embed_shard(folder, target, shard, made_of[shard["file"]], encode, precision)
         done += shard["samples"]
@@ -97,7 +98,7 @@ def embed_part(
         "encoder": encoder_name,
         "encoder_digest": encoder_digest,
         "precision": precision,
-        "dim": null["dim"],
+        "dim": int(null["tokens"].shape[1]),
         "max_tokens": max_tokens,
         "truncated": sum(shard["truncated"] for shard in shards),
         "data_digest": data["digest"],
@@ -105,7 +106,7 @@ def embed_part(
         "shards": shards,
     }
     manifest["digest"] = digest(manifest)
-    write_json(target / "manifest.json", manifest)
+    write_json(target / "manifest.json", manifest, shared=True)
     return 0
 
 
@@ -140,17 +141,6 @@ def _written(path: Path, inputs: str) -> dict[str, Any] | None:
     """The entry of a shard that some part wrote, by its marker alone: to read the files of all parts takes hours."""
     marker = read_json(path.with_suffix(".done.json"))
     return marker["shard"] if marker is not None and marker.get("inputs") == inputs and path.exists() else None
-
-
-def _embed_null(target: Path, inputs: str, encode: Encode, precision: StatesFormat) -> dict[str, Any]:
-    path = target / "null.safetensors"
-    if (entry := finished(path, inputs)) is not None:
-        return entry
-    states = stored_states(encode([""])[0], precision)
-    write_file(path, to_bytes(states))
-    entry = {"file": path.name, "dim": int(states["tokens"].shape[1]), "sha256": file_sha256(path)}
-    mark_finished(path, inputs, entry)
-    return entry
 
 
 def _embed_shard(

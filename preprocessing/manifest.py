@@ -40,12 +40,13 @@ def file_sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def write_file(path: Path, data: bytes) -> None:
+def write_file(path: Path, data: bytes, shared: bool = False) -> None:
     """Write a file so that it is there whole or not at all. Raises ValueError where it cannot be written.
 
-    Several processes may write it at once, on several machines: each under a temporary name of its own.
+    ``shared``: other processes, on other machines perhaps, may be writing the same, each under a name of its own.
     """
-    temporary = path.with_name(f"{path.name}.{secrets.token_hex(4)}.tmp")
+    own = f".{secrets.token_hex(4)}" if shared else ""
+    temporary = path.with_name(f"{path.name}{own}.tmp")
     try:
         with temporary.open("wb") as file:
             file.write(data)
@@ -73,8 +74,8 @@ def make_folder(folder: Path) -> None:
         raise ValueError(f"the folder {folder} cannot be made: {error.strerror}") from error
 
 
-def write_json(path: Path, value: Any) -> None:
-    write_file(path, json.dumps(value, indent=1).encode())
+def write_json(path: Path, value: Any, shared: bool = False) -> None:
+    write_file(path, json.dumps(value, indent=1).encode(), shared)
 
 
 def read_json(path: Path) -> dict[str, Any] | None:

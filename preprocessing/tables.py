@@ -1,6 +1,7 @@
 """Tables of files and captions, as people keep them: CSV, TSV with a header, JSONL, parquet. Read row by row.
 
-Not the list of CC12M, which has no header and no quoting (preprocessing/cc12m.py).
+What is not UTF-8 in a value comes as lone surrogates, by which one item is known to be unusable; in a header, and in
+parquet, it is an error. Not the list of CC12M, which has no header and no quoting (preprocessing/cc12m.py).
 """
 
 import codecs
@@ -10,7 +11,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-FILE_COLUMNS = ("file", "file_name", "filename", "path", "image", "image_path", "url")  # the first that is there
+FILE_COLUMNS = (  # the first that is there
+    "file", "file_name", "filename", "path", "image", "image_path", "video", "video_path", "url",
+)  # fmt: skip
 CAPTION_COLUMNS = ("caption", "text", "title", "name")
 TABLES = (".csv", ".tsv", ".jsonl", ".parquet")
 
@@ -55,9 +58,11 @@ def _lines(path: Path) -> Iterator[str]:
     with path.open("rb") as file:
         for line, raw in enumerate(file, 1):
             try:
-                yield (raw.removeprefix(codecs.BOM_UTF8) if line == 1 else raw).decode()
+                yield (raw.removeprefix(codecs.BOM_UTF8) if line == 1 else raw).decode(
+                    errors="strict" if line == 1 else "surrogateescape"
+                )
             except UnicodeDecodeError as error:
-                raise ValueError(f"{path}, line {line}: not UTF-8: save it as UTF-8") from error
+                raise ValueError(f"{path}, line 1: not UTF-8: save the table as UTF-8") from error
 
 
 def _csv(path: Path) -> Iterator[Row]:
