@@ -18,7 +18,7 @@ from preprocessing.card import write_card
 from preprocessing.catalogue import DataSet, Options, find
 from preprocessing.download import Policy
 from preprocessing.items import Source
-from preprocessing.lists import SPLITS, write_lists
+from preprocessing.lists import SPLITS, shard_numbers, shard_size, write_lists
 from preprocessing.making import Progress, Web, finish_set, is_whole, make_shards, missing_shards
 from preprocessing.manifest import make_folder, read_json, read_manifest, write_json
 from preprocessing.openmoji import OpenMoji
@@ -85,11 +85,11 @@ def _recipe_json(opened: Opened) -> dict[str, Any]:
     return {**asdict(opened.recipe), "options": {"limit": opened.options.limit, "held_out": opened.options.held_out}}
 
 
-def count_items(folder: Path) -> int:
-    """How many items a set's source listed."""
+def count_items(folder: Path, part: Part = (1, 1)) -> int:
+    """How many items a set's source listed, of a part of its shards."""
     plan = read_json(folder / "lists" / "plan.json")
     if plan is not None:
-        return sum(plan["items"].values())
+        return sum(shard_size(plan, *numbered) for numbered in shard_numbers(plan, part))
     return sum(read_manifest(folder / split)["samples"] for split in SPLITS)  # an earlier version kept no lists
 
 
@@ -122,7 +122,7 @@ def make_set(
 def _make(opened: Opened, progress: Progress, say: Say, part: Part, policy: Policy) -> Path | None:
     made = opened.made()
     if made is not None and is_whole(made, opened.recipe):
-        progress(count_items(made))
+        progress(count_items(made, part))
         return made
     target = made or _unfinished(opened)
     plan = read_json(target / "lists" / "plan.json") or {}

@@ -102,7 +102,8 @@ def _folder_and_table(path: Path | None) -> tuple[Path, Path]:
     folder, table = (given.parent, given) if given.is_file() else (given, caption_table(given))
     if table is None:
         raise ValueError(
-            f"{folder} has no table of captions: put one there (CSV, TSV, JSONL or parquet), with the columns file and caption"
+            f"{folder} has no table of captions: put one there (CSV, TSV, JSONL or parquet), with the columns file and "
+            "caption"
         )
     return folder, table
 

@@ -146,3 +146,8 @@ def shard_numbers(plan: dict[str, Any], part: tuple[int, int] = (1, 1)) -> Itera
     for split in SPLITS:
         count = -(-plan["items"][split] // plan["per_shard"])
         yield from ((split, number) for number in range(part[0] - 1, count, part[1]))
+
+
+def shard_size(plan: dict[str, Any], split: Split, number: int) -> int:
+    """How many items a shard's list has."""
+    return min(plan["per_shard"], plan["items"][split] - number * plan["per_shard"])

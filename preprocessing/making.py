@@ -20,7 +20,7 @@ from typing import Any
 
 from preprocessing.download import Policy, discard_raw, download, read_raw
 from preprocessing.items import Split
-from preprocessing.lists import SPLITS, read_items, shard_numbers
+from preprocessing.lists import SPLITS, read_items, shard_numbers, shard_size
 from preprocessing.manifest import all_there, as_made, data_digest, digest, make_folder, read_manifest, write_json
 from preprocessing.remove import reapply
 from preprocessing.shards import Pixels, Recipe, Shard, pack_shard
@@ -64,7 +64,7 @@ def make_shards(
         if shard.entries() is None:
             missing.append(shard)
         else:
-            done += _size(plan, shard)
+            done += shard_size(plan, shard.split, shard.number)
     progress(done)
     if not missing:
         return
@@ -79,7 +79,7 @@ def make_shards(
         for shard in _packed(ready, pack, ahead=2 * workers):
             if web is not None:
                 discard_raw(raw, _code(shard))
-            done += _size(plan, shard)
+            done += shard_size(plan, shard.split, shard.number)
             progress(done)
 
 
@@ -89,10 +89,6 @@ def _made_before(folder: Path) -> dict[int, str]:
         return {}
     shards = [as_made(shard) for shard in read_manifest(folder)["shards"]]
     return {int(Path(shard["file"]).stem): shard["sha256"] for shard in shards}
-
-
-def _size(plan: dict[str, Any], shard: Shard) -> int:
-    return min(plan["per_shard"], plan["items"][shard.split] - shard.number * plan["per_shard"])
 
 
 def _fetched(missing: list[Shard], lists: Path, raw: Path, web: Web) -> Iterator[Shard]:

@@ -83,7 +83,7 @@ def _make(name: str, options: Any, arguments: argparse.Namespace) -> int:
         return 0
     make_home()
     policy = Policy(allow=tuple(arguments.allow), proxy=arguments.proxy, contact=arguments.contact)
-    with tqdm(total=count_items(list_set(opened, print)), unit="img") as bar:
+    with tqdm(total=count_items(list_set(opened, print), arguments.part), unit="img") as bar:
         folder = make_set(opened, lambda done: _advance(bar, done), print, arguments.part, policy)
     if folder is None:
         return 0  # what is missing was said

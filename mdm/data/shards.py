@@ -85,7 +85,7 @@ class Shards:
         *images, text, meta = self.tars.read(shard, place)
         record = self._record(shard, place, meta)
         try:
-            frames = [torch.from_numpy(self._square(image)).permute(2, 0, 1) for image in images]
+            frames = [torch.from_numpy(self._square(image).copy()).permute(2, 0, 1) for image in images]
         except ValueError as error:
             raise self._wrong(shard, record["key"], f"its picture {error}") from None
         pixels = torch.stack(frames) if "frames" in self.manifest else frames[0]
@@ -94,7 +94,7 @@ class Shards:
         return Sample(key, caption, pixels, condition)
 
     def _square(self, image: bytes) -> np.ndarray:
-        """uint8 [H, H, 3]. Raises ValueError saying what is wrong with the bytes."""
+        """uint8 [H, H, 3], perhaps not writable. Raises ValueError saying what is wrong with the bytes."""
         try:
             rgb = read_rgb(image)
         except ValueError as error:
@@ -105,7 +105,7 @@ class Shards:
             raise ValueError(
                 f"is {rgb.shape[1]} x {rgb.shape[0]} px, the set's are {self.stored_px} x {self.stored_px}"
             )
-        return rgb.copy()
+        return rgb
 
     @property
     def revision(self) -> dict[str, Any]:

@@ -1,0 +1,239 @@
+"""`mdm data` from source to shards, through the command line's function: the web at its worst, then the rest."""
+
+import json
+import os
+import shutil
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import webdataset
+
+import preprocessing.download
+import preprocessing.making
+from data_command import shrink
+from drawn import Inline
+from flows.cli import main
+from hostile_list import HOSTILE, PictureServer, encoded, photograph, write_list
+from inputs import write_tar
+from mdm.data.shards import Shards
+from preprocessing.catalogue import CATALOGUE, find
+from preprocessing.manifest import read_manifest
+from preprocessing.sets import SPLITS, newest_set
+
+COUNT = 200
+
+
+def run(*words: object) -> int:
+    return main(["data", *map(str, words)])
+
+
+def set_of(home: Path, name: str) -> Path:
+    return newest_set(home / "datasets", name)
+
+
+def card_of(folder: Path) -> Any:
+    return json.loads((folder / "card.json").read_text())
+
+
+def digests(folder: Path) -> dict[str, str]:
+    """Of every split and tier."""
+    found = sorted(folder.rglob("manifest.json"))
+    return {str(path.relative_to(folder)): json.loads(path.read_text())["digest"] for path in found}
+
+
+def times(folder: Path) -> dict[Path, int]:
+    return {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
+
+
+def members(split: Path) -> dict[str, dict[str, bytes]]:
+    """Key -> extension -> bytes, as plain webdataset reads a split's tars."""
+    tars = [str(path) for path in sorted(split.glob("*.tar"))]
+    found: dict[str, dict[str, bytes]] = {}
+    for sample in webdataset.WebDataset(tars, shardshuffle=False, empty_check=False):
+        assert sample["__key__"] not in found
+        found[sample["__key__"]] = {name: data for name, data in sample.items() if not name.startswith("__")}
+    return found
+
+
+@pytest.fixture(scope="module")
+def small() -> Iterator[pytest.MonkeyPatch]:
+    """Shards of 20, two seconds of patience, and no pool of processes, which take seconds each to start."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name in [*CATALOGUE, "mine"]:
+            patch.setitem(CATALOGUE, name, find(name))
+        patch.setattr(preprocessing.download, "Policy", preprocessing.download.Policy)
+        patch.setattr(preprocessing.making, "ProcessPoolExecutor", Inline)
+        shrink()
+        yield patch
+
+
+@pytest.fixture
+def home(small: pytest.MonkeyPatch, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("MDM_HOME", str(tmp_path / "home"))
+    return tmp_path / "home"
+
+
+@dataclass
+class Web:
+    home: Path
+    words: list[object]  # of the command
+    server: PictureServer
+    expected: Counter[str]
+    folder: Path
+
+
+@pytest.fixture(scope="module")
+def web(small: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Web]:
+    """CC12M of a server that misbehaves, made once."""
+    home = tmp_path_factory.mktemp("web")
+    with PictureServer() as server, pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MDM_HOME", str(home))
+        expected = write_list(home / "list.tsv", server.name, COUNT)
+        words = ["cc12m", "--source", home / "list.tsv", "--limit", COUNT, "--allow", server.name]
+        assert run(*words) == 0
+        yield Web(home, words, server, expected, set_of(home, "cc12m"))
+
+
+@pytest.fixture
+def web_home(web: Web, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("MDM_HOME", str(web.home))
+    return web.home
+
+
+def test_the_web_is_counted_to_the_number_and_both_tiers_hold_the_same(
+    web: Web, web_home: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    card = card_of(web.folder)
+    assert {outcome: line["items"] for outcome, line in card["outcomes"].items()} == dict(web.expected)
+    assert card["listed"] == COUNT and sum(card["samples"].values()) == web.expected["ok"]
+    assert card["equal_bytes"]["groups"] == 1
+    assert any("fewer than 8" in note for note in card["notes"])
+    listed = web.folder.parent.parent / "list.tsv"
+    lines = listed.read_bytes().split(b"\n")
+    for split in SPLITS:
+        crops, originals = (members(folder) for folder in (web.folder / split, web.folder / split / "originals"))
+        assert list(crops) == list(originals) and len(crops) == card["samples"][split]
+        for key, crop in crops.items():
+            url, caption = lines[int(key)].split(b"\t", 1)
+            assert set(crop) == {"jpg", "txt", "json"} and crop["txt"] == originals[key]["txt"]
+            assert crop["txt"] == caption.removesuffix(b"\r") and json.loads(crop["json"])["url"].encode() == url
+    assert HOSTILE in {crop["txt"].decode() for split in SPLITS for crop in members(web.folder / split).values()}
+    assert run("cc12m", "--verify", "--decode") == 0
+    before, hits = times(web.folder), web.server.hits.copy()
+    capsys.readouterr()
+    assert run(*web.words) == 0
+    assert (times(web.folder), web.server.hits) == (before, hits)
+    shown = capsys.readouterr().out
+    assert f"{web.expected['ok'] / COUNT:.1%} of 200 listed" in shown and "4 refused: scheme" in shown
+    assert "\x1b" not in shown and "\u202e" not in shown
+    assert not (web.folder / "raw").exists() and not list(web.folder.rglob("*.tmp"))
+
+
+def test_each_stage_trains_from_the_tier_that_reaches_it(web: Web) -> None:
+    small, middle, large = (Shards(web.folder / "train", px=px) for px in (64, 256, 1024))
+    assert (small.tier, middle.tier, large.tier) == (
+        web.folder / "train",
+        web.folder / "train",
+        web.folder / "train" / "originals",
+    )
+    for number in range(0, len(small), 20):
+        sides = [shards[number].image.shape for shards in (small, middle, large)]
+        assert sides == [(3, 256, 256), (3, 256, 256), (3, 1024, 1024)]
+        assert small[number].key == large[number].key and small[number].caption == large[number].caption
+        coarse = [
+            shards[number].image.float().reshape(3, 16, side // 16, 16, side // 16).mean((2, 4))
+            for shards, side in ((small, 256), (large, 1024))
+        ]
+        assert (coarse[0] - coarse[1]).abs().mean() < 3  # the same picture
+
+
+def test_what_is_removed_goes_from_both_tiers(web: Web, home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shutil.copytree(web.home, home)
+    folder = set_of(home, "cc12m")
+    key = Shards(folder / "train").key(3)
+    (home / "keys").write_text(f"{key}\n")
+    before = members(folder / "train" / "originals")[key]
+    assert run("cc12m", "--remove", home / "keys") == 0
+    for tier in (folder / "train", folder / "train" / "originals"):
+        assert key not in members(tier) and len(members(tier)) == read_manifest(folder / "train")["samples"] - 1
+        assert before["jpg"] not in b"".join(path.read_bytes() for path in tier.glob("*.tar"))
+    assert run("cc12m", "--verify", "--decode") == 0
+    assert run(*web.words) == 0  # the same command: it stays removed
+    assert key not in members(folder / "train" / "originals")
+    assert digests(folder) == digests(web.folder)  # of the set as it was made
+
+
+def pictures(folder: Path, count: int) -> Path:
+    """Photographs with captions beside them."""
+    folder.mkdir(parents=True)
+    for number in range(count):
+        (folder / f"p{number:03d}.jpg").write_bytes(encoded(photograph(number)))
+        (folder / f"p{number:03d}.txt").write_text(f"a ramp, {number}")
+    return folder
+
+
+@pytest.mark.parametrize("order", [[(1, 3), (2, 3), (3, 3)], [(3, 3), (1, 3), (2, 3)], [(2, 3), (1, 1)]])
+def test_parts_in_any_order_make_the_same_set(
+    home: Path, tmp_path: Path, order: list[tuple[int, int]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    mine = ["mine", "--source", pictures(tmp_path / "mine", 100)]
+    for place, (number, of) in enumerate(order):
+        capsys.readouterr()
+        assert run(*mine, "--part", f"{number}/{of}") == 0
+        said = capsys.readouterr().out
+        assert ("this part is made" in said) == (place < len(order) - 1)
+    assert not list((home / "datasets").glob("*.part"))
+    made = digests(set_of(home, "mine"))
+    os.environ["MDM_HOME"] = str(tmp_path / "again")
+    assert run(*mine) == 0
+    assert digests(set_of(tmp_path / "again", "mine")) == made
+
+
+def test_a_part_says_which_are_missing(home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("mine", "--source", pictures(tmp_path / "mine", 100), "--part", "2/3") == 0
+    said = "this part is made; 4 shards are missing (3 of part 1/3, 1 of part 3/3): whoever makes the last of them"
+    assert said in capsys.readouterr().out  # 5 shards to train on, 1 held out
+
+
+def mirror(folder: Path, count: int) -> Path:
+    """Tars as img2dataset leaves them: members in its order, keys with the tar's number, addresses in .json."""
+    folder.mkdir()
+    for tar in range(2):
+        entries: list[tuple[str, bytes | None]] = []
+        for i in range(count // 2):
+            number = tar * count // 2 + i
+            size = (900, 512) if number % 4 else (300, 200)
+            meta = {"url": f"http://example.org/{number}.jpg", "caption": f"a ramp, {number}", "sha256": "x"}
+            key = f"{tar:05d}{i:04d}"
+            entries += [
+                (f"{key}.jpg", encoded(photograph(number, *size))),
+                (f"{key}.json", json.dumps(meta).encode()),
+                (f"{key}.txt", meta["caption"].encode()),
+            ]
+        write_tar(folder / f"{tar:05d}.tar", entries)
+    return folder
+
+
+def test_a_mirror_is_split_by_address_and_its_plan_says_how_large_its_pictures_are(
+    home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = mirror(tmp_path / "cc12m", 60)
+    assert run("cc12m", "--source", source, "--dry-run") == 0
+    said = capsys.readouterr().out
+    assert "listed: 60 (60 to train on, 0 held out; 0 unusable)" in said and "100% below 1024 px" in said
+    share = int(said.partition("% below 256,")[0].rpartition(" ")[2])
+    assert 0 < share < 60 and "smaller pictures are enlarged" in said  # one in four
+    assert not list((home / "datasets").glob("*"))
+    assert run("cc12m", "--source", source) == 0
+    folder = set_of(home, "cc12m")
+    urls = {key: json.loads(sample["json"])["url"] for key, sample in members(folder / "train" / "originals").items()}
+    assert len(urls) == 52 and len(set(urls.values())) == 52
+    held_out = {json.loads(sample["json"])["url"] for sample in members(folder / "val").values()}
+    assert len(held_out) == 8 and not held_out & set(urls.values())
+    assert run("cc12m", "--source", f"{source}/*.tar") == 0  # the same tars, as a pattern: nothing to do
+    assert len(list((home / "datasets").glob("cc12m-*[0-9a-f]"))) == 1
+    assert run("cc12m", "--verify", "--decode") == 0
