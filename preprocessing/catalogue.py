@@ -15,7 +15,7 @@ from preprocessing.foreign import ForeignTars
 from preprocessing.imagenet import ImageNet
 from preprocessing.items import Source
 from preprocessing.listing import PICTURES
-from preprocessing.motion import make_motion_videos
+from preprocessing.motion import COUNT, Motion
 from preprocessing.openmoji import OpenMoji
 from preprocessing.shards import Recipe, Tier
 from preprocessing.videos import VIDEOS, Videos, WebVid
@@ -109,9 +109,7 @@ def _folder_and_table(path: Path | None) -> tuple[Path, Path]:
 
 
 def _motion(path: Path | None, options: Options) -> Source:
-    folder = _needs(options.work)
-    make_motion_videos(folder, options.limit or 300)
-    return Videos(folder, folder / "captions.csv", options.held_out or 0.05)
+    return Motion(_needs(options.work), options.limit or COUNT, options.held_out or 0.05)
 
 
 def _openmoji(path: Path | None, options: Options) -> Source:

@@ -57,12 +57,7 @@ def read_table(path: Path) -> Iterator[Row]:
 def _lines(path: Path) -> Iterator[str]:
     with path.open("rb") as file:
         for line, raw in enumerate(file, 1):
-            try:
-                yield (raw.removeprefix(codecs.BOM_UTF8) if line == 1 else raw).decode(
-                    errors="strict" if line == 1 else "surrogateescape"
-                )
-            except UnicodeDecodeError as error:
-                raise ValueError(f"{path}, line 1: not UTF-8: save the table as UTF-8") from error
+            yield (raw.removeprefix(codecs.BOM_UTF8) if line == 1 else raw).decode(errors="surrogateescape")
 
 
 def _csv(path: Path) -> Iterator[Row]:
@@ -88,6 +83,8 @@ def _with_header(path: Path, rows: Any, advice: str) -> Iterator[Row]:
             continue
         if not header:
             header = [value.strip() for value in values]
+            if not all(map(str.isprintable, header)):
+                raise ValueError(f"{path}, line {line}: the header is not UTF-8: save the table as UTF-8")
             if len(set(header)) < len(header):
                 raise ValueError(f"{path}, line {line}: the header names a column twice: {', '.join(header)}")
             continue

@@ -3,14 +3,18 @@
 import json
 import os
 import shutil
+import subprocess
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pyarrow
 import pytest
 import webdataset
+from imageio_ffmpeg import get_ffmpeg_exe
+from pyarrow import parquet
 
 import preprocessing.download
 import preprocessing.making
@@ -22,6 +26,7 @@ from inputs import write_tar
 from mdm.data.shards import Shards
 from preprocessing.catalogue import CATALOGUE, find
 from preprocessing.manifest import read_manifest
+from preprocessing.motion import make_motion_videos
 from preprocessing.sets import SPLITS, newest_set
 
 COUNT = 200
@@ -237,3 +242,102 @@ def test_a_mirror_is_split_by_address_and_its_plan_says_how_large_its_pictures_a
     assert run("cc12m", "--source", f"{source}/*.tar") == 0  # the same tars, as a pattern: nothing to do
     assert len(list((home / "datasets").glob("cc12m-*[0-9a-f]"))) == 1
     assert run("cc12m", "--verify", "--decode") == 0
+
+
+@pytest.fixture(scope="module")
+def clips(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Twelve good videos, and what else lies in people's folders, with the reason why it cannot be used."""
+    folder = tmp_path_factory.mktemp("clips")
+    make_motion_videos(folder, 12, 32)
+    (folder / "captions.csv").unlink()
+    (folder / "motion.json").unlink()
+    good = (folder / "00000.mp4").read_bytes()
+    for name, data in BROKEN.items():
+        (folder / f"{name}.mp4").write_bytes(good[: len(good) // 2] if data is None else data)
+    short = ["-f", "lavfi", "-i", "testsrc=size=64x64:rate=5:duration=2", "-pix_fmt", "yuv420p"]
+    subprocess.run([get_ffmpeg_exe(), "-loglevel", "error", *short, str(folder / "short.mp4")], check=True)
+    return folder
+
+
+BROKEN = {"cut": None, "text": b"<html>", "empty": b"", "playlist": b"#EXTM3U\n#EXTINF:1,\nhttp://127.0.0.1:1/x.ts\n"}
+OUTCOMES = {  # of clips and captions() together
+    "ok": 11,
+    "video: truncated": 1,
+    "video: not a video": 2,
+    "video: empty": 1,
+    "video: fewer than 16 frames": 1,
+    "not UTF-8": 1,
+    "caption empty": 1,
+}
+
+
+def captions(clips: Path) -> list[tuple[str, bytes]]:
+    """The first good video's caption is in another encoding, and one row more names an empty one."""
+    names = sorted(path.name for path in clips.glob("*.mp4"))
+    special = {"00000.mp4": b"caf\xe9", "odd.mp4": b""}
+    return [(name, special.get(name, f"a clip, {name}".encode())) for name in names]
+
+
+def write_csv(path: Path, rows: list[tuple[str, bytes]]) -> None:
+    path.write_bytes(b"file,caption\n" + b"".join(name.encode() + b',"' + text + b'"\n' for name, text in rows))
+
+
+def write_jsonl(path: Path, rows: list[tuple[str, bytes]]) -> None:
+    path.write_bytes(b"".join(b'{"video": "%s", "text": "%s"}\n' % (name.encode(), text) for name, text in rows))
+
+
+def write_parquet(path: Path, rows: list[tuple[str, bytes]]) -> None:
+    columns = {"path": [name for name, _ in rows], "caption": [t.decode("utf-8", "ignore").rstrip() for _, t in rows]}
+    parquet.write_table(pyarrow.table(columns), path)
+
+
+@pytest.mark.parametrize("write", [write_csv, write_jsonl, write_parquet])
+def test_videos_with_any_table_become_clips_and_the_others_are_counted(
+    home: Path, tmp_path: Path, clips: Path, write: Callable[[Path, list[tuple[str, bytes]]], None]
+) -> None:
+    folder = shutil.copytree(clips, tmp_path / "clips")
+    shutil.copy(folder / "00001.mp4", folder / "odd.mp4")
+    write(folder / f"captions.{write.__name__.removeprefix('write_')}", captions(folder))
+    assert run("videos", "--source", folder) == 0
+    made = set_of(home, "videos")
+    expected = (
+        OUTCOMES if write is not write_parquet else {k: n for k, n in OUTCOMES.items() if k != "not UTF-8"} | {"ok": 12}
+    )
+    assert {outcome: line["items"] for outcome, line in card_of(made)["outcomes"].items()} == expected
+    assert run("videos", "--verify", "--decode") == 0
+    shards = Shards(made / "train", px=64)
+    clip = shards[0]
+    assert clip.image.shape == (16, 3, 256, 256) and clip.caption == f"a clip, {clip.key}.mp4"
+    frames = clip.image.float()
+    assert min((frames[i] - frames[i + 1]).abs().mean() for i in range(15)) > 0.5  # it moves
+    before = times(made)
+    assert run("videos", "--source", folder) == 0
+    assert times(made) == before
+
+
+def test_webvid_reads_its_own_table(home: Path, tmp_path: Path, clips: Path) -> None:
+    folder = tmp_path / "webvid"
+    shutil.copytree(clips, folder / "000_050")
+    rows = [f"{n:05d},https://example.org/{n}.mp4,PT00H00M03S,000_050,a clip {n}" for n in range(14)]  # two are missing
+    (folder / "results_10M_val.csv").write_text(
+        "\n".join(["videoid,contentUrl,duration,page_dir,name", *rows, rows[0]])
+    )
+    assert run("webvid", "--source", folder) == 0
+    made = set_of(home, "webvid")
+    card = card_of(made)
+    assert {outcome: line["items"] for outcome, line in card["outcomes"].items()} == {"ok": 12, "no such video": 2}
+    assert any("repeat a videoid" in note for note in card["notes"])
+    meta = json.loads(next(iter(members(made / "train").values()))["json"])
+    assert meta["contentUrl"].startswith("https://example.org/") and len(meta["times_s"]) == 16
+
+
+def test_motion_comes_from_the_packages_alone(home: Path) -> None:
+    assert run("openmoji-motion", "--limit", 12, "--dry-run") == 0
+    assert not home.exists()
+    assert run("openmoji-motion", "--limit", 12) == 0
+    made = set_of(home, "openmoji-motion")
+    assert card_of(made)["samples"] == {"train": 4, "val": 8}
+    clip = Shards(made / "train", px=64)[0]
+    assert clip.image.shape == (16, 3, 64, 64) and any(
+        word in clip.caption for word in ("moving", "zooming", "turning")
+    )
