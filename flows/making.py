@@ -106,9 +106,10 @@ def make_set(
     the others wait. What is missing from a finished one is made again.
     """
     name, target = opened.row.name, list_set(opened, say)
-    if is_finished(target) and not (target / "lists").exists():
-        if not is_whole(target, opened.recipe):
-            raise ValueError(f"{target} lacks shards, and an earlier version made it: copy them there, or move it away")
+    if is_finished(target) and is_whole(target, opened.recipe):
+        progress(count_items(target, part))
+    elif is_finished(target) and not (target / "lists").exists():
+        raise ValueError(f"{target} lacks shards, and an earlier version made it: copy them there, or move it away")
     else:
         with in_turn(lambda: part_lock(opened.folder, "shards", part), say):
             made = _make(opened, progress, say, part, policy)

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
 
-from flows.home import Trouble, hold
+from flows.home import Busy, hold
 
 LOOK_S = 1.0  # between two looks of one who waits
 
@@ -20,13 +20,13 @@ Say = Callable[[str], None]
 
 
 def set_lock(folder: Path) -> AbstractContextManager[None]:
-    """Hold a data set while it is changed as a whole. Raises Trouble where somebody else does."""
+    """Hold a data set while it is changed as a whole. Raises Busy where somebody else does."""
     return hold(folder.with_name(folder.name + ".lock"), f"dataset {folder.name}")
 
 
 @contextmanager
 def part_lock(folder: Path, what: str, part: Part) -> Iterator[None]:
-    """Hold a part of what is made in a set's folder. Raises Trouble where somebody makes some of the same shards."""
+    """Hold a part of what is made in a set's folder. Raises Busy where somebody makes some of the same shards."""
     locks = locks_folder(folder)
     with ExitStack() as mine:
         with set_lock(folder):  # of two who come at once, one sees the other
@@ -63,7 +63,7 @@ def in_turn(take: Callable[[], AbstractContextManager[None]], say: Say) -> Itera
             try:
                 stack.enter_context(take())
                 break
-            except Trouble as busy:
+            except Busy as busy:
                 if not told:
                     say(f"{busy}; going on when it is free")
                 told = True

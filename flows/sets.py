@@ -38,7 +38,8 @@ class Entry:
 def list_sets() -> list[Entry]:
     """Every data set, and what is left of unfinished ones."""
     runs = {run.name: sets_of_run(run) for run in sorted((home() / "runs").glob("*"))}
-    return [_entry(folder, runs) for folder in sorted(datasets().glob("*")) if folder.is_dir()]
+    folders = (path for path in datasets().glob("*") if path.is_dir() and not path.name.endswith(".locks"))
+    return [_entry(folder, runs) for folder in sorted(folders)]
 
 
 def _entry(folder: Path, runs: dict[str, set[str]]) -> Entry:

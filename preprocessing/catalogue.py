@@ -79,7 +79,7 @@ def tars_in(path: Path) -> bool:
 
 def _cc12m(path: Path | None, options: Options) -> Source:
     given = _needs(path)
-    return Cc12mMirror(given, options.limit) if tars_in(given) else Cc12m(given, options.limit)
+    return Cc12mMirror(given, options.limit) if given.is_dir() or tars_in(given) else Cc12m(given, options.limit)
 
 
 def _own(path: Path | None, options: Options) -> Source:
@@ -208,7 +208,7 @@ def find(name: str, path: Path | None = None) -> DataSet:
     """
     if name in CATALOGUE:
         return CATALOGUE[name]
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}", name) or name.endswith((".part", ".deleted")):
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}", name) or name.endswith((".part", ".deleted", ".locks")):
         raise ValueError(
             f"{name!r} cannot name a data set: take letters, digits, - and _; there are {', '.join(CATALOGUE)}"
         )

@@ -1,6 +1,7 @@
 """manifest.json: what a finished folder of shards holds. Written last: where it is, everything is there."""
 
 import contextlib
+import errno
 import hashlib
 import io
 import json
@@ -27,6 +28,7 @@ FIELDS: dict[str, type] = {
     "inputs": str,
     "digest": str,
 }
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 SHARD_FIELDS: dict[str, type] = {"file": str, "samples": int, "bytes": int, "sha256": str}
 
 
@@ -60,8 +62,9 @@ def write_file(path: Path, data: bytes, shared: bool = False) -> None:
 
 
 def unwritable(path: Path, error: OSError) -> ValueError:
+    advice = "Free some space" if error.errno in FULL else "Let this user write there,"
     return ValueError(
-        f"{path} cannot be written: {error.strerror or error}. Free some space or use another folder (MDM_HOME), "
+        f"{path} cannot be written: {error.strerror or error}. {advice} or use another folder (MDM_HOME), "
         "then run the same command again"
     )
 

@@ -14,7 +14,7 @@ def data_options(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("name", metavar="NAME", nargs="?", help="a data set; none: list them; a new name: your pictures")
     field_options(sub)
     sub.add_argument("--source", type=Path, metavar="PATH", help="what it is made of; default: MDM_HOME/sources/NAME")
-    sub.add_argument("--limit", type=int, metavar="N", help="only the first N that the source lists")
+    sub.add_argument("--limit", type=_count, metavar="N", help="only the first N that the source lists")
     sub.add_argument("--part", type=_part, default=(1, 1), metavar="I/N", help="make only every N-th shard, from I on")
     sub.add_argument(
         "--allow", action="append", default=[], metavar="HOST:PORT", help="may be connected to though not public"
@@ -33,6 +33,12 @@ def data_options(sub: argparse.ArgumentParser) -> None:
     )
     sub.add_argument("--prune", action="store_true", help="without a name: delete sets made here that nobody uses")
     sub.add_argument("--dry-run", action="store_true", help="say what would be made or removed, start nothing")
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number from 1 on")
+    return int(text)
 
 
 def _part(text: str) -> tuple[int, int]:
@@ -72,17 +78,18 @@ def _make(name: str, options: Any, arguments: argparse.Namespace) -> int:
     given = arguments.source
     if given is not None and not given.exists() and not any(given.parent.glob(given.name)):
         raise ValueError(f"--source {given}: there is no such file or folder")
+    policy = Policy(allow=tuple(arguments.allow), proxy=arguments.proxy, contact=arguments.contact)
     opened = open_source(name, options, given)
     if opened is None:
         raise ValueError(f"{name} needs a source: --source PATH, or {sources() / name}: {find(name).wants}")
     print(f"{name}: {opened.row.summary}\nterms: {opened.row.licence}; {opened.row.terms}")
+    if opened.made() is None and not arguments.dry_run:
+        make_home()
     if opened.row.wants and opened.made() is None:
         print(*plan_lines(opened.source, opened.recipe, arguments.part[1], arguments.proxy), sep="\n")
     if arguments.dry_run:
         print(f"to be made: {opened.folder}" if opened.made() is None else f"made already: {opened.made()}")
         return 0
-    make_home()
-    policy = Policy(allow=tuple(arguments.allow), proxy=arguments.proxy, contact=arguments.contact)
     with tqdm(total=count_items(list_set(opened, print), arguments.part), unit="img") as bar:
         folder = make_set(opened, lambda done: _advance(bar, done), print, arguments.part, policy)
     if folder is None:
