@@ -8,11 +8,11 @@ import preprocessing.download
 from flows.cli import main
 from preprocessing.catalogue import CATALOGUE, find
 
-PER_SHARD, DEADLINE_S = 20, 2.0
+PER_SHARD, DEADLINE_S = 20, 5.0
 
 
 def shrink() -> None:
-    """Data sets of 200 samples have ten shards (so has "mine"), and a server that never answers costs two seconds."""
+    """Data sets of 200 samples have ten shards (so has "mine"), and a server that never answers costs five seconds."""
     for name, row in {**CATALOGUE, "mine": find("mine")}.items():
         CATALOGUE[name] = replace(row, per_shard=PER_SHARD)
     preprocessing.download.Policy = partial(preprocessing.download.Policy, deadline_s=DEADLINE_S)  # type: ignore[misc,assignment]

@@ -66,7 +66,7 @@ def members(split: Path) -> dict[str, dict[str, bytes]]:
 
 @pytest.fixture(scope="module")
 def small() -> Iterator[pytest.MonkeyPatch]:
-    """Shards of 20, two seconds of patience, and no pool of processes, which take seconds each to start."""
+    """Shards of 20, five seconds of patience, and no pool of processes, which take seconds each to start."""
     with pytest.MonkeyPatch.context() as patch:
         for name in [*CATALOGUE, "mine"]:
             patch.setitem(CATALOGUE, name, find(name))
