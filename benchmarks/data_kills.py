@@ -90,7 +90,7 @@ def kill(road: Road, home: Path, after_s: float, group: bool) -> tuple[str, int]
         time.sleep(0.1)
     before = finished(home)
     if left:
-        return f"lives on: {left[0]}", len(before)
+        return f"lives on: {len(left)}, {left[-1]}", len(before)
     if (rc := start(home, road.words).wait()) != 0:
         return f"again: {rc}, {(home / 'log').read_text().splitlines()[-1]}", len(before)
     after = finished(home)
@@ -99,7 +99,7 @@ def kill(road: Road, home: Path, after_s: float, group: bool) -> tuple[str, int]
         return f"made again: {touched[0]}", len(before)
     if digests(home) != road.digests:
         return "other digests", len(before)
-    return f"lives on: {left[0]}" if (left := alive(home)) else "", len(before)
+    return f"lives on: {left[-1]}" if (left := alive(home)) else "", len(before)
 
 
 def roads(folder: Path, server: str) -> list[Road]:

@@ -14,7 +14,7 @@ from flows.home import datasets, sources
 from flows.parts import Part, Say, hold_in_turn, in_turn, part_lock
 from flows.removal import clear_set
 from mdm.data.pixels import centre_crop, read_rgb
-from preprocessing.card import write_card
+from preprocessing.card import duplicates, write_card
 from preprocessing.catalogue import DataSet, Options, find
 from preprocessing.download import Policy
 from preprocessing.items import Source
@@ -163,11 +163,12 @@ def _finish(opened: Opened, target: Path, plan: dict[str, Any], part: Part, say:
         return None
     removed = removals(datasets(), opened.row.name)
     shutil.rmtree(target / "raw", ignore_errors=True)
-    finish_set(target, plan, opened.recipe, opened.row.manifest_terms, removed)
+    dropped = duplicates(target) if opened.recipe.drop_duplicates else set()
+    finish_set(target, plan, opened.recipe, opened.row.manifest_terms, {*removed, *dropped})
     mark_cleared(target, removed)
     row = opened.row
     about = {"name": row.name, "summary": row.summary, "licence": row.licence, "credit": row.credit, "terms": row.terms}
-    write_card(target, about)
+    write_card(target, about, dropped)
     write_json(target / RECIPE, {**_recipe_json(opened), "finished_s": time.time()})
     return target if target == opened.folder else target.rename(opened.folder)
 

@@ -1,6 +1,6 @@
 """A set's data card: what became of every item, how large the pictures are, what is there twice, on whose terms."""
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +14,15 @@ from preprocessing.shards import OK, read_rows
 CARD = "card.json"
 SIDES_PX = (0, 16, 64, 128, 256, 512, 1024, 2048, 4096)  # where the histogram of short sides is cut
 CHARS = (0, 1, 10, 20, 40, 80, 160, 320, 640)
+DROPPED = "dropped: an earlier one has its bytes"
 EXAMPLES = 5  # items named for each class of outcome
 
 
-def write_card(folder: Path, about: dict[str, str]) -> dict[str, Any]:
-    """card.json of a set from its rows; ``about``: summary, licence, credit, terms."""
-    rows = {split: read_rows(folder / split) for split in SPLITS}
+def write_card(folder: Path, about: dict[str, str], dropped: Collection[str] = ()) -> dict[str, Any]:
+    """card.json of a set from its rows; ``about``: summary, licence, credit, terms; ``dropped``: keys of samples that
+    were taken out because an earlier one has their bytes.
+    """
+    rows = {split: _without(read_rows(folder / split), dropped) for split in SPLITS}
     whole = pa.concat_tables(rows.values())
     made = whole.filter(pc.equal(whole["outcome"], OK))
     plan = read_json(folder / "lists" / PLAN) or {}
@@ -36,6 +39,13 @@ def write_card(folder: Path, about: dict[str, str]) -> dict[str, Any]:
     }
     write_json(folder / CARD, card)
     return card
+
+
+def _without(rows: pa.Table, dropped: Collection[str]) -> pa.Table:
+    """The rows, with an outcome of their own for those that were dropped."""
+    gone = pc.is_in(rows["key"], value_set=pa.array(dropped, pa.string()))
+    place = rows.schema.get_field_index("outcome")
+    return rows.set_column(place, "outcome", pc.if_else(gone, DROPPED, rows["outcome"]))
 
 
 def _outcomes(rows: pa.Table) -> dict[str, Any]:

@@ -204,6 +204,38 @@ def test_a_part_says_which_are_missing(home: Path, tmp_path: Path, capsys: pytes
     assert said in capsys.readouterr().out  # 5 shards to train on, 1 held out
 
 
+def test_equal_pictures_are_counted_and_dropped_where_that_is_asked_for(home: Path, tmp_path: Path) -> None:
+    source = pictures(tmp_path / "mine", 60)
+    for number in range(5):
+        shutil.copy(source / "p059.jpg", source / f"q{number}.jpg")
+        (source / f"q{number}.txt").write_text("a placeholder")
+    assert run("mine", "--source", source) == 0
+    whole = set_of(home, "mine")
+    assert card_of(whole)["equal_bytes"]["beyond_the_first"] == 5 and sum(card_of(whole)["samples"].values()) == 65
+    assert run("mine", "--source", source, "--drop-duplicates") == 0
+    fewer = set_of(home, "mine")
+    card = card_of(fewer)
+    assert fewer != whole and sum(card["samples"].values()) == 60
+    assert card["outcomes"]["dropped: an earlier one has its bytes"]["items"] == 5
+    assert card["equal_bytes"] == {"groups": 0, "beyond_the_first": 0, "in_both": 0}
+    kept = [key for split in SPLITS for key in members(fewer / split)]
+    assert len(kept) == 60 and len({"p059", *(f"q{i}" for i in range(5))} & set(kept)) == 1
+    assert sum(len(Shards(fewer / split).present()) for split in SPLITS) == 60
+    assert run("mine", "--verify", "--decode") == 0
+
+
+def test_captions_are_embedded_in_parts_too(home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("mine", "--source", pictures(tmp_path / "mine", 60)) == 0
+    folder, embed = set_of(home, "mine"), ["embed", "tiny", "--set", "data.name=mine"]
+    assert main([*embed, "--part", "2/2"]) == 0
+    assert "this part is made; 3 shards are missing: whoever" in capsys.readouterr().out  # 2 to train on, 1 held out
+    assert not list(folder.rglob("text-*/manifest.json"))
+    assert main([*embed, "--part", "1/2"]) == 0
+    assert "missing" not in capsys.readouterr().out and len(list(folder.rglob("text-*/manifest.json"))) == 2
+    before = times(folder)
+    assert main(embed) == 0 and times(folder) == before
+
+
 def mirror(folder: Path, count: int) -> Path:
     """Tars as img2dataset leaves them: members in its order, keys with the tar's number, addresses in .json."""
     folder.mkdir()
