@@ -11,12 +11,17 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import psutil
 import pytest
 
+from data_command import PER_SHARD
+from drawn import Inline
+from flows.cli import main
 from hostile_list import encoded, photograph
+from preprocessing.catalogue import CATALOGUE, find
 from preprocessing.embed import embed_captions, set_folder
 from preprocessing.manifest import read_manifest
 from preprocessing.sets import newest_set
@@ -54,41 +59,43 @@ def marked(folder: Path) -> dict[str, int]:
     return found
 
 
-def test_a_packer_that_is_killed_goes_on_and_nothing_of_it_lives_on(tmp_path: Path) -> None:
-    """The parent alone is killed: its workers notice."""
+def test_a_packer_that_is_killed_goes_on_in_parts_and_nothing_of_it_lives_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The parent alone is killed: its workers notice. Two parts at the same time make the rest."""
     mine, home = tmp_path / "mine", tmp_path / "home"
     mine.mkdir()
     for number in range(120):
         (mine / f"p{number:03d}.jpg").write_bytes(encoded(photograph(number)))
-    command = [TESTS / "data_command.py", "data", "mine", "--source", mine]
+    words = ["data", "mine", "--source", str(mine)]
     settings = {"MDM_HOME": str(home), "LOKY_MAX_CPU_COUNT": "1"}
-    with start(*command, **settings) as process:
+    with start(TESTS / "data_command.py", *words, **settings) as process:
         wait_for(lambda: marked(home))
         under_it = psutil.Process(process.pid).children(recursive=True)
         process.send_signal(signal.SIGKILL)
     assert under_it
-    wait_for(lambda: not [p for p in under_it if p.is_running() and p.status() != psutil.STATUS_ZOMBIE], 20)
+    wait_for(lambda: not [p for p in under_it if p.is_running() and p.status() != psutil.STATUS_ZOMBIE], 30)
     before = marked(home)
     assert not list((home / "datasets").glob("mine-*/train/manifest.json"))  # it was not done
-    with start(*command, **settings) as process:
-        assert process.wait(60) == 0
+    parts = [start(TESTS / "data_command.py", *words, "--part", f"{i}/2", **settings) for i in (1, 2)]
+    assert [process.wait(100) for process in parts] == [0, 0]
     after = marked(home)
     assert {name: after[name] for name in before} == before and len(after) > len(before)
-    folder = newest_set(home / "datasets", "mine")
-    keys = [key for split in ("train", "val") for key in _keys(folder / split)]
-    assert sorted(keys) == [f"p{number:03d}" for number in range(120)]
-    assert not list(folder.rglob("*.tmp"))
-
-
-def _keys(split: Path) -> list[str]:
-    from preprocessing.remove import read_keys
-
-    return [key or "" for shard in read_manifest(split)["shards"] for key in read_keys(split / shard["file"])]
+    made = newest_set(home / "datasets", "mine")
+    assert not list(made.rglob("*.tmp"))
+    monkeypatch.setattr("preprocessing.making.ProcessPoolExecutor", Inline)
+    monkeypatch.setitem(CATALOGUE, "mine", replace(find("mine"), per_shard=PER_SHARD))
+    monkeypatch.setenv("MDM_HOME", str(tmp_path / "whole"))
+    assert main(words) == 0
+    whole = newest_set(tmp_path / "whole" / "datasets", "mine")
+    for split in ("train", "val"):
+        assert read_manifest(made / split) == read_manifest(whole / split)
 
 
 EMBED = """
 import sys, time
 from pathlib import Path
+from preprocessing.catalogue import CATALOGUE, find
 from preprocessing.embed import embed_part
 from small import fake_encode
 
