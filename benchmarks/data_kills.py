@@ -60,6 +60,14 @@ def alive(home: Path) -> list[str]:
     return found
 
 
+def outliving(home: Path) -> list[str]:
+    """Those that are there for long after their parent has ended."""
+    until = time.monotonic() + ENDS_S
+    while (left := alive(home)) and time.monotonic() < until:
+        time.sleep(0.1)
+    return left
+
+
 def digests(home: Path) -> dict[str, str]:
     """Of every split, tier and set of caption states."""
     found = sorted((home / "datasets").rglob("manifest.json"))
@@ -85,9 +93,7 @@ def kill(road: Road, home: Path, after_s: float, group: bool) -> tuple[str, int]
     except subprocess.TimeoutExpired:
         (os.killpg if group else os.kill)(process.pid, signal.SIGKILL)
     process.wait()
-    until = time.monotonic() + ENDS_S
-    while (left := alive(home)) and time.monotonic() < until:
-        time.sleep(0.1)
+    left = outliving(home)
     before = finished(home)
     if left:
         return f"lives on: {len(left)}, {left[-1]}", len(before)
@@ -99,7 +105,7 @@ def kill(road: Road, home: Path, after_s: float, group: bool) -> tuple[str, int]
         return f"made again: {touched[0]}", len(before)
     if digests(home) != road.digests:
         return "other digests", len(before)
-    return f"lives on: {left[-1]}" if (left := alive(home)) else "", len(before)
+    return f"lives on: {left[-1]}" if (left := outliving(home)) else "", len(before)
 
 
 def roads(folder: Path, server: str) -> list[Road]:
