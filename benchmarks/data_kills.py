@@ -1,8 +1,9 @@
 """`mdm data` and `mdm embed` killed at random moments: python benchmarks/data_kills.py [KILLS, default 30] [SEED]
 
 In turn the downloader, the packer, the extractor of frames and the embedder: SIGKILL, of the process alone or of its
-group. Then nothing of it may live on, and the same command must finish the rest: what was finished is not touched, and
-every digest is that of a run which nobody killed. Writes results/DATE-data-kills.md; exits with 1 where one failed.
+group. Then nothing of it may live on, and the same command, or two parts of it at once, must finish the rest: what was
+finished is not touched, and every digest is that of a run which nobody killed. Writes results/DATE-data-kills.md; exits
+with 1 where one failed.
 """
 
 import datetime
@@ -85,8 +86,10 @@ def finished(home: Path) -> dict[str, int]:
     return times
 
 
-def kill(road: Road, home: Path, after_s: float, group: bool) -> tuple[str, int]:
-    """What is wrong after a kill and the same command again, "" if nothing; and how many files were finished before."""
+def kill(road: Road, home: Path, after_s: float, group: bool, parts: bool) -> tuple[str, int]:
+    """What is wrong after a kill and the same command again, or two parts of it at once, "" if nothing; and how many
+    files were finished before.
+    """
     process = start(home, road.words)
     try:
         process.wait(after_s)
@@ -97,8 +100,10 @@ def kill(road: Road, home: Path, after_s: float, group: bool) -> tuple[str, int]
     before = finished(home)
     if left:
         return f"lives on: {len(left)}, {left[-1]}", len(before)
-    if (rc := start(home, road.words).wait()) != 0:
-        return f"again: {rc}, {(home / 'log').read_text().splitlines()[-1]}", len(before)
+    again = [[*road.words, "--part", f"{i}/2"] for i in (1, 2)] if parts else [road.words]
+    codes = [process.wait() for process in [start(home, words) for words in again]]
+    if any(codes):
+        return f"again: {codes}, {(home / 'log').read_text().splitlines()[-1]}", len(before)
     after = finished(home)
     touched = [name for name, when in before.items() if after.get(name) != when]
     if touched:
@@ -140,22 +145,26 @@ def roads(folder: Path, server: str) -> list[Road]:
 def main(options: list[str]) -> int:
     kills, seed = map(int, [*options, *("30", "0")[len(options) :]])
     draw, failed = random.Random(seed), 0
-    lines = ["| killed | what | after | of | files finished by then | verdict |", "|---|---|---|---|---|---|"]
+    lines = [
+        "| killed | what | after | of | files finished by then | then | verdict |",
+        "|---|---|---|---|---|---|---|",
+    ]
     with tempfile.TemporaryDirectory() as name, PictureServer() as server:
         folder = Path(name)
         made = roads(folder, server.name)
         for number in range(kills):
-            road, group = made[number % len(made)], draw.random() < 0.5
+            road, group, parts = made[number % len(made)], draw.random() < 0.5, draw.random() < 0.5
             home, after_s = folder / f"kill-{number}", draw.uniform(0, road.seconds)
             if road.begins_with:
                 shutil.copytree(road.begins_with, home)
             home.mkdir(exist_ok=True)
-            wrong, files = kill(road, home, after_s, group)
+            wrong, files = kill(road, home, after_s, group, parts)
             failed += bool(wrong)
             what = "the group" if group else "the process"
-            line = f"| {road.name} | {what} | {after_s:.1f} s | {road.seconds:.1f} s | {files} | {wrong or 'PASS'} |"
-            print(line, flush=True)
-            lines.append(line)
+            then = "two parts at once" if parts else "the same command"
+            when = f"{after_s:.1f} s | {road.seconds:.1f} s"
+            lines.append(f"| {road.name} | {what} | {when} | {files} | {then} | {wrong or 'PASS'} |")
+            print(lines[-1], flush=True)
             shutil.rmtree(home)
     today = datetime.date.today().isoformat()
     head = [
