@@ -1,7 +1,9 @@
 """What people and machines get wrong around `mdm data`: one line that says what to do, and nothing lost."""
 
+import errno
+import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -12,6 +14,7 @@ from flows.home import Trouble
 from flows.parts import hold_in_turn
 from hostile_list import encoded, photograph
 from preprocessing.download import Fetched
+from preprocessing.manifest import unwritable
 
 
 @pytest.fixture(autouse=True)
@@ -156,3 +159,28 @@ def test_held_out_links_that_are_all_dead_are_said_first_and_the_advice_works(
     monkeypatch.setattr("preprocessing.making.read_raw", dead(lambda key: True))
     assert run(*words) == 0 and order == [1_000_000, 1_000_000, 0]
     assert run("cc12m", "--verify", "--decode") == 0
+
+
+def test_parts_download_into_folders_of_their_own(
+    tmp_path: Path, home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One that starts takes over what an interrupted one left: not what another part has under way."""
+    raws: list[Path] = []
+
+    def download(numbers: list[int], rows: object, raw: Path, *_: object) -> Iterator[int]:
+        raws.append(raw)
+        raise ValueError("no network")
+        yield
+
+    monkeypatch.setattr("preprocessing.making.download", download)
+    (tmp_path / "list.tsv").write_text("".join(f"http://example.org/{i}.jpg\tcaption {i}\n" for i in range(2500)))
+    for part in ("1/2", "2/2", "1/1"):
+        assert "no network" in told(capsys, "cc12m", "--source", tmp_path / "list.tsv", "--part", part)
+    assert [raw.name for raw in raws] == ["1-of-2", "2-of-2", "1-of-1"] and len({raw.parent for raw in raws}) == 1
+    assert run() == 0 and ".locks" not in capsys.readouterr().out  # the list of sets
+
+
+def test_what_cannot_be_written_for_another_reason_than_space_is_not_told_to_free_some() -> None:
+    full, denied = (str(unwritable(Path("x"), OSError(n, os.strerror(n)))) for n in (errno.ENOSPC, errno.EACCES))
+    assert "Free some space or use another folder" in full
+    assert "Free" not in denied and "Let this user write there, or use another folder" in denied
