@@ -24,9 +24,10 @@ browser: $(READY)  ## the tests that need Chromium
 slow: $(READY)  ## the tests that take minutes: kills in every stage of the real flow, a sample of crash points
 	$(BIN)/pytest -q -m slow -n 2 --dist loadfile
 
-drills: $(READY)  ## everything slow, and every crash point of a checkpoint's writing (ckpt-chaos): by hand, now and then
+drills: $(READY)  ## everything slow, every crash point of a checkpoint's writing, 30 kills on the data road: by hand, now and then
 	@$(BIN)/pytest -q -m slow -n 2 --dist loadfile
 	@$(BIN)/python benchmarks/crash_points.py
+	@$(BIN)/python benchmarks/data_kills.py
 
 gpu-check: $(READY)  ## try everything that a GPU does differently, and its speed; without one the CPU part
 	@$(BIN)/python benchmarks/gpu_check.py

@@ -12,9 +12,10 @@ from prefect.cache_policies import NO_CACHE
 from flows.artifacts import StageProgress, show_card
 from flows.cards import keep_card
 from flows.home import datasets, pasted
-from flows.making import Opened, Say, count_items, list_set, make_set, newest_made, open_source
+from flows.making import Opened, count_items, list_set, make_set, newest_made, open_source
+from flows.parts import Say, in_turn, part_lock
 from flows.progress import board
-from flows.removal import clear_set, hold_in_turn
+from flows.removal import clear_set
 from flows.sets import split_folder
 from flows.text import Captions
 from mdm.data.embeddings import TextSource
@@ -122,16 +123,18 @@ def embed_text(preset: Preset, folder: Path) -> TextSource | None:
         board().finish("text embeddings", "done", 0, "none: conditioned on labels")
         return None
     total = sum(read_manifest(folder / split)["samples"] for split in SPLITS)
-    with hold_in_turn(folder, board().say), _stage("text embeddings", total, "captions") as update:
+    lock = in_turn(lambda: part_lock(folder, "text", (1, 1)), board().say)
+    with lock, _stage("text embeddings", total, "captions") as update:
         captions = Captions(preset, folder)
         source = captions.source(board().say)
         if source.way == "online":
             update.note = f"{preset.text}, online: nothing is stored, the trainers encode"
             return source
         before = captions.manifests(source.way)
-        manifests = captions.embed(source.way, update.after)
+        captions.embed(source.way, update.after)
+        manifests = captions.manifests(source.way)
         update.reused = before == manifests
-        cut = sum(m["truncated"] for m in manifests)
+        cut = sum(m["truncated"] for m in manifests if m is not None)
         update.note = f"{preset.text}, {source.way}, {cut} captions cut at {captions.spec.max_tokens} tokens"
     return source
 

@@ -18,6 +18,10 @@ class Trouble(Exception):
     """Something the user can mend: its message is the one line they see."""
 
 
+class Busy(Trouble):
+    """Somebody else holds what is wanted; later it may be free."""
+
+
 class Stopped(Trouble):
     """Somebody asked the work to end: no failure."""
 
@@ -142,12 +146,22 @@ def pasted(*words: str | Path) -> str:
 
 @contextlib.contextmanager
 def hold(path: Path, what: str) -> Iterator[None]:
-    """Hold a lock file for as long as this process lives; a second holder is told who has it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a+") as file:
+    """Hold a lock file for as long as this process lives; a second holder is told who has it.
+
+    Raises Busy then, and Trouble where the file cannot be written.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        opened = path.open("a+")
+    except OSError as error:
+        raise Trouble(
+            f"{path} cannot be written ({error.strerror}): {what} may be another user's; ask them, or set MDM_HOME to "
+            "a folder of your own"
+        ) from error
+    with opened as file:
         if not try_lock(file):
             file.seek(0)
-            raise Trouble(f"{what} is in use by {file.read().strip() or 'another process'}: wait, or stop it")
+            raise Busy(f"{what} is in use by {file.read().strip() or 'another process'}: wait, or stop it")
         file.truncate(0)
         file.write(f"process {os.getpid()} ({' '.join(_command())})")
         file.flush()

@@ -2,8 +2,8 @@
 
 import shutil
 import time
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, nullcontext
+from collections import Counter
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -11,14 +11,15 @@ from typing import Any
 from joblib import cpu_count
 
 from flows.cards import keep_card
-from flows.home import datasets, hold, sources
-from flows.removal import clear_set, hold_in_turn
+from flows.home import datasets, sources
+from flows.parts import Part, Say, hold_in_turn, in_turn, part_lock
+from flows.removal import clear_set
 from mdm.data.pixels import centre_crop, read_rgb
 from preprocessing.catalogue import DataSet, Options, find
 from preprocessing.download import Policy
 from preprocessing.items import Source
-from preprocessing.lists import SPLITS, write_lists
-from preprocessing.making import Progress, Web, finish_set, is_whole, make_shards, unfinished
+from preprocessing.lists import SPLITS, shard_numbers, shard_size, write_lists
+from preprocessing.making import Progress, Web, finish_set, is_whole, make_shards, missing_shards
 from preprocessing.manifest import make_folder, read_json, read_manifest, write_json
 from preprocessing.openmoji import OpenMoji
 from preprocessing.sets import (
@@ -31,10 +32,10 @@ from preprocessing.sets import (
     recipe_folder,
     removals,
 )
-from preprocessing.shards import Pixels, Recipe
+from preprocessing.shards import Pixels, Recipe, Shard
 
-Say = Callable[[str], None]
 PIXELS = Pixels(read_rgb, centre_crop)
+NAMED = 8  # parts in one line
 
 
 @dataclass(frozen=True)
@@ -99,11 +100,11 @@ def _recipe_json(opened: Opened) -> dict[str, Any]:
     return {**asdict(opened.recipe), "options": {"limit": opened.options.limit, "held_out": opened.options.held_out}}
 
 
-def count_items(folder: Path) -> int:
-    """How many items a set's source listed."""
+def count_items(folder: Path, part: Part = (1, 1)) -> int:
+    """How many items a set's source listed, of a part of its shards."""
     plan = read_json(folder / "lists" / "plan.json")
     if plan is not None:
-        return sum(plan["items"].values())
+        return sum(shard_size(plan, *numbered) for numbered in shard_numbers(plan, part))
     return sum(read_manifest(folder / split)["samples"] for split in SPLITS)  # an earlier version kept no lists
 
 
@@ -111,7 +112,7 @@ def make_set(
     opened: Opened,
     progress: Progress,
     say: Say,
-    part: tuple[int, int] = (1, 1),
+    part: Part = (1, 1),
     policy: Policy = Policy(),  # noqa: B008
 ) -> Path | None:
     """The set of a recipe, made unless it is there -> its folder; None: other parts are not made yet.
@@ -120,11 +121,12 @@ def make_set(
     the others wait. What is missing from a finished one is made again.
     """
     name, target = opened.row.name, list_set(opened, say)
-    if is_finished(target) and not (target / "lists").exists():
-        if not is_whole(target, opened.recipe):
-            raise ValueError(f"{target} lacks shards, and an earlier version made it: copy them there, or move it away")
+    if is_finished(target) and is_whole(target, opened.recipe):
+        progress(count_items(target, part))
+    elif is_finished(target) and not (target / "lists").exists():
+        raise ValueError(f"{target} lacks shards, and an earlier version made it: copy them there, or move it away")
     else:
-        with _turn(opened.folder, part, say):
+        with in_turn(lambda: part_lock(opened.folder, "shards", part), say):
             made = _make(opened, progress, say, part, policy)
         if made is None:
             return None
@@ -134,34 +136,31 @@ def make_set(
     return target
 
 
-def _make(opened: Opened, progress: Progress, say: Say, part: tuple[int, int], policy: Policy) -> Path | None:
-    target = opened.made() or _unfinished(opened)
-    if is_finished(target) and is_whole(target, opened.recipe):
-        progress(count_items(target))
-        return target
+def _make(opened: Opened, progress: Progress, say: Say, part: Part, policy: Policy) -> Path | None:
+    made = opened.made()
+    if made is not None and is_whole(made, opened.recipe):
+        progress(count_items(made, part))
+        return made
+    target = made or _unfinished(opened)
     plan = read_json(target / "lists" / "plan.json") or {}
+    if made is not None:  # nobody may change a finished set while what it lacks is made again
+        with hold_in_turn(opened.folder, say):
+            _make_part(opened, target, plan, progress, part, policy)
+            return _finish(opened, target, plan, part, say)
+    _make_part(opened, target, plan, progress, part, policy)
+    with hold_in_turn(opened.folder, say):
+        return opened.made() or _finish(opened, target, plan, part, say)  # another part may have been the last
+
+
+def _make_part(
+    opened: Opened, target: Path, plan: dict[str, Any], progress: Progress, part: Part, policy: Policy
+) -> None:
     with ExitStack() as stack:
         web = _web(opened, plan, policy, part, stack)
         make_shards(target, target / "lists", plan, opened.recipe, PIXELS, cpu_count(), progress, part, web)
-    if unfinished(target, plan, opened.recipe):
-        return None
-    with nullcontext() if part == (1, 1) else hold_in_turn(opened.folder, say):
-        return opened.made() if not target.exists() else _finish(opened, target, plan)
 
 
-@contextmanager
-def _turn(folder: Path, part: tuple[int, int], say: Say) -> Iterator[None]:
-    """Hold what is to be made: the set, or one part of it."""
-    if part == (1, 1):
-        with hold_in_turn(folder, say):
-            yield
-    else:
-        number, of = part
-        with hold(folder.with_name(f"{folder.name}.{number}-of-{of}.lock"), f"part {number}/{of} of {folder.name}"):
-            yield
-
-
-def _web(opened: Opened, plan: dict[str, Any], policy: Policy, part: tuple[int, int], stack: ExitStack) -> Web | None:
+def _web(opened: Opened, plan: dict[str, Any], policy: Policy, part: Part, stack: ExitStack) -> Web | None:
     """How the URLs of a list are fetched; None where it has none."""
     if isinstance(opened.source, OpenMoji):
         address = stack.enter_context(opened.source.serve(opened.recipe.tiers[0].px))
@@ -173,11 +172,22 @@ def _web(opened: Opened, plan: dict[str, Any], policy: Policy, part: tuple[int, 
     return Web(replace(policy, per_host=max(1, policy.per_host // part[1])), cpu_count())
 
 
-def _finish(opened: Opened, target: Path, plan: dict[str, Any]) -> Path:
-    """The manifests of a set whose shards are all there, and its name."""
+def _finish(opened: Opened, target: Path, plan: dict[str, Any], part: Part, say: Say) -> Path | None:
+    """The manifests of a set, and its name, if its shards are all there."""
+    if missing := missing_shards(target, plan, opened.recipe):
+        say(f"this part is made; {_of_others(missing, part[1])}: whoever makes the last of them finishes the set")
+        return None
     removed = removals(datasets(), opened.row.name)
     shutil.rmtree(target / "raw", ignore_errors=True)
     finish_set(target, plan, opened.recipe, opened.row.manifest_terms, removed)
     mark_cleared(target, removed)
     write_json(target / RECIPE, {**_recipe_json(opened), "finished_s": time.time()})
     return target if target == opened.folder else target.rename(opened.folder)
+
+
+def _of_others(missing: list[Shard], parts: int) -> str:
+    """How many shards other parts still have to make, of which parts."""
+    counts = sorted(Counter(shard.number % parts + 1 for shard in missing).items())
+    said = ", ".join(f"{count:,} of part {number}/{parts}" for number, count in counts[:NAMED])
+    more = f", … of {len(counts) - NAMED:,} more parts" if len(counts) > NAMED else ""
+    return f"{len(missing):,} shards are missing ({said}{more})"

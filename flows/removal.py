@@ -1,15 +1,14 @@
 """The one change of a finished data set: samples taken out for good, after everyone who uses it has left."""
 
 import json
-import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from flows.home import Trouble, datasets, hold, home, mlflow_uri, without_secrets
+from flows.home import Trouble, datasets, home, mlflow_uri, without_secrets
 from flows.launch import JobDied
+from flows.parts import Say, hold_in_turn
 from flows.sets import sets_of_run
 from mdm.data.leases import give_way, live, removal
 from preprocessing.manifest import read_json, read_manifest
@@ -36,26 +35,6 @@ from preprocessing.sets import (
 )
 
 WAIT_S = 900.0  # for a set's users to save and leave
-LOOK_S = 1.0
-
-Say = Callable[[str], None]
-
-
-@contextmanager
-def hold_in_turn(folder: Path, say: Say) -> Iterator[None]:
-    """Hold a data set's lock, after whoever has it now."""
-    with ExitStack() as stack:
-        told = False
-        while True:
-            try:
-                stack.enter_context(hold(folder.with_name(folder.name + ".lock"), f"dataset {folder.name}"))
-                break
-            except Trouble as busy:
-                if not told:
-                    say(f"{busy}; going on when it is free")
-                told = True
-                time.sleep(LOOK_S)
-        yield
 
 
 def between_removals(data: Path, work: Callable[[], Any], say: Say) -> Any:

@@ -8,7 +8,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from flows.home import Trouble, datasets, hold, home
+from flows.home import Trouble, datasets, home
+from flows.parts import locks_folder, part_lock, set_lock
 from mdm.data.leases import live, names
 from mdm.data.tars import load_manifest
 from preprocessing.card import printable
@@ -43,7 +44,8 @@ class Entry:
 def list_sets() -> list[Entry]:
     """Every data set, and what is left of unfinished ones."""
     runs = {run.name: sets_of_run(run) for run in sorted((home() / "runs").glob("*"))}
-    return [_entry(folder, runs) for folder in sorted(datasets().glob("*")) if folder.is_dir()]
+    folders = (path for path in datasets().glob("*") if path.is_dir() and not path.name.endswith(".locks"))
+    return [_entry(folder, runs) for folder in sorted(folders)]
 
 
 def _size(path: Path) -> int:
@@ -182,10 +184,10 @@ def prune(dry_run: bool, say: Callable[[str], None]) -> None:
 
 def _remove(folder: Path) -> None:
     owner = folder.with_name(folder.name.removesuffix(".part"))
-    lock = owner.with_name(owner.name + ".lock")
-    with hold(lock, f"dataset {owner.name}"):
+    with part_lock(owner, "shards", (1, 1)), set_lock(owner):
         gone = folder.with_name(folder.name.removesuffix(".deleted") + ".deleted")
         if users := live(folder, "use"):
             raise Trouble(f"{names(users)} began to use it")
         folder.rename(gone)  # so that a kill leaves no half set under its name
         shutil.rmtree(gone)
+        shutil.rmtree(locks_folder(owner), ignore_errors=True)

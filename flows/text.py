@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from flows.home import weights
+from flows.parts import Part
 from mdm.config import ENCODERS, Way
 from mdm.data.embeddings import TextSource
 from mdm.data.leases import names, others
@@ -13,7 +14,7 @@ from mdm.files import write_json
 from mdm.presets import Preset
 from mdm.structure import digest
 from preprocessing.cost import Cost, choose, measure_cost
-from preprocessing.embed import StatesFormat, embed_captions, finished_set, set_folder
+from preprocessing.embed import StatesFormat, embed_part, finished_set, set_folder
 from preprocessing.manifest import read_json, read_manifest
 from preprocessing.sets import SPLITS
 
@@ -100,16 +101,22 @@ class Captions:
                 "them: embed again when that has ended"
             )
 
-    def embed(self, way: Way, progress: Progress) -> list[dict[str, Any]]:
-        """Embeddings of every split -> their manifests. ``progress(start)``: the callback of a part beginning there.
+    def embed(self, way: Way, progress: Progress, part: Part = (1, 1)) -> int:
+        """Embeddings of a part (I of N) of both splits' shards -> how many shards are missing then, of other parts.
 
-        Raises ValueError where they would take the place of another encoder's that somebody else reads.
+        ``progress(start)``: the callback of a split that begins there. Raises ValueError where they would take the
+        place of another encoder's that somebody else reads.
         """
         self._refuse_to_replace(way)
-        manifests: list[dict[str, Any]] = []
         name, limit, precision, start = self.name, self.spec.max_tokens, STATES_FORMATS[way], 0
+        missing = 0
         for split in SPLITS:
-            part, show = self.folder / split, progress(start)
-            manifests.append(embed_captions(part, name, self.digest, self.encode_to_keep, limit, show, precision))
-            start += read_manifest(part)["samples"]
-        return manifests
+            folder, show = self.folder / split, progress(start)
+            missing += embed_part(folder, name, self.digest, self.encode_to_keep, limit, show, precision, part)
+            start += captions_of(folder, part)
+        return missing
+
+
+def captions_of(folder: Path, part: Part = (1, 1)) -> int:
+    """How many captions a part of a split has."""
+    return sum(shard["samples"] for shard in read_manifest(folder)["shards"][part[0] - 1 :: part[1]])

@@ -15,7 +15,7 @@ from preprocessing.lists import PLAN, SPLITS, list_path
 from preprocessing.manifest import read_json, read_manifest, write_json
 from preprocessing.plan import STAGES_PX
 from preprocessing.remove import removed_keys
-from preprocessing.sets import CARD, folders_of
+from preprocessing.sets import CARD, DROPPED, folders_of
 from preprocessing.shards import OK, read_rows
 
 FORMAT = 2
@@ -23,6 +23,7 @@ ABOUT = ("name", "summary", "licence", "credit", "terms", "published", "sheet")
 COLUMNS = ["key", "outcome", "detail", "bytes", "sha256", "width", "height", "caption_chars"]
 SIDES_PX = (0, 16, 64, 128, 256, 512, 1024, 2048, 4096)  # where the histogram of short sides is cut
 CHARS = (0, 1, 10, 20, 40, 80, 160, 320, 640)
+DROPPED_AS = "dropped: an earlier one has its bytes"
 EXAMPLES = 5  # items named for each class of outcome, and pictures that are there most often
 REMOVED = "removed since"
 
@@ -33,7 +34,7 @@ def write_card(folder: Path, about: dict[str, Any]) -> dict[str, Any]:
     ``about``: the fields of ``ABOUT``. ``published``: how many items there are, say its authors; 0: nobody does.
     ``sheet``: its page shows samples.
     """
-    rows = {split: _rows(folder / split) for split in SPLITS}
+    rows = {split: _rows(folder, split) for split in SPLITS}
     whole = pa.concat_tables(rows.values())
     made = whole.filter(pc.equal(whole["outcome"], OK))
     short_side = pc.min_element_wise(made["width"], made["height"])
@@ -71,12 +72,15 @@ def _state(manifest: dict[str, Any]) -> dict[str, Any]:
     return {**known, "px": manifest["resolution_px"], "shards": len(manifest["shards"]), "bytes": stored}
 
 
-def _rows(folder: Path) -> pa.Table:
-    """What became of a split's items; of those that were removed since, only that."""
-    rows = read_rows(folder, COLUMNS).select(COLUMNS)
-    gone = pc.is_in(rows["key"], value_set=pa.array(sorted(removed_keys(folder)), pa.string()))
-    now = pc.if_else(pc.and_(gone, pc.equal(rows["outcome"], OK)), REMOVED, rows["outcome"])
-    return rows.set_column(COLUMNS.index("outcome"), "outcome", now)
+def _rows(folder: Path, split: str) -> pa.Table:
+    """What became of a split's items; of those that were dropped, or removed since, only that."""
+    rows = read_rows(folder / split, COLUMNS).select(COLUMNS)
+    outcome = rows["outcome"]
+    made, dropped = pc.equal(outcome, OK), (read_json(folder / DROPPED) or {"keys": []})["keys"]
+    for keys, what in ((dropped, DROPPED_AS), (removed_keys(folder / split) - set(dropped), REMOVED)):
+        gone = pc.is_in(rows["key"], value_set=pa.array(sorted(keys), pa.string()))
+        outcome = pc.if_else(pc.and_(gone, made), what, outcome)
+    return rows.set_column(COLUMNS.index("outcome"), "outcome", outcome)
 
 
 def _outcomes(rows: pa.Table) -> dict[str, Any]:

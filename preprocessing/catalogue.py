@@ -18,7 +18,7 @@ from preprocessing.foreign import ForeignTars
 from preprocessing.imagenet import ImageNet
 from preprocessing.items import Source
 from preprocessing.listing import PICTURES
-from preprocessing.motion import make_motion_videos
+from preprocessing.motion import COUNT, Motion
 from preprocessing.openmoji import OpenMoji
 from preprocessing.sets import current_name
 from preprocessing.shards import Recipe, Tier
@@ -90,7 +90,7 @@ def tars_in(path: Path) -> bool:
 
 def _cc12m(path: Path | None, options: Options) -> Source:
     given = _needs(path)
-    return Cc12mMirror(given, options.limit) if tars_in(given) else Cc12m(given, options.limit)
+    return Cc12mMirror(given, options.limit) if given.is_dir() or tars_in(given) else Cc12m(given, options.limit)
 
 
 def _own(path: Path | None, options: Options) -> Source:
@@ -101,25 +101,26 @@ def _own(path: Path | None, options: Options) -> Source:
 
 
 def _videos(path: Path | None, options: Options) -> Source:
-    return Videos(*_folder_and_table(path), options.held_out or 0.05)
+    return Videos(*_folder_and_table(path), options.held_out or 0.05, options.limit)
 
 
 def _webvid(path: Path | None, options: Options) -> Source:
-    return WebVid(*_folder_and_table(path), options.held_out or 0.001)
+    return WebVid(*_folder_and_table(path), options.held_out or 0.001, options.limit)
 
 
 def _folder_and_table(path: Path | None) -> tuple[Path, Path]:
     given = _needs(path)
     folder, table = (given.parent, given) if given.is_file() else (given, caption_table(given))
     if table is None:
-        raise ValueError(f"{folder} has no table of captions: put a CSV there, with the columns file and caption")
+        raise ValueError(
+            f"{folder} has no table of captions: put one there (CSV, TSV, JSONL or parquet), with the columns file and "
+            "caption"
+        )
     return folder, table
 
 
 def _motion(path: Path | None, options: Options) -> Source:
-    folder = _needs(options.work)
-    make_motion_videos(folder, options.limit or 300)
-    return Videos(folder, folder / "captions.csv", options.held_out or 0.05)
+    return Motion(_needs(options.work), options.limit or COUNT, options.held_out or 0.05)
 
 
 def _openmoji(path: Path | None, options: Options) -> Source:
@@ -172,7 +173,7 @@ CATALOGUE = {
         DataSet(
             name="videos",
             summary="any folder of videos with a table of captions",
-            wants="a folder of videos with a CSV in it (columns file and caption), or that CSV",
+            wants="a folder of videos with a table in it (columns file and caption), or that table",
             open=_videos,
             per_shard=250,
             clips=True,
@@ -226,7 +227,7 @@ def find(name: str, path: Path | None = None) -> DataSet:
     name = current_name(name)
     if name in CATALOGUE:
         return CATALOGUE[name]
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}", name) or name.endswith((".part", ".deleted")):
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}", name) or name.endswith((".part", ".deleted", ".locks")):
         raise ValueError(
             f"{name!r} cannot name a data set: take letters, digits, - and _; there are {', '.join(CATALOGUE)}"
         )

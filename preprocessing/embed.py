@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+from numpy.typing import NDArray
 from safetensors.numpy import save as to_bytes
 
 from preprocessing.manifest import (
@@ -29,10 +30,12 @@ from preprocessing.manifest import (
     write_file,
     write_json,
 )
+from preprocessing.remove import read_keys
 
 Encode = Callable[[list[str]], tuple[list[Any], int]]  # captions -> (states [L_i, D] each, how many were cut)
 StatesFormat = Literal["half", "8bit"]
 BATCH = 32
+UNFIT = "states that are not finite or too large for half precision"
 
 
 def embed_captions(
@@ -44,29 +47,52 @@ def embed_captions(
     progress: Callable[[int, int], None] = lambda done, total: None,
     precision: StatesFormat = "half",
 ) -> dict[str, Any]:
-    """Fill ``set_folder`` -> its manifest. Shards that are done for this data, encoder and precision are kept.
+    """Fill ``set_folder`` -> its manifest. As ``embed_part``, of the whole."""
+    embed_part(folder, encoder_name, encoder_digest, encode, max_tokens, progress, precision)
+    manifest = finished_set(folder, encoder_name, encoder_digest, max_tokens, precision)
+    if manifest is None:
+        raise ValueError(f"{set_folder(folder, encoder_name, precision)} changed while it was made: run this again")
+    return manifest
 
-    A removed sample's caption is the empty one. Raises ValueError naming a shard whose captions cannot be read, or an
-    encoder whose results are not one per caption.
+
+def embed_part(
+    folder: Path,
+    encoder_name: str,
+    encoder_digest: str,
+    encode: Encode,
+    max_tokens: int,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+    precision: StatesFormat = "half",
+    part: tuple[int, int] = (1, 1),
+) -> int:
+    """Every N-th shard of ``set_folder``, from the I-th on -> how many are missing then; none: the manifest is there.
+
+    Shards that are done for this data, encoder and precision are kept. Of a part that several processes make at once
+    each writes the same. A removed sample's caption is the empty one. Raises ValueError naming a shard whose captions
+    cannot be read, a caption whose states are not finite, or an encoder whose results are not one per caption.
     """
     data, target = read_manifest(folder), set_folder(folder, encoder_name, precision)
     if unfinished_removal(folder, data):
         raise ValueError(f"{folder}: a removal of samples is unfinished: run it again first")
-    present = finished_set(folder, encoder_name, encoder_digest, max_tokens, precision)
-    if present is not None:
-        progress(data["samples"], data["samples"])
-        return present
+    mine = data["shards"][part[0] - 1 :: part[1]]
+    total = sum(shard["samples"] for shard in mine)
+    if finished_set(folder, encoder_name, encoder_digest, max_tokens, precision) is not None:
+        progress(total, total)
+        return 0
     inputs = _inputs(data, encoder_digest, max_tokens, precision)
+    made_of = {shard["file"]: digest([inputs, as_made(shard)["sha256"]]) for shard in data["shards"]}
     make_folder(target)
     (target / "manifest.json").unlink(missing_ok=True)
-    null = stored_states(encode([""])[0], precision)
-    write_file(target / "null.safetensors", to_bytes(null))
-    shards, done = [], 0
-    for shard in data["shards"]:
-        made_of = digest([inputs, as_made(shard)["sha256"]])
-        shards.append(_embed_shard(folder, target, shard, made_of, encode, precision))
+    null, done = stored_states(encode([""])[0], precision), 0
+    write_file(target / "null.safetensors", to_bytes(null), shared=True)
+    for shard in mine:
+        _embed_shard(folder, target, shard, made_of[shard["file"]], encode, precision)
         done += shard["samples"]
-        progress(done, data["samples"])
+        progress(done, total)
+    entries = [_written(_states_file(target, shard), made_of[shard["file"]]) for shard in data["shards"]]
+    shards = [entry for entry in entries if entry is not None]
+    if len(shards) < len(entries):
+        return len(entries) - len(shards)
     manifest = {
         "format": 1,
         "encoder": encoder_name,
@@ -80,8 +106,8 @@ def embed_captions(
         "shards": shards,
     }
     manifest["digest"] = digest(manifest)
-    write_json(target / "manifest.json", manifest)
-    return manifest
+    write_json(target / "manifest.json", manifest, shared=True)
+    return 0
 
 
 def set_folder(folder: Path, encoder_name: str, precision: StatesFormat) -> Path:
@@ -107,25 +133,40 @@ def _inputs(data: dict[str, Any], encoder_digest: str, max_tokens: int, precisio
     return digest([data["digest"], encoder_digest, max_tokens, precision])
 
 
+def _states_file(target: Path, shard: dict[str, Any]) -> Path:
+    return target / Path(shard["file"]).with_suffix(".safetensors").name
+
+
+def _written(path: Path, inputs: str) -> dict[str, Any] | None:
+    """The entry of a shard that some part wrote, by its marker alone: to read the files of all parts takes hours."""
+    marker = read_json(path.with_suffix(".done.json"))
+    return marker["shard"] if marker is not None and marker.get("inputs") == inputs and path.exists() else None
+
+
 def _embed_shard(
     folder: Path, target: Path, shard: dict[str, Any], inputs: str, encode: Encode, precision: StatesFormat
-) -> dict[str, Any]:
-    path = target / Path(shard["file"]).with_suffix(".safetensors").name
-    if (entry := finished(path, inputs)) is not None:
-        return entry
-    captions, states, truncated = read_captions(folder / shard["file"]), [], 0
+) -> None:
+    path, tar = _states_file(target, shard), folder / shard["file"]
+    if finished(path, inputs) is not None:
+        return
+    captions, states, truncated = read_captions(tar), list[Any](), 0
     for start in range(0, len(captions), BATCH):
         asked = captions[start : start + BATCH]
         part, cut = encode(asked)
         if len(part) != len(asked):
             raise ValueError(f"the text encoder gave {len(part)} results for {len(asked)} captions of {shard['file']}")
+        for place, state in enumerate(part, start):
+            if not _fits(np.asarray(state, np.float32)):
+                raise ValueError(
+                    f"{tar}: the caption of {read_keys(tar)[place]!r} has {UNFIT}: take the sample out (`mdm data NAME "
+                    "--remove FILE`) or take another encoder; the shards before it stay"
+                )
         states += part
         truncated += cut
     offsets = np.cumsum([0] + [len(s) for s in states], dtype=np.int64)
     write_file(path, to_bytes({**stored_states(states, precision), "offsets": offsets}))
     entry = {"file": path.name, "samples": len(captions), "truncated": truncated, "sha256": file_sha256(path)}
     mark_finished(path, inputs, entry)
-    return entry
 
 
 def read_captions(tar: Path) -> list[str]:
@@ -147,10 +188,14 @@ def stored_states(states: list[Any], precision: StatesFormat) -> dict[str, np.nd
     8 bits: a token's largest entry becomes 127, so that no entry is off by more than that largest one / 254.
     """
     whole = np.concatenate([np.asarray(s, dtype=np.float32) for s in states])  # [T, D]
-    largest = np.abs(whole).max(axis=1)  # [T]
-    if not (largest <= np.finfo(np.float16).max).all():  # not so for NaN either
-        raise ValueError("the text encoder gave states that are not finite or too large for half precision")
+    if not _fits(whole):
+        raise ValueError(f"the text encoder gave {UNFIT}")
     if precision == "half":
         return {"tokens": whole.astype(np.float16)}
+    largest = np.abs(whole).max(axis=1)  # [T]
     scales = np.where(largest > 0, largest, 1) / np.float32(127)
     return {"tokens": np.rint(whole / scales[:, None]).astype(np.int8), "scales": scales.astype(np.float32)}
+
+
+def _fits(states: NDArray[np.float32]) -> bool:
+    return bool((np.abs(states) <= np.finfo(np.float16).max).all())  # not so for NaN either

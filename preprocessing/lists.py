@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from preprocessing.items import Item, Place, Source, Split
-from preprocessing.listing import hashed
+from preprocessing.listing import first, hashed
 from preprocessing.manifest import file_sha256, read_json, write_json
 
 SPLITS: tuple[Split, Split] = ("train", "val")
@@ -54,9 +54,10 @@ def write_lists(source: Source, folder: Path, per_shard: int, least_val: int) ->
     if counts["val"] < least_val and counts["train"]:
         short = least_val - counts["val"]
         if counts["usable"] < short + 1:
+            problems = [item.problem for item in source.items() if item.problem]
             raise ValueError(
                 f"there are {counts['usable'] + counts['val']} usable samples, at least {least_val + 1} are needed: "
-                f"{least_val} are held out"
+                f"{least_val} are held out{f'; not usable: {first(problems, repr_of=str)}' if problems else ''}"
             )
         usable = (item.key for item in source.items() if item.split == "train" and not item.problem)
         chosen = set(heapq.nsmallest(short, usable, key=hashed))
@@ -153,3 +154,8 @@ def shard_numbers(plan: dict[str, Any], part: tuple[int, int] = (1, 1)) -> Itera
     for split in SPLITS:
         count = -(-plan["items"][split] // plan["per_shard"])
         yield from ((split, number) for number in range(part[0] - 1, count, part[1]))
+
+
+def shard_size(plan: dict[str, Any], split: Split, number: int) -> int:
+    """How many items a shard's list has."""
+    return min(plan["per_shard"], plan["items"][split] - number * plan["per_shard"])

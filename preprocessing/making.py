@@ -6,6 +6,7 @@ same shard. Lists, shards and markers say what is done, so that the same command
 
 import os
 import threading
+from collections import Counter
 from collections.abc import Callable, Collection, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, as_completed, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -21,11 +22,11 @@ from typing import Any
 from preprocessing.card import duplicates
 from preprocessing.download import Policy, discard_raw, download, read_raw
 from preprocessing.items import Split
-from preprocessing.lists import SPLITS, read_items, shard_numbers
+from preprocessing.lists import SPLITS, read_items, shard_numbers, shard_size
 from preprocessing.manifest import all_there, as_made, data_digest, digest, make_folder, read_manifest, write_json
 from preprocessing.remove import reapply
 from preprocessing.sets import DROPPED
-from preprocessing.shards import Pixels, Recipe, Shard, pack_shard
+from preprocessing.shards import Pixels, Recipe, Shard, pack_shard, read_rows
 
 Progress = Callable[[int], None]  # items of the list that are dealt with, of the part that is being made
 VAL = 1_000_000  # what the downloader adds to the numbers of val's shards: it knows no splits
@@ -54,20 +55,22 @@ def make_shards(
 ) -> None:
     """Write the shards of a part that are missing. In a finished set they must become what they were.
 
-    Raises ValueError as ``pack_shard`` and ``download`` do.
+    What is held out comes first: where nothing of it can be used, that is said before the long work. Raises ValueError
+    then, and as ``pack_shard`` and ``download`` do.
     """
     for split in SPLITS:
         for tier in recipe.tiers:
             make_folder(recipe.tier_folder(folder / split, tier))
     known = {split: _made_before(folder / split) for split in SPLITS}
     missing, done = [], 0
-    for split, number in shard_numbers(plan, part):
+    for split, number in sorted(shard_numbers(plan, part), key=lambda numbered: numbered[0] != "val"):
         shard = Shard(folder, recipe, split, number)
         if shard.entries() is None:
             missing.append(shard)
         else:
-            done += _size(plan, shard)
+            done += shard_size(plan, shard.split, shard.number)
     progress(done)
+    _refuse_empty_val(folder, plan, recipe)
     if not missing:
         return
 
@@ -75,14 +78,25 @@ def make_shards(
         answers = None if web is None else partial(read_raw, raw, _code(shard))
         return pool.submit(pack_shard, shard, lists, pixels, answers, known[shard.split].get(shard.number, ""))
 
-    raw = folder / "raw"
+    raw = folder / "raw" / f"{part[0]}-of-{part[1]}"  # of its own: parts go on at the same time
     with _pool(folder, min(workers, len(missing))) as pool:
         ready = iter(missing) if web is None else _fetched(missing, lists, raw, web)
         for shard in _packed(ready, pack, ahead=2 * workers):
             if web is not None:
                 discard_raw(raw, _code(shard))
-            done += _size(plan, shard)
+            done += shard_size(plan, shard.split, shard.number)
             progress(done)
+            if shard.split == "val":
+                _refuse_empty_val(folder, plan, recipe)
+
+
+def _refuse_empty_val(folder: Path, plan: dict[str, Any], recipe: Recipe) -> None:
+    """Raises ValueError where all that is held out was tried, by all parts, and none of it can be used."""
+    shards = (Shard(folder, recipe, split, number) for split, number in shard_numbers(plan) if split == "val")
+    made = (shard.entries() for shard in shards)
+    none = all(entries is not None and not entries[recipe.tiers[0]]["samples"] for entries in made)
+    if plan["items"]["val"] and none:
+        raise _empty(folder / "val", plan["items"]["val"])
 
 
 def _made_before(folder: Path) -> dict[int, str]:
@@ -91,10 +105,6 @@ def _made_before(folder: Path) -> dict[int, str]:
         return {}
     shards = [as_made(shard) for shard in read_manifest(folder)["shards"]]
     return {int(Path(shard["file"]).stem): shard["sha256"] for shard in shards}
-
-
-def _size(plan: dict[str, Any], shard: Shard) -> int:
-    return min(plan["per_shard"], plan["items"][shard.split] - shard.number * plan["per_shard"])
 
 
 def _fetched(missing: list[Shard], lists: Path, raw: Path, web: Web) -> Iterator[Shard]:
@@ -155,9 +165,10 @@ def _die_with_parent() -> None:
     os._exit(1)
 
 
-def unfinished(folder: Path, plan: dict[str, Any], recipe: Recipe) -> int:
-    """How many shards are still missing, of all parts."""
-    return sum(Shard(folder, recipe, split, number).entries() is None for split, number in shard_numbers(plan))
+def missing_shards(folder: Path, plan: dict[str, Any], recipe: Recipe) -> list[Shard]:
+    """The shards that are still to be made, of all parts."""
+    shards = (Shard(folder, recipe, split, number) for split, number in shard_numbers(plan))
+    return [shard for shard in shards if shard.entries() is None]
 
 
 def is_whole(folder: Path, recipe: Recipe) -> bool:
@@ -195,10 +206,7 @@ def finish_set(
         made = [shard.entries() or {} for shard in shards]
         entries = [entry for entry in made if entry[recipe.tiers[0]]["samples"]]
         if plan["items"][split] and not entries:
-            raise ValueError(
-                f"{folder / split}: none of {plan['items'][split]:,} listed items became a sample: the files "
-                "*.rows.parquet there say why, item by item"
-            )
+            raise _empty(folder / split, plan["items"][split])
         digests: dict[str, str] = {}
         for tier in reversed(recipe.tiers):
             place = recipe.tier_folder(folder / split, tier)
@@ -226,6 +234,15 @@ def finish_set(
             write_json(place / "manifest.json", manifest)
         manifests.append(manifest)
     return manifests
+
+
+def _empty(folder: Path, listed: int) -> ValueError:
+    counts = Counter(read_rows(folder, ["outcome"])["outcome"].to_pylist())
+    said = ", ".join(f"{outcome}: {count:,}" for outcome, count in counts.most_common(5))
+    return ValueError(
+        f"{folder}: none of {listed:,} listed items became a sample ({said}). Mend that, or list others (--limit, "
+        f"--source); to try these again, delete {folder} and run the same command: all else stays"
+    )
 
 
 def split_inputs(recipe: Recipe, split: Split) -> str:

@@ -1,10 +1,12 @@
 """manifest.json: what a finished folder of shards holds. Written last: where it is, everything is there."""
 
 import contextlib
+import errno
 import hashlib
 import io
 import json
 import os
+import secrets
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +28,7 @@ FIELDS: dict[str, type] = {
     "inputs": str,
     "digest": str,
 }
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 SHARD_FIELDS: dict[str, type] = {"file": str, "samples": int, "bytes": int, "sha256": str}
 
 
@@ -39,9 +42,13 @@ def file_sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def write_file(path: Path, data: bytes) -> None:
-    """Write a file so that it is there whole or not at all. Raises ValueError where it cannot be written."""
-    temporary = path.with_name(path.name + ".tmp")
+def write_file(path: Path, data: bytes, shared: bool = False) -> None:
+    """Write a file so that it is there whole or not at all. Raises ValueError where it cannot be written.
+
+    ``shared``: other processes, on other machines perhaps, may be writing the same, each under a name of its own.
+    """
+    own = f".{secrets.token_hex(4)}" if shared else ""
+    temporary = path.with_name(f"{path.name}{own}.tmp")
     try:
         with temporary.open("wb") as file:
             file.write(data)
@@ -55,8 +62,9 @@ def write_file(path: Path, data: bytes) -> None:
 
 
 def unwritable(path: Path, error: OSError) -> ValueError:
+    advice = "Free some space" if error.errno in FULL else "Let this user write there,"
     return ValueError(
-        f"{path} cannot be written: {error.strerror or error}. Free some space or use another folder (MDM_HOME), "
+        f"{path} cannot be written: {error.strerror or error}. {advice} or use another folder (MDM_HOME), "
         "then run the same command again"
     )
 
@@ -69,8 +77,8 @@ def make_folder(folder: Path) -> None:
         raise ValueError(f"the folder {folder} cannot be made: {error.strerror}") from error
 
 
-def write_json(path: Path, value: Any) -> None:
-    write_file(path, json.dumps(value, indent=1).encode())
+def write_json(path: Path, value: Any, shared: bool = False) -> None:
+    write_file(path, json.dumps(value, indent=1).encode(), shared)
 
 
 def read_json(path: Path) -> dict[str, Any] | None:

@@ -10,17 +10,22 @@ import math
 import os
 import subprocess
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import ffmpeg
 from imageio_ffmpeg import get_ffmpeg_exe, get_ffmpeg_version
 from PIL import Image, __version__
 
 from preprocessing.images import rasterise_svg
+from preprocessing.items import Item
 from preprocessing.manifest import make_folder, read_json, write_file, write_json
 from preprocessing.openmoji import Drawing, OpenMoji
+from preprocessing.videos import Videos
 
 COUNT, PX = 300, 128
 FRAMES, FPS = 76, 25  # a clip spans 61 of them
@@ -53,7 +58,7 @@ def make_motion_videos(
     if not 1 <= count <= len(drawings) * len(MOTIONS):
         raise ValueError(f"count must be from 1 to {len(drawings) * len(MOTIONS):,}, got {count:,}")
     make_folder(folder)
-    recipe = {"px": px, "from": f"{source.version}, Pillow {__version__}, ffmpeg {get_ffmpeg_version()}"}
+    recipe = _recipe(px)
     if (read_json(folder / "motion.json") or recipe) != recipe:
         raise ValueError(
             f"{folder} holds videos of another size or of other versions: use another folder, or delete it"
@@ -80,6 +85,32 @@ def make_motion_videos(
     csv.writer(table, lineterminator="\n").writerows([("file", "caption"), *rows])
     write_file(folder / "captions.csv", table.getvalue().encode())
     return folder / "captions.csv"
+
+
+@dataclass
+class Motion:
+    """The videos as a source, made in ``folder`` when they are listed."""
+
+    folder: Path
+    count: int = COUNT
+    held_out: float = 0.05
+
+    def fingerprint(self) -> dict[str, Any]:
+        return {"source": "openmoji-motion", "count": self.count, "held_out": self.held_out, **_recipe(PX)}
+
+    def items(self) -> Iterator[Item]:
+        return self._videos.items()
+
+    def notes(self) -> list[str]:
+        return []
+
+    @cached_property
+    def _videos(self) -> Videos:
+        return Videos(self.folder, make_motion_videos(self.folder, self.count), self.held_out)
+
+
+def _recipe(px: int) -> dict[str, Any]:
+    return {"px": px, "from": f"{OpenMoji().version}, Pillow {__version__}, ffmpeg {get_ffmpeg_version()}"}
 
 
 def _make(path: Path, drawing: Drawing, motion: str, px: int) -> None:

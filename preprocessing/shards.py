@@ -11,7 +11,7 @@ import os
 import signal
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
@@ -133,7 +133,10 @@ class TarFile:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
-        self.file.close()
+        with suppress(OSError, ValueError):  # on a full disk it is not the first to say so; unclosed, it tries again
+            self.tar.close()
+        with suppress(OSError):
+            self.file.close()
         self.temporary.unlink(missing_ok=True)
 
     def add(self, key: str, members: dict[str, bytes]) -> None:

@@ -1,6 +1,7 @@
 """Tables of files and captions, as people keep them: CSV, TSV with a header, JSONL, parquet. Read row by row.
 
-Not the list of CC12M, which has no header and no quoting (preprocessing/cc12m.py).
+What is not UTF-8 in a value comes as lone surrogates, by which one item is known to be unusable; in a header, and in
+parquet, it is an error. Not the list of CC12M, which has no header and no quoting (preprocessing/cc12m.py).
 """
 
 import codecs
@@ -10,7 +11,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-FILE_COLUMNS = ("file", "file_name", "filename", "path", "image", "image_path", "url")  # the first that is there
+FILE_COLUMNS = (  # the first that is there
+    "file", "file_name", "filename", "path", "image", "image_path", "video", "video_path", "url",
+)  # fmt: skip
 CAPTION_COLUMNS = ("caption", "text", "title", "name")
 TABLES = (".csv", ".tsv", ".jsonl", ".parquet")
 
@@ -54,10 +57,7 @@ def read_table(path: Path) -> Iterator[Row]:
 def _lines(path: Path) -> Iterator[str]:
     with path.open("rb") as file:
         for line, raw in enumerate(file, 1):
-            try:
-                yield (raw.removeprefix(codecs.BOM_UTF8) if line == 1 else raw).decode()
-            except UnicodeDecodeError as error:
-                raise ValueError(f"{path}, line {line}: not UTF-8: save it as UTF-8") from error
+            yield (raw.removeprefix(codecs.BOM_UTF8) if line == 1 else raw).decode(errors="surrogateescape")
 
 
 def _csv(path: Path) -> Iterator[Row]:
@@ -83,6 +83,8 @@ def _with_header(path: Path, rows: Any, advice: str) -> Iterator[Row]:
             continue
         if not header:
             header = [value.strip() for value in values]
+            if not all(map(str.isprintable, header)):
+                raise ValueError(f"{path}, line {line}: the header is not UTF-8: save the table as UTF-8")
             if len(set(header)) < len(header):
                 raise ValueError(f"{path}, line {line}: the header names a column twice: {', '.join(header)}")
             continue

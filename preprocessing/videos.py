@@ -1,6 +1,5 @@
 """Videos that lie on this machine, as sources: anyone's folder with a table of captions, and a copy of WebVid."""
 
-import csv
 import hashlib
 import os
 from collections import defaultdict
@@ -10,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from preprocessing.items import Item, Place, Split
+from preprocessing.listing import first, read_caption, spread
 from preprocessing.manifest import digest, file_sha256
 from preprocessing.members import check_key
+from preprocessing.tables import read_captions, read_table
 
 VIDEOS = (".avi", ".flv", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".ogv", ".ts", ".webm", ".wmv")
-CAPTION_CHARACTERS = 10_000  # at most
-NAMED = 5  # files in one message
 
 
 @dataclass
@@ -25,6 +24,7 @@ class Videos:
     folder: Path
     table: Path
     held_out: float = 0.05  # of the videos, by hash of the key
+    limit: int = 0  # so many rows, from all over the table; 0: all
     _notes: list[str] = field(default_factory=list, init=False)
 
     def fingerprint(self) -> dict[str, Any]:
@@ -32,6 +32,7 @@ class Videos:
         return {
             "source": "videos",
             "held_out": self.held_out,
+            "limit": self.limit,
             "table": _table_sha256(self.table),
             "files": digest(sizes),
         }
@@ -43,33 +44,30 @@ class Videos:
             relative = path.relative_to(self.folder)
             for name in {relative.as_posix(), relative.with_suffix("").as_posix(), path.name, path.stem}:
                 by_name[name].append(path)
-        rows: list[tuple[Path, str]] = []
+        rows: list[tuple[Path, str, str]] = []  # with the caption's problem
         missing: list[str] = []
         lines: dict[str, int] = {}  # key -> where it stands
-        for line, row in _rows(self.table, "file", "caption"):
-            at, found = f"{self.table}, line {line}", by_name.get(row["file"], [])
+        for line, name, caption in read_captions(self.table):
+            at, found = f"{self.table}, line {line}", by_name.get(os.path.normpath(name), [])
             if not found:
-                missing.append(f"line {line}: {row['file']!r}")
+                missing.append(f"line {line}: {name!r}")
                 continue
             if len(found) > 1:
-                raise ValueError(f"{at}: {row['file']!r} may be {found[0]} or {found[1]}: write its path in the folder")
+                raise ValueError(f"{at}: {name!r} may be {found[0]} or {found[1]}: write its path in the folder")
             path = found[0]
             _check_key(at, path.stem)
             if path.stem in lines:
                 raise ValueError(f"{at}: the key {path.stem!r} is that of line {lines[path.stem]}, too: rename a video")
             lines[path.stem] = line
-            rows.append((path, row["caption"]))
+            rows.append((path, *read_caption(caption, f"line {line}")))
         if missing:
             more = f", and {len(missing) - 1} more" if len(missing) > 1 else ""
             raise ValueError(f"{self.table}, {missing[0]} is not in {self.folder}{more}: put it there, or drop the row")
-        if not rows:
-            raise ValueError(f"{self.table} names no videos")
-        used = {path for path, _ in rows}
+        used = {path for path, _, _ in rows}
         bare = [path.relative_to(self.folder).as_posix() for path in files if path not in used]
-        self._notes = [_listed("videos without a caption, left out", bare)] if bare else []
-        for path, caption in rows:
-            split = _split(path.stem, self.held_out)
-            yield Item(path.stem, caption, split, Place(path), problem=_caption_problem(caption))
+        self._notes = [f"{len(bare):,} videos without a caption, left out: {first(bare)}"] if bare else []
+        for path, caption, problem in spread(rows, self.limit):
+            yield Item(path.stem, caption, _split(path.stem, self.held_out), Place(path), problem=problem)
 
     def notes(self) -> list[str]:
         return self._notes
@@ -94,6 +92,7 @@ class WebVid:
     folder: Path
     table: Path
     held_out: float = 0.001
+    limit: int = 0  # the first so many videos; 0: all
     _notes: list[str] = field(default_factory=list, init=False)
 
     def fingerprint(self) -> dict[str, Any]:
@@ -107,6 +106,7 @@ class WebVid:
         return {
             "source": "webvid",
             "held_out": self.held_out,
+            "limit": self.limit,
             "table": _table_sha256(self.table),
             "files": listed.hexdigest(),
         }
@@ -114,7 +114,9 @@ class WebVid:
     def items(self) -> Iterator[Item]:
         seen: set[str] = set()
         repeated = 0
-        for line, row in _rows(self.table, "videoid", "page_dir", "name"):
+        for line, row in read_table(self.table):
+            if lacking := [column for column in ("videoid", "page_dir", "name") if column not in row]:
+                raise ValueError(f"{self.table}, line {line}: no column {', '.join(map(repr, lacking))}")
             at, key, page = f"{self.table}, line {line}", row["videoid"], row["page_dir"]
             _check_key(at, key)
             if page.startswith("/") or ".." in Path(page).parts:
@@ -122,16 +124,19 @@ class WebVid:
             if key in seen:
                 repeated += 1
                 continue
+            if 0 < self.limit <= len(seen):
+                break
             seen.add(key)
             places = [self.folder / page / f"{key}.mp4", self.folder / f"{key}.mp4"]
             path = next((path for path in places if _is_file(path)), None)
+            caption, problem = read_caption(row["name"], f"line {line}")
             yield Item(
                 key,
-                row["name"],
+                caption,
                 _split(key, self.held_out),
                 None if path is None else Place(path),
                 meta={name: row[name] for name in ("contentUrl", "duration", "page_dir") if row.get(name)},
-                problem="no such video" if path is None else _caption_problem(row["name"]),
+                problem="no such video" if path is None else problem,
             )
         if not seen:
             raise ValueError(f"{self.table} names no videos")
@@ -162,41 +167,8 @@ def _check_key(at: str, key: str) -> None:
         raise ValueError(f"{at}: {error}: rename the video") from error
 
 
-def _caption_problem(caption: str) -> str:
-    if not caption.strip():
-        return "empty caption"
-    if len(caption) > CAPTION_CHARACTERS:
-        return f"caption too long: {len(caption):,} characters"
-    if any("\ud800" <= c <= "\udfff" for c in caption):  # what _rows makes of bytes that are not UTF-8
-        return "caption not UTF-8"
-    return ""
-
-
-def _listed(what: str, names: list[str]) -> str:
-    more = f" and {len(names) - NAMED:,} more" if len(names) > NAMED else ""
-    return f"{len(names):,} {what}: {', '.join(map(repr, names[:NAMED]))}{more}"
-
-
 def _table_sha256(table: Path) -> str:
     try:
         return file_sha256(table)
     except OSError as error:
         raise ValueError(f"{table} cannot be read: {error.strerror}") from error
-
-
-def _rows(table: Path, *columns: str) -> Iterator[tuple[int, dict[str, str]]]:
-    """(line, row) of a CSV with a header that has these columns. Raises ValueError naming file and line."""
-    try:
-        with table.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
-            reader = csv.DictReader(file, strict=True)
-            lacking = [column for column in columns if column not in (reader.fieldnames or ())]
-            if lacking:
-                raise ValueError(f"{table}, line 1: the header lacks {', '.join(map(repr, lacking))}")
-            for row in reader:
-                if None in row or None in row.values():
-                    raise ValueError(f"{table}, line {reader.line_num}: not as many columns as the header has")
-                yield reader.line_num, row
-    except OSError as error:
-        raise ValueError(f"{table} cannot be read: {error.strerror}") from error
-    except csv.Error as error:
-        raise ValueError(f"{table}, line {reader.line_num}: {error}") from error

@@ -14,7 +14,7 @@ def data_options(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("name", metavar="NAME", nargs="?", help="a data set; none: list them; a new name: your pictures")
     field_options(sub)
     sub.add_argument("--source", type=Path, metavar="PATH", help="what it is made of; default: MDM_HOME/sources/NAME")
-    sub.add_argument("--limit", type=int, metavar="N", help="only the first N that the source lists")
+    sub.add_argument("--limit", type=_count, metavar="N", help="only the first N that the source lists")
     sub.add_argument("--part", type=_part, default=(1, 1), metavar="I/N", help="make only every N-th shard, from I on")
     sub.add_argument(
         "--allow", action="append", default=[], metavar="HOST:PORT", help="may be connected to though not public"
@@ -38,6 +38,12 @@ def data_options(sub: argparse.ArgumentParser) -> None:
     )
     sub.add_argument("--prune", action="store_true", help="without a name: delete sets made here that nobody uses")
     sub.add_argument("--dry-run", action="store_true", help="say what would be made or removed, start nothing")
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number from 1 on")
+    return int(text)
 
 
 def _part(text: str) -> tuple[int, int]:
@@ -77,25 +83,25 @@ def _make(name: str, options: Any, arguments: argparse.Namespace) -> int:
     given = arguments.source
     if given is not None and not given.exists() and not any(given.parent.glob(given.name)):
         raise ValueError(f"--source {given}: there is no such file or folder")
+    policy = Policy(allow=tuple(arguments.allow), proxy=arguments.proxy, contact=arguments.contact)
     opened = open_source(name, options, given)
     if opened is None:
         if not finished_sets(datasets(), name):
             raise ValueError(f"{name} needs a source: --source PATH, or {sources() / name}: {find(name).wants}")
         return _show(newest_made(name, options), find(name), arguments)
     print(f"{name}: {opened.row.summary}\nterms: {opened.row.licence}; {opened.row.terms}")
+    if opened.made() is None and not arguments.dry_run:
+        make_home()
     if opened.row.wants and opened.made() is None:
         print(*plan_lines(opened.source, opened.recipe, arguments.part[1], arguments.proxy), sep="\n")
     if arguments.dry_run:
         made = opened.made()
         print(f"to be made: {opened.folder}" if made is None else f"made already: {made}")
         return 0
-    make_home()
-    policy = Policy(allow=tuple(arguments.allow), proxy=arguments.proxy, contact=arguments.contact)
-    with tqdm(total=count_items(list_set(opened, print)), unit="img") as bar:
+    with tqdm(total=count_items(list_set(opened, print), arguments.part), unit="img") as bar:
         folder = make_set(opened, lambda done: _advance(bar, done), print, arguments.part, policy)
     if folder is None:
-        print("this part is made; whoever makes the last part finishes the set")
-        return 0
+        return 0  # what is missing was said
     return _show(folder, opened.row, arguments)
 
 
@@ -170,35 +176,38 @@ def _keys(file: Path) -> set[str]:
 
 def embed_options(sub: argparse.ArgumentParser) -> None:
     preset_options(sub)
+    sub.add_argument("--part", type=_part, default=(1, 1), metavar="I/N", help="only every N-th shard, from I on")
     sub.add_argument("--dry-run", action="store_true", help="measure on a sample what each way costs, make nothing")
 
 
 def embed(arguments: argparse.Namespace) -> int:
     from flows.data import wanted_set
-    from flows.removal import hold_in_turn
-    from flows.text import Captions
+    from flows.parts import hold_in_turn, in_turn, part_lock
+    from flows.text import Captions, captions_of
     from mdm.data.leases import Lease
     from mdm.presets import resolve
     from preprocessing.cost import choose
-    from preprocessing.manifest import read_manifest
     from preprocessing.sets import SPLITS
 
     preset = resolve(arguments.preset, overrides(arguments))
     folder = wanted_set(preset)
-    total = sum(read_manifest(folder / split)["samples"] for split in SPLITS)
+    part, total = arguments.part, sum(captions_of(folder / split, arguments.part) for split in SPLITS)
     captions = Captions(preset, folder)
     print(f"{total} captions of {folder} by {preset.text}, embeddings: {preset.embeddings}")
     if arguments.dry_run:
         cost = captions.cost()
         print("\n".join([*cost.lines(), f"auto chooses {choose(cost)[1]}"]))
         return 0
-    with Lease(folder, f"mdm embed {preset.name}"), hold_in_turn(folder, print):
-        way = captions.source(print).way
+    with Lease(folder, f"mdm embed {preset.name}"), in_turn(lambda: part_lock(folder, "text", part), print):
+        with hold_in_turn(folder, print):  # of several parts one measures what is cheapest
+            way = captions.source(print).way
         if way == "online":
             print("nothing is stored: the trainers encode")
             return 0
         with tqdm(total=total, unit="captions") as bar:
-            captions.embed(way, lambda start: lambda done, _: _advance(bar, start + done))
+            missing = captions.embed(way, lambda start: lambda done, _: _advance(bar, start + done), part)
+    if missing:
+        print(f"this part is made; {missing:,} shards are missing: whoever makes the last of them finishes the set")
     return 0
 
 

@@ -91,7 +91,7 @@ def test_a_table_decides_before_anything_beside_the_pictures(tmp_path: Path, whe
         ("none.png,x\ngone.png,y", r"line 3 names 'none\.png', which is no file in .* \(and 1 more such lines\)"),
         ("red_car-01.JPG,again", r"line 3 names 'red_car-01\.JPG' again, as line 2 does"),
         (",x", "line 3 names '', which is no file"),
-        ("caf\udce9,x", "line 3: not UTF-8"),
+        ("caf\udce9,x", r"line 3 names 'caf\\udce9', which is no file"),
     ],
 )
 def test_a_row_that_names_no_picture_of_its_own_is_refused(tmp_path: Path, row: str, told: str) -> None:
@@ -99,6 +99,16 @@ def test_a_row_that_names_no_picture_of_its_own_is_refused(tmp_path: Path, row: 
     (folder / "t.csv").write_bytes(f"file,caption\nred_car-01.JPG,x\n{row}\n".encode(errors="surrogateescape"))
     with pytest.raises(ValueError, match=rf"t\.csv, {told}"):
         Pictures(folder).items()
+
+
+def test_a_caption_of_a_table_that_is_not_utf8_is_the_problem_of_its_picture_alone(tmp_path: Path) -> None:
+    folder = fill(tmp_path)
+    files = sorted(item.meta["file"] for item in listed(Pictures(folder)).values())
+    bad = files.index("red_car-01.JPG")
+    rows = [f"{name},".encode() + (b"caf\xe9" if i == bad else b"good") for i, name in enumerate(files)]
+    (folder / "t.csv").write_bytes(b"\n".join([b"file,caption", *rows, b""]))
+    found = {item.meta["file"]: item.problem for item in Pictures(folder).items()}
+    assert found.pop("red_car-01.JPG") == f"not UTF-8: t.csv, line {bad + 2}" and set(found.values()) == {""}
 
 
 def test_two_tables_are_refused(tmp_path: Path) -> None:

@@ -38,7 +38,8 @@ def test_a_value_may_span_lines_and_the_next_row_still_has_its_own_number(tmp_pa
 @pytest.mark.parametrize(
     ("name", "data", "told"),
     [
-        ("t.csv", b"file,text\na,b\nc,caf\xe9\n", "line 3: not UTF-8"),
+        ("t.csv", b"file,caf\xe9\na,b\n", "line 1: the header is not UTF-8: save"),
+        ("t.csv", "file,text\na,b\n".encode("utf-16"), "line 1: the header is not UTF-8: save"),
         ("t.csv", b"file,text\na,left, right\n", "line 2 has 3 columns, the header has 2: put values"),
         ("t.csv", b'file,text\na,b\nc,"open\nd,e\n', "line 3: unexpected end of data"),
         ("t.csv", b"file,file\na,b\n", "line 1: the header names a column twice"),

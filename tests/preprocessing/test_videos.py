@@ -1,7 +1,9 @@
 import os
 from pathlib import Path
 
+import pyarrow
 import pytest
+from pyarrow import parquet
 
 from preprocessing.items import Place, Source
 from preprocessing.videos import Videos, WebVid
@@ -42,7 +44,7 @@ def test_a_video_without_a_caption_is_named_and_counted(tmp_path: Path) -> None:
     assert len(list(source.items())) == 1
     assert len(list(source.items())) == 1  # listed again, nothing is counted twice
     (note,) = source.notes()
-    assert note.startswith("7 videos without a caption, left out: 'x0.mp4', ") and note.endswith(" and 2 more")
+    assert note.startswith("7 videos without a caption, left out: 'x0.mp4', ") and note.endswith(" and 4 more")
 
 
 def test_a_table_that_names_missing_files_is_refused(tmp_path: Path) -> None:
@@ -60,8 +62,8 @@ def test_a_table_that_names_missing_files_is_refused(tmp_path: Path) -> None:
         (("a.mp4",), ("a,x", "a.mp4,y"), "line 3: the key 'a' is that of line 2, too"),
         (("a.mp4", "a.webm"), ("a,x",), "line 2: 'a' may be"),
         (("a\n.mp4",), ('"a\n.mp4",x',), "not text"),
-        (("a.mp4",), ("a,x,y",), "line 2: not as many columns"),
-        (("a.mp4",), (), "names no videos"),
+        (("a.mp4",), ("a,x,y",), "line 2 has 3 columns"),
+        (("a.mp4",), (), "has no rows"),
         ((), ("a,x",), "is no folder"),
         (("a.txt",), ("a,x",), "holds no videos"),
     ],
@@ -74,8 +76,8 @@ def test_what_a_folder_and_its_table_cannot_be(
 
 def test_a_table_without_its_columns_is_refused_by_name(tmp_path: Path) -> None:
     folder = folder_of(tmp_path, "a.mp4")
-    said = problem_of(Videos(folder, table_of(tmp_path, "a,x", header="video,text")))
-    assert "captions.csv, line 1: the header lacks 'file', 'caption'" in said
+    said = problem_of(Videos(folder, table_of(tmp_path, "a,x", header="clip,text")))
+    assert "captions.csv has the columns 'clip', 'text', but none of file, " in said
     assert "cannot be read" in problem_of(Videos(folder, tmp_path / "none.csv"))
     with pytest.raises(ValueError, match="cannot be read"):
         Videos(folder, tmp_path / "none.csv").fingerprint()
@@ -85,7 +87,34 @@ def test_captions_that_cannot_be_used_are_problems_of_their_items(tmp_path: Path
     folder = folder_of(tmp_path, *(f"{name}.mp4" for name in "abcde"))
     table = table_of(tmp_path, "a,", "b,  ", b"c,caf\xe9", f"d,{'x' * 10_001}", f"e,café {'x' * 9_000}")
     problems = [item.problem for item in Videos(folder, table).items()]
-    assert problems == ["empty caption"] * 2 + ["caption not UTF-8", "caption too long: 10,001 characters", ""]
+    assert problems == [
+        "caption empty: line 2",
+        "caption empty: line 3",
+        "not UTF-8: line 4",
+        "caption over 10,000 characters: line 5",
+        "",
+    ]
+
+
+def test_every_kind_of_table_will_do(tmp_path: Path) -> None:
+    folder = folder_of(tmp_path, "a.mp4", "b.mp4")
+    tables = [tmp_path / f"t.{kind}" for kind in ("csv", "tsv", "jsonl", "parquet")]
+    tables[0].write_text("video,caption\n./a.mp4,one\nb,two\n")
+    tables[1].write_text("File\ttext\na\tone\nb\ttwo\n")
+    tables[2].write_text('{"path": "a", "caption": "one"}\n{"path": "b.mp4", "caption": "two"}\n')
+    parquet.write_table(pyarrow.table({"file": ["a", "b"], "text": ["one", "two"]}), tables[3])
+    for table in tables:
+        items = list(Videos(folder, table).items())
+        assert [(item.key, item.caption) for item in items] == [("a", "one"), ("b", "two")], table
+
+
+def test_a_limit_is_one(tmp_path: Path) -> None:
+    folder = folder_of(tmp_path, *(f"{i}.mp4" for i in range(9)))
+    videos = [Videos(folder, table_of(tmp_path, *(f"{i},x" for i in range(9))), limit=limit) for limit in (0, 3)]
+    assert [[item.key for item in source.items()] for source in videos] == [list("012345678"), list("036")]
+    assert videos[0].fingerprint() != videos[1].fingerprint()
+    table = table_of(tmp_path, *(f"{i},u,d,p,x" for i in (0, 0, 1, 2)), header=WEBVID)
+    assert [item.key for item in WebVid(folder, table, limit=2).items()] == ["0", "1"]
 
 
 def test_the_split_is_that_of_the_key_alone(tmp_path: Path) -> None:
@@ -133,7 +162,7 @@ def test_webvid_lists_its_csv(tmp_path: Path) -> None:
         ("21179416", "Aerial shot, winter forest", ""),
         ("1", "A flat folder", ""),
         ("2", "Not downloaded", "no such video"),
-        ("3", "", "empty caption"),
+        ("3", "", "caption empty: line 6"),
     ]
     assert [item.place for item in items[:3]] == [
         Place(folder / "000_050" / "21179416.mp4"),
@@ -153,7 +182,7 @@ def test_webvid_stays_in_its_folder(tmp_path: Path) -> None:
         assert "line 2: the key" in problem_of(WebVid(folder, table_of(tmp_path, f"{key},u,d,p,x", header=WEBVID)))
     long = table_of(tmp_path, f"1,u,d,{'p' * 300},x", header=WEBVID)  # longer than a name can be
     assert [item.problem for item in WebVid(folder, long).items()] == [""]
-    assert "lacks 'videoid', 'page_dir', 'name'" in problem_of(WebVid(folder, table_of(tmp_path, "a,x")))
+    assert "line 2: no column 'videoid', 'page_dir', 'name'" in problem_of(WebVid(folder, table_of(tmp_path, "a,x")))
     assert "names no videos" in problem_of(WebVid(folder, table_of(tmp_path, header=WEBVID)))
 
 
