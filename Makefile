@@ -31,6 +31,9 @@ drills: $(READY)  ## everything slow, and every crash point of a checkpoint's wr
 gpu-check: $(READY)  ## try everything that a GPU does differently, and its speed; without one the CPU part
 	@$(BIN)/python benchmarks/gpu_check.py
 
+bench-evaluation: $(READY)  ## what measuring costs beside clean-fid, and which is closer to the exact value
+	@$(BIN)/python benchmarks/evaluation.py
+
 ci:  ## everything that must hold before a change lands: lint, layers, types, tests, the page in Chromium, kills in every stage
 	@.ci/run
 
@@ -50,4 +53,4 @@ clean:  ## remove the environment and caches; results in var/ stay
 $(READY): requirements.lock pyproject.toml infra/setup.sh
 	@sh infra/setup.sh
 
-.PHONY: help demo test lint browser slow drills gpu-check ci deploy lock install clean
+.PHONY: help demo test lint browser slow drills gpu-check bench-evaluation ci deploy lock install clean

@@ -66,28 +66,28 @@ class Gaussian:
         return float(np.linalg.norm(self.covariance)) if self.covariance is not None else self.trace
 
     @cached_property
-    def triangle(self) -> Array | None:
-        """Upper triangular factor [D, D]; None of a covariance that is singular to float64."""
-        if self.covariance is None:
-            return None
-        try:
-            upper = np.asarray(scipy.linalg.cholesky(self.covariance, check_finite=False))
-        except scipy.linalg.LinAlgError:
-            return None
-        return upper if upper.diagonal().min() ** 2 > len(upper) * EPS * self.norm else None
+    def cholesky(self) -> tuple[Array, NDArray[np.intp]]:
+        """L [D, r] and an order of the features with LL' their covariance in that order, r its rank.
+
+        Pivoted: the large variances first. Rounding is then smallest where the small eigenvalues are. ValueError for a
+        covariance with a negative eigenvalue.
+        """
+        assert self.covariance is not None
+        packed, pivots, rank, _ = lapack.dpstrf(self.covariance, lower=1)
+        lower, order = np.tril(packed)[:, :rank], pivots - 1
+        if rank < len(order):
+            _check_positive(-np.abs(self.covariance[np.ix_(order, order)] - lower @ lower.T).max(), self.norm)
+        return lower, order
 
     @cached_property
     def factor(self) -> Array:
-        """A [r, D] with covariance A'A and r its rank."""
-        if self.covariance is None:
-            assert self.rows is not None
+        """A [r, D] with covariance A'A."""
+        if self.rows is not None:
             return self.rows
-        if self.triangle is not None:
-            return self.triangle
-        values, vectors = scipy.linalg.eigh(self.covariance, check_finite=False)
-        _check_positive(values, self.norm)
-        kept = values > len(values) * EPS * self.norm
-        return np.sqrt(values[kept])[:, None] * vectors.T[kept]
+        lower, order = self.cholesky
+        factor = np.empty(lower.T.shape)
+        factor[:, order] = lower.T
+        return factor
 
 
 def distance(samples: Gaussian, reference: Gaussian) -> float:
@@ -108,8 +108,8 @@ def trace_of_root(a: Gaussian, b: Gaussian) -> float:
     scale = a.norm * b.norm  # no eigenvalue of S1 S2 is larger
     if scale == 0:  # all images of a set are alike
         return 0.0
-    values = np.asarray(scipy.linalg.eigvalsh(_product(a, b), lower=False, check_finite=False))
-    _check_positive(values, scale)
+    values = np.asarray(scipy.linalg.eigvalsh(_product(a, b), check_finite=False))
+    _check_positive(values[0], scale)
     doubt = EPS * scale  # of each eigenvalue; of its root doubt / (2 root), or the root of doubt where that is less
     if (doubt / (2 * np.sqrt(values.clip(doubt)))).sum() > TOLERANCE * (a.trace + b.trace):
         return float(np.asarray(scipy.linalg.svdvals(a.factor @ b.factor.T, check_finite=False)).sum())
@@ -117,23 +117,32 @@ def trace_of_root(a: Gaussian, b: Gaussian) -> float:
 
 
 def _product(a: Gaussian, b: Gaussian) -> Array:
-    """A symmetric matrix, of which the upper half counts, with the eigenvalues of S1 S2 but for zeros."""
+    """A symmetric matrix, of which the lower half counts, with the eigenvalues of S1 S2 but for zeros."""
     if a.rows is None and b.rows is not None:
         a, b = b, a
     if a.rows is not None:
-        # [N - 1, r]; its singular values are the roots. A triangular factor takes half the arithmetic.
-        roots = a.rows @ b.factor.T if b.triangle is None else blas.dtrmm(1.0, b.triangle, a.rows.T).T
+        roots = _times_factor(a.rows, b)  # [N - 1, r]; its singular values are the roots
         return np.asarray(roots @ roots.T if len(roots) <= roots.shape[1] else roots.T @ roots)
-    if b.triangle is not None:
-        product, _ = lapack.dsygst(a.covariance, b.triangle, itype=2, lower=0)  # a quarter of B S1 B'
-        return np.asarray(product)
+    lower, order = b.cholesky
     assert a.covariance is not None
-    return np.asarray(b.factor @ a.covariance @ b.factor.T)
+    covariance = a.covariance[np.ix_(order, order)]
+    if lower.shape[1] < len(lower):
+        return np.asarray(lower.T @ covariance @ lower)
+    product, _ = lapack.dsygst(covariance.T, lower, itype=2, lower=1)  # L'SL by a quarter of the arithmetic
+    return np.asarray(product)
 
 
-def _check_positive(values: Array, scale: float) -> None:
-    if len(values) and values[0] < -1e-6 * scale:
-        raise ValueError(f"not a covariance: it has a negative eigenvalue ({values[0]:.3g} of {scale:.3g})")
+def _times_factor(rows: Array, b: Gaussian) -> Array:
+    """rows A' of b's factor A."""
+    if b.rows is not None or len(b.factor) < len(b.mean):
+        return rows @ b.factor.T
+    lower, order = b.cholesky
+    return np.asarray(blas.dtrmm(1.0, lower, rows[:, order].T, trans_a=1, lower=1)).T  # half the arithmetic
+
+
+def _check_positive(least: float, scale: float) -> None:
+    if least < -1e-6 * scale:
+        raise ValueError(f"not a covariance: it has a negative eigenvalue ({least:.3g} of {scale:.3g})")
 
 
 def frechet_distance(a: Features, b: Features) -> float:

@@ -146,7 +146,7 @@ def test_a_reference_is_factored_once(monkeypatch: pytest.MonkeyPatch) -> None:
     def again(*args: Any, **options: Any) -> None:
         raise AssertionError("factored again")
 
-    monkeypatch.setattr(scipy.linalg, "cholesky", again)
+    monkeypatch.setattr(scipy.linalg.lapack, "dpstrf", again)
     assert distance(samples[0], reference) == first
     assert distance(samples[1], reference) > 0 and distance(samples[2], reference) > 0
 
@@ -179,6 +179,7 @@ def test_refuses_what_would_hang_or_mislead() -> None:
     [
         (np.zeros(2), np.diag([1.0, -1]), "not a covariance: a variance is -1"),
         (np.zeros(2), np.array([[1.0, 2], [2, 1]]), "not a covariance: it has a negative eigenvalue"),
+        (np.zeros(2), np.array([[0.0, 1], [1, 0]]), "not a covariance: it has a negative eigenvalue"),
         (np.zeros(2), np.array([[1.0, 0.5], [0.4, 1]]), "not a covariance: it is not symmetric"),
         (np.zeros(2), np.array([[1.0, np.inf], [np.inf, 1]]), "not finite"),
         (np.zeros(3), np.eye(2), r"a mean \[D\] and a covariance \[D, D\] are needed, not \[3\] and \[2, 2\]"),
