@@ -32,8 +32,8 @@ def fid_infinity(samples: Features, reference: Gaussian, seed: int = 0, replicat
     """Of features [N, D] against a reference that is taken as exact; the same seed gives the same numbers.
 
     The interval is by the standard deviation of the value over bootstrap resamples of the samples. Each of these costs
-    15 distances: 20 replicates of 30,000 samples of 2048 features take some minutes. ValueError as check_features and
-    distance, for fewer than 30 samples, and for fewer than 2 replicates.
+    15 distances: 20 replicates of 30,000 samples of 2048 features take about five minutes. ValueError as distance, for
+    fewer than 30 samples or features that check_features refuses, and for fewer than 2 replicates.
     """
     check_features(samples, "samples", fewest=30)
     if replicates < 2:
