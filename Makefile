@@ -35,6 +35,9 @@ gpu-check: $(READY)  ## try everything that a GPU does differently, and its spee
 bench-data: $(READY)  ## speed of the loader, the downloads, shards and frames, each beside what it should reach: minutes
 	@$(BIN)/python -m benchmarks.data
 
+bench-evaluation: $(READY)  ## what measuring costs beside clean-fid, and which is closer to the exact value
+	@$(BIN)/python benchmarks/evaluation.py
+
 ci:  ## everything that must hold before a change lands: lint, layers, types, tests, the page in Chromium, kills in every stage
 	@.ci/run
 
@@ -54,4 +57,4 @@ clean:  ## remove the environment and caches; results in var/ stay
 $(READY): requirements.lock pyproject.toml infra/setup.sh
 	@sh infra/setup.sh
 
-.PHONY: help demo test lint browser slow drills gpu-check bench-data ci deploy lock install clean
+.PHONY: help demo test lint browser slow drills gpu-check bench-data bench-evaluation ci deploy lock install clean

@@ -105,22 +105,6 @@ def _fold_batch_norms(network: nn.Module) -> None:
                 setattr(module, norm, nn.Identity())
 
 
-def check_features(features: NDArray[np.floating], name: str) -> NDArray[np.float64]:
-    """The features as float64 [N, D]. Raises ValueError, calling them ``name``, unless 2-D, N >= 2 and finite.
-
-    Checked before any linear algebra: one NaN is enough to make a matrix square root spin for minutes.
-    """
-    array = np.asarray(features, dtype=np.float64)
-    if array.ndim != 2:
-        raise ValueError(f"{name}: features must be [N, D], not {list(array.shape)}")
-    if len(array) < 2:
-        raise ValueError(f"{name}: at least 2 images are needed, there are {len(array)}")
-    bad = ~np.isfinite(array).all(axis=1)
-    if bad.any():
-        raise ValueError(f"{name}: {bad.sum()} of {len(array)} rows of features are not finite (first: {bad.argmax()})")
-    return array
-
-
 def load_folder(folder: Path, names: Sequence[str], px: int) -> NDArray[np.uint8]:
     """The named pictures of a folder, in the order of the names: uint8 [N, 3, px, px]. Alpha lies on white.
 

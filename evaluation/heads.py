@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from evaluation.features import check_features
+from evaluation.arrays import check_features
 
 WIDTH = 128
 STEPS = 600

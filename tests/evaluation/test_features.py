@@ -9,7 +9,7 @@ from efficientnet_lite_pytorch import EfficientNet
 from numpy.typing import NDArray
 from PIL import Image
 
-from evaluation.features import EfficientNetLite0, check_features, load_folder
+from evaluation.features import EfficientNetLite0, load_folder
 
 Uint8 = NDArray[np.uint8]
 
@@ -61,18 +61,6 @@ def test_refuses_other_images(extractor: EfficientNetLite0) -> None:
 
 def test_metric_name() -> None:
     assert EfficientNetLite0.metric_name("kid") == "kid_efficientnet_lite0"
-
-
-def test_check_features() -> None:
-    good = np.ones((3, 4), np.float32)
-    assert check_features(good, "samples").dtype == np.float64
-    with pytest.raises(ValueError, match=r"samples: features must be \[N, D\]"):
-        check_features(good[0], "samples")
-    with pytest.raises(ValueError, match="samples: at least 2 images are needed, there are 1"):
-        check_features(good[:1], "samples")
-    good[1, 2] = np.nan
-    with pytest.raises(ValueError, match="samples: 1 of 3 rows of features are not finite"):
-        check_features(good, "samples")
 
 
 def test_load_folder(tmp_path: Path, drawings: Uint8) -> None:

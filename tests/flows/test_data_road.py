@@ -217,7 +217,7 @@ def test_equal_pictures_are_counted_and_dropped_where_that_is_asked_for(home: Pa
     card = card_of(fewer)
     assert fewer != whole and sum(card["samples"].values()) == 60
     assert card["outcomes"]["dropped: an earlier one has its bytes"]["items"] == 5
-    assert card["equal_bytes"] == {"groups": 0, "beyond_the_first": 0, "in_both": 0}
+    assert {card["equal_bytes"][name] for name in ("groups", "beyond_the_first", "in_both")} == {0}
     kept = [key for split in SPLITS for key in members(fewer / split)]
     assert len(kept) == 60 and len({"p059", *(f"q{i}" for i in range(5))} & set(kept)) == 1
     assert sum(len(Shards(fewer / split).present()) for split in SPLITS) == 60

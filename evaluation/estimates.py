@@ -1,0 +1,20 @@
+"""A number with the interval that chance leaves it."""
+
+from dataclasses import dataclass
+from typing import Self
+
+Z_95 = 1.959964  # 97.5 % point of the standard normal
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """The value and the ends of its 95 % interval."""
+
+    value: float
+    low: float
+    high: float
+
+    @classmethod
+    def normal(cls, value: float, deviation: float) -> Self:
+        """By the value's standard deviation."""
+        return cls(value, value - Z_95 * deviation, value + Z_95 * deviation)

@@ -1,0 +1,36 @@
+"""A distance beside what it is for real images: its floor, and the mean over several networks' features."""
+
+import math
+from collections.abc import Callable, Mapping
+from typing import TypeVar
+
+import numpy as np
+
+from evaluation.arrays import Features, check_features
+
+T = TypeVar("T")
+
+
+def real_against_real(metric: Callable[[Features, Features], T], real: Features, n: int, seed: int = 0) -> T:
+    """``metric(a, b)`` of two sets of ``n`` different real images each, drawn by the seed from features [N, D]: what a
+    perfect model would reach at this n. ValueError as check_features, or unless 2 <= n <= N / 2."""
+    check_features(real, "real")
+    if not 2 <= n <= len(real) // 2:
+        raise ValueError(f"two sets of {n} of {len(real)} real images: n must be at least 2 and at most half of them")
+    drawn = np.random.default_rng(seed).permutation(len(real))[: 2 * n]
+    return metric(*(real[np.sort(part)] for part in (drawn[:n], drawn[n:])))
+
+
+def relative_distance(distances: Mapping[str, float], real: Mapping[str, float]) -> float:
+    """The mean over feature spaces of distance / real images' own distance, both by the space's name; 1 is as good as
+    real images (as FDr6, of Inception, ConvNeXt, DINOv2, MAE, SigLIP and CLIP, against ImageNet's validation images).
+
+    A network can be trained on the distance in one space, so a claim needs others. ValueError for other spaces in one
+    than in the other, fewer than two, and distances that are negative or not finite, or 0 of the real images.
+    """
+    if distances.keys() != real.keys() or len(real) < 2:
+        raise ValueError(f"the same two feature spaces or more are needed, not {sorted(distances)} and {sorted(real)}")
+    for space in real:
+        if not (0 <= distances[space] < math.inf and 0 < real[space] < math.inf):
+            raise ValueError(f"{space}: no ratio of distances {distances[space]} and {real[space]}")
+    return sum(distances[space] / real[space] for space in real) / len(real)

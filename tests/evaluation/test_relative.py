@@ -1,0 +1,45 @@
+import math
+
+import numpy as np
+import pytest
+
+from evaluation.frechet import frechet_distance
+from evaluation.relative import real_against_real, relative_distance
+
+
+def test_mean_of_ratios() -> None:
+    assert relative_distance({"inception": 3.0, "dinov2": 10.0}, {"dinov2": 20.0, "inception": 1.5}) == 1.25
+
+
+@pytest.mark.parametrize(
+    ("distances", "real", "message"),
+    [
+        ({"a": 1.0}, {"a": 1.0}, "two feature spaces or more are needed"),
+        ({"a": 1.0, "b": 1.0}, {"a": 1.0, "c": 1.0}, r"not \['a', 'b'\] and \['a', 'c'\]"),
+        ({"a": 1.0, "b": 1.0}, {"a": 1.0, "b": 0.0}, "b: no ratio of distances 1.0 and 0.0"),
+        ({"a": math.nan, "b": 1.0}, {"a": 1.0, "b": 1.0}, "a: no ratio"),
+        ({"a": -1.0, "b": 1.0}, {"a": 1.0, "b": 1.0}, "a: no ratio"),
+    ],
+)
+def test_refuses_other_spaces(distances: dict[str, float], real: dict[str, float], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        relative_distance(distances, real)
+
+
+def test_the_floor_is_of_two_sets_that_share_no_image() -> None:
+    real = np.arange(100.0)[:, None] * np.ones(2)
+    first, second = real_against_real(lambda a, b: (a, b), real, 50, seed=1)
+    assert sorted([*first[:, 0], *second[:, 0]]) == list(range(100))
+    again = real_against_real(lambda a, b: (a, b), real, 50, seed=1)
+    assert np.array_equal(first, again[0]) and np.array_equal(second, again[1])
+    other, _ = real_against_real(lambda a, b: (a, b), real, 50, seed=2)
+    assert not np.array_equal(first, other)
+
+
+def test_the_floor_falls_with_n() -> None:
+    real = np.random.default_rng(0).normal(size=(1000, 5))
+    floors = [real_against_real(frechet_distance, real, n) for n in (10, 50, 500)]
+    assert floors[0] > floors[1] > floors[2] > 0
+    for n in (1, 501):
+        with pytest.raises(ValueError, match=f"two sets of {n} of 1000 real images"):
+            real_against_real(frechet_distance, real, n)
