@@ -140,13 +140,13 @@ import os, sys
 from pathlib import Path
 from preprocessing import manifest, remove
 left = int(sys.argv[2])
-def deadly(path, data, write=manifest.write_file):
+def deadly(path, data, *rest, write=manifest.write_file):
     global left
     if left == 0:
         path.with_name(path.name + ".tmp").write_bytes(data[: len(data) // 2])
         os.kill(os.getpid(), 9)
     left -= 1
-    write(path, data)
+    write(path, data, *rest)
 manifest.write_file = remove.write_file = deadly
 remove.remove(Path(sys.argv[1]), sys.argv[3:])
 """
