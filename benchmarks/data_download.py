@@ -22,8 +22,8 @@ import pyarrow
 import pyarrow.parquet
 
 from benchmarks.rows import Row, rounds_asked, show
-from preprocessing.download import download
-from preprocessing.shield import Policy
+from preprocessing.fetch.download import download
+from preprocessing.fetch.shield import Policy
 
 BYTES, PER_SHARD, THREADS, LEAST = 100_000, 1000, 32, 0.9
 PLAIN = """

@@ -26,7 +26,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
 from hostile_list import PictureServer, encoded, photograph  # noqa: E402
 from mdm.run.job import commit, cpu_name  # noqa: E402
-from preprocessing.motion import make_motion_videos  # noqa: E402
+from preprocessing.sources.motion import make_motion_videos  # noqa: E402
 
 ENDS_S = 30.0  # within which everything must be gone: who imports torch notices late
 

@@ -33,9 +33,9 @@ from mdm.data.order import Order
 from mdm.data.shards import Shards, TrainingSet
 from mdm.data.workers import batches
 from preprocessing.embed import embed_captions
-from preprocessing.images import encode_jpeg
 from preprocessing.manifest import digest, write_json
-from preprocessing.shards import TarFile
+from preprocessing.pack.images import encode_jpeg
+from preprocessing.pack.shards import TarFile
 
 PX, DIM, TOKENS, BATCH = 256, 2048, (12, 48), 64
 SHARDS, PER_SHARD, DIFFERENT = 8, 256, 256

@@ -9,10 +9,10 @@ import time
 from pathlib import Path
 
 from benchmarks.rows import Row, rounds_asked, show
-from flows.making import PIXELS, make_set, open_source
+from flows.datasets.making import PIXELS, make_set, open_source
 from preprocessing.catalogue import Options
-from preprocessing.images import encode_png, rasterise_svg
-from preprocessing.shards import TarFile
+from preprocessing.pack.images import encode_png, rasterise_svg
+from preprocessing.pack.shards import TarFile
 
 MORE_S = 30.0
 OPTIONS = Options()

@@ -20,8 +20,8 @@ from benchmarks.data_loader import photograph
 from benchmarks.rows import Row, rounds_asked, show
 from mdm.data.pixels import centre_crop, read_rgb
 from preprocessing.items import Item, Place
-from preprocessing.lists import write_lists
-from preprocessing.shards import Pixels, Recipe, Shard, Tier, pack_shard
+from preprocessing.pack.lists import write_lists
+from preprocessing.pack.shards import Pixels, Recipe, Shard, Tier, pack_shard
 
 DIFFERENT = 12
 

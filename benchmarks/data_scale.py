@@ -19,16 +19,16 @@ from typing import Any
 import numpy as np
 
 from benchmarks.rows import Row, rounds_asked, show
-from flows.making import PIXELS, Opened, make_set
-from preprocessing.card import write_card
+from flows.datasets.making import PIXELS, Opened, make_set
+from preprocessing.cards.card import write_card
 from preprocessing.catalogue import DataSet, Options
-from preprocessing.images import encode_png
 from preprocessing.items import Item, Place
-from preprocessing.lists import read_items, shard_numbers, write_lists
-from preprocessing.making import finish_set, unfinished
 from preprocessing.manifest import digest, read_json, write_json
+from preprocessing.pack.images import encode_png
+from preprocessing.pack.lists import read_items, shard_numbers, write_lists
+from preprocessing.pack.making import finish_set, unfinished
+from preprocessing.pack.shards import Shard, Tier, pack_shard
 from preprocessing.sets import RECIPE
-from preprocessing.shards import Shard, Tier, pack_shard
 
 FEW, MANY = 10, 10_000
 FLAT, RERUN_S = 1.5, 10.0  # a shard among many to one among few; all of a rerun

@@ -15,7 +15,7 @@ from pathlib import Path
 from imageio_ffmpeg import get_ffmpeg_exe
 
 from benchmarks.rows import Row, rounds_asked, show
-from preprocessing.video import extract_clip
+from preprocessing.pack.video import extract_clip
 
 PX, LIMIT = 256, 0.9  # of the bare loop's clips a second
 

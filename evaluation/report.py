@@ -142,7 +142,7 @@ def _check_time(text: str) -> str:
 
 
 class Records(_Part):
-    """What ``flows/records.py`` exports of a run, and all that the page knows."""
+    """What ``flows/records/export.py`` exports of a run, and all that the page knows."""
 
     format: Literal[1]
     title: Text

@@ -9,15 +9,15 @@ from pathlib import Path
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
-from flows.artifacts import StageProgress, show_card
-from flows.cards import keep_card
+from flows.datasets.cards import keep_card
+from flows.datasets.making import Opened, count_items, list_set, make_set, newest_made, open_source
+from flows.datasets.parts import Say, in_turn, part_lock
+from flows.datasets.removal import clear_set
+from flows.datasets.sets import split_folder
+from flows.datasets.text import Captions
 from flows.home import datasets, pasted
-from flows.making import Opened, count_items, list_set, make_set, newest_made, open_source
-from flows.parts import Say, in_turn, part_lock
 from flows.progress import board
-from flows.removal import clear_set
-from flows.sets import split_folder
-from flows.text import Captions
+from flows.records.artifacts import StageProgress, show_card
 from mdm.data.embeddings import TextSource
 from mdm.presets import Preset
 from preprocessing.catalogue import Options, find

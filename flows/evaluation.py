@@ -13,15 +13,15 @@ from evaluation.measure import measure
 from evaluation.protocols import HEADLINE, SAMPLES
 from evaluation.reading import measured_lines
 from evaluation.report import render
-from flows.artifacts import StageProgress, show_link, show_metrics
-from flows.following import record_stage
+from flows.datasets.removal import between_removals
 from flows.inputs import MetricsInputs, first_metrics, first_samples, metrics_inputs, sample_inputs
 from flows.launch import died, run_job
 from flows.markers import once
 from flows.progress import board
-from flows.records import export_records
-from flows.removal import between_removals
-from flows.tracking import Tracker
+from flows.records.artifacts import StageProgress, show_link, show_metrics
+from flows.records.export import export_records
+from flows.records.following import record_stage
+from flows.records.tracking import Tracker
 from mdm.data.embeddings import TextSource
 from mdm.data.leases import give_way
 from mdm.data.shards import Shards

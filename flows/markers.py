@@ -13,7 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from flows.facts import versions
+from flows.records.facts import versions
 from mdm.data.embeddings import same_encoder
 from mdm.files import write_json
 from mdm.structure import digest, from_dict, to_dict

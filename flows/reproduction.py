@@ -11,13 +11,13 @@ from prefect.runtime import deployment
 from flows.cancel import ends_cancelled
 from flows.data import embed_text, fitted, prepare_data, write_shard_set
 from flows.evaluation import evaluate_samples, sample_images, write_report
-from flows.facts import run_facts
 from flows.home import Trouble, hold, quiet_services, run_folder
 from flows.inputs import data_inputs, results_inputs
-from flows.overrides import Overrides, PresetName
-from flows.preflight import check_machine, on_this_machine
 from flows.progress import board
-from flows.tracking import Tracker
+from flows.records.facts import run_facts
+from flows.records.tracking import Tracker
+from flows.starting.overrides import Overrides, PresetName
+from flows.starting.preflight import check_machine, on_this_machine
 from flows.training import train_stages, trained_weights
 from mdm.data.leases import Lease
 from mdm.files import write_json

@@ -7,15 +7,15 @@ from typing import Any
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
-from flows.artifacts import StageProgress
-from flows.following import Follower, record_stage
+from flows.datasets.removal import between_removals
 from flows.home import Stopped, Trouble
 from flows.inputs import DataInputs, first_stage, first_start, stage_inputs, start_inputs, started_at
 from flows.launch import JobDied, died, run_job, tail
 from flows.markers import once, read_done
 from flows.progress import board
-from flows.removal import between_removals
-from flows.tracking import Tracker
+from flows.records.artifacts import StageProgress
+from flows.records.following import Follower, record_stage
+from flows.records.tracking import Tracker
 from mdm.data.embeddings import TextSource
 from mdm.files import load_json, write_json
 from mdm.presets import Preset

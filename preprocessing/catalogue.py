@@ -9,20 +9,20 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from preprocessing import cc12m, coco, imagenet
-from preprocessing.card import ABOUT
-from preprocessing.cc12m import Cc12m, Cc12mMirror
-from preprocessing.coco import Coco
-from preprocessing.folders import Pictures, caption_table
-from preprocessing.foreign import ForeignTars
-from preprocessing.imagenet import ImageNet
+from preprocessing.cards.card import ABOUT
 from preprocessing.items import Source
-from preprocessing.listing import PICTURES
-from preprocessing.motion import COUNT, Motion
-from preprocessing.openmoji import OpenMoji
+from preprocessing.pack.shards import Recipe, Tier
 from preprocessing.sets import current_name
-from preprocessing.shards import Recipe, Tier
-from preprocessing.videos import VIDEOS, Videos, WebVid
+from preprocessing.sources import cc12m, coco, imagenet
+from preprocessing.sources.cc12m import Cc12m, Cc12mMirror
+from preprocessing.sources.coco import Coco
+from preprocessing.sources.folders import Pictures, caption_table
+from preprocessing.sources.foreign import ForeignTars
+from preprocessing.sources.imagenet import ImageNet
+from preprocessing.sources.listing import PICTURES
+from preprocessing.sources.motion import COUNT, Motion
+from preprocessing.sources.openmoji import OpenMoji
+from preprocessing.sources.videos import VIDEOS, Videos, WebVid
 
 CROPS, ORIGINALS = Tier(256, "jpg"), Tier(0)
 

@@ -7,8 +7,8 @@ from itertools import islice
 from PIL import Image
 
 from preprocessing.items import Item, Source
-from preprocessing.lists import SPLITS
-from preprocessing.shards import Recipe
+from preprocessing.pack.lists import SPLITS
+from preprocessing.pack.shards import Recipe
 
 SAMPLED = 200  # pictures whose sizes are looked at
 STAGES_PX = (64, 256, 1024)  # of the paper

@@ -11,9 +11,9 @@ hand is a set of NAME if it is called NAME, or NAME-anything and its manifests s
 from pathlib import Path
 from typing import Any
 
-from preprocessing.lists import SPLITS
 from preprocessing.manifest import digest, read_json, write_json
-from preprocessing.shards import Recipe
+from preprocessing.pack.lists import SPLITS
+from preprocessing.pack.shards import Recipe
 
 RECIPE, CLEARED, CARD, PAGE = "recipe.json", "cleared.json", "card.json", "card.html"
 DROPPED = "dropped.json"  # keys of duplicates that were left out: no removals, another set may have them

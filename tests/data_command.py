@@ -4,7 +4,7 @@ import sys
 from dataclasses import replace
 from functools import partial
 
-import preprocessing.download
+import preprocessing.fetch.download
 from flows.cli import main
 from preprocessing.catalogue import CATALOGUE, find
 
@@ -15,7 +15,7 @@ def shrink() -> None:
     """Data sets of 200 samples have ten shards (so has "mine"), and a server that never answers costs five seconds."""
     for name, row in {**CATALOGUE, "mine": find("mine")}.items():
         CATALOGUE[name] = replace(row, per_shard=PER_SHARD)
-    preprocessing.download.Policy = partial(preprocessing.download.Policy, deadline_s=DEADLINE_S)  # type: ignore[misc,assignment]
+    preprocessing.fetch.download.Policy = partial(preprocessing.fetch.download.Policy, deadline_s=DEADLINE_S)  # type: ignore[misc,assignment]
 
 
 if __name__ == "__main__":

@@ -7,14 +7,14 @@ from pathlib import Path
 from typing import Any
 
 from mdm.data.pixels import centre_crop, read_rgb
-from preprocessing.images import encode_png, rasterise_svg
 from preprocessing.items import Item, Place
-from preprocessing.lists import SPLITS, write_lists
-from preprocessing.making import finish_set, is_whole, make_shards
 from preprocessing.manifest import make_folder
-from preprocessing.openmoji import OpenMoji
+from preprocessing.pack.images import encode_png, rasterise_svg
+from preprocessing.pack.lists import SPLITS, write_lists
+from preprocessing.pack.making import finish_set, is_whole, make_shards
+from preprocessing.pack.shards import Pixels, Recipe, Tier
 from preprocessing.remove import finish
-from preprocessing.shards import Pixels, Recipe, Tier
+from preprocessing.sources.openmoji import OpenMoji
 
 PIXELS = Pixels(read_rgb, centre_crop)
 

@@ -7,11 +7,11 @@ from PIL import Image
 
 from mdm.data.pixels import centre_crop, read_rgb
 from preprocessing.catalogue import Options, find
-from preprocessing.lists import SPLITS, shard_numbers, write_lists
-from preprocessing.making import finish_set
 from preprocessing.manifest import make_folder, write_json
+from preprocessing.pack.lists import SPLITS, shard_numbers, write_lists
+from preprocessing.pack.making import finish_set
+from preprocessing.pack.shards import Pixels, Shard, pack_shard
 from preprocessing.sets import RECIPE, recipe_folder
-from preprocessing.shards import Pixels, Shard, pack_shard
 
 
 def make_pictures(folder: Path, captions: Mapping[str, str], size: tuple[int, int] = (40, 30)) -> Path:

@@ -11,9 +11,9 @@ from mdm.data.embeddings import TextSource
 from mdm.run.job import Job
 from mdm.stage import Cadence, Compute, Training
 from preprocessing.embed import embed_captions
-from preprocessing.images import encode_png
 from preprocessing.manifest import digest, write_json
-from preprocessing.shards import TarFile
+from preprocessing.pack.images import encode_png
+from preprocessing.pack.shards import TarFile
 
 TEXT_DIM = 16
 FAKE = TextSource(encoder="fake", encoder_digest="fake-1")

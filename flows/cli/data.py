@@ -73,10 +73,10 @@ def data(arguments: argparse.Namespace) -> int:
 
 
 def _make(name: str, options: Any, arguments: argparse.Namespace) -> int:
+    from flows.datasets.making import count_items, list_set, make_set, newest_made, open_source
     from flows.home import datasets, make_home, sources
-    from flows.making import count_items, list_set, make_set, newest_made, open_source
     from preprocessing.catalogue import find
-    from preprocessing.download import Policy
+    from preprocessing.fetch.download import Policy
     from preprocessing.plan import plan_lines
     from preprocessing.sets import finished_sets
 
@@ -107,9 +107,9 @@ def _make(name: str, options: Any, arguments: argparse.Namespace) -> int:
 
 def _show(folder: Path, row: Any, arguments: argparse.Namespace) -> int:
     """What a finished set holds, where it lies, and what was trained on samples that it has no more."""
-    from flows.cards import keep_card
-    from flows.takedown import trained_on_removed
-    from preprocessing.card import card_lines
+    from flows.datasets.cards import keep_card
+    from flows.datasets.takedown import trained_on_removed
+    from preprocessing.cards.card import card_lines
     from preprocessing.sets import PAGE
 
     if not arguments.dry_run:
@@ -120,8 +120,8 @@ def _show(folder: Path, row: Any, arguments: argparse.Namespace) -> int:
 
 
 def _verify(name: str, decode: bool) -> int:
+    from flows.datasets.making import PIXELS
     from flows.home import datasets
-    from flows.making import PIXELS
     from preprocessing.manifest import verify_dataset
     from preprocessing.sets import folders_of, newest_set
     from preprocessing.verify import decode_all
@@ -137,7 +137,7 @@ def _verify(name: str, decode: bool) -> int:
 
 
 def _sets(arguments: argparse.Namespace) -> int:
-    from flows.sets import overview, prune
+    from flows.datasets.sets import overview, prune
 
     given = ("remove", "source", "limit", "verify", "set", "choice", "config")
     if named := [f"--{name}" for name in given if getattr(arguments, name)]:
@@ -150,10 +150,10 @@ def _sets(arguments: argparse.Namespace) -> int:
 
 
 def _remove(name: str, arguments: argparse.Namespace) -> int:
-    from flows.cards import keep_card
+    from flows.datasets.cards import keep_card
+    from flows.datasets.removal import kept_elsewhere, remove_samples
+    from flows.datasets.takedown import trained_on_removed
     from flows.home import datasets
-    from flows.removal import kept_elsewhere, remove_samples
-    from flows.takedown import trained_on_removed
     from preprocessing.catalogue import find
     from preprocessing.sets import finished_sets
 
@@ -182,8 +182,8 @@ def embed_options(sub: argparse.ArgumentParser) -> None:
 
 def embed(arguments: argparse.Namespace) -> int:
     from flows.data import wanted_set
-    from flows.parts import hold_in_turn, in_turn, part_lock
-    from flows.text import Captions, captions_of
+    from flows.datasets.parts import hold_in_turn, in_turn, part_lock
+    from flows.datasets.text import Captions, captions_of
     from mdm.data.leases import Lease
     from mdm.presets import resolve
     from preprocessing.cost import choose

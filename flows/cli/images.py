@@ -70,8 +70,8 @@ def evaluate_options(sub: argparse.ArgumentParser) -> None:
 
 def evaluate(arguments: argparse.Namespace) -> int:
     from evaluation.measure import measure
+    from flows.datasets.sets import set_of_samples
     from flows.home import run_folder
-    from flows.sets import set_of_samples
     from mdm.data.embeddings import TextSource
     from mdm.data.leases import Lease
     from mdm.files import load_json

@@ -22,7 +22,7 @@ def run_options(sub: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     from flows.home import embed_services, hold, home, make_home
-    from flows.preflight import check_machine, on_this_machine, unused_gpu
+    from flows.starting.preflight import check_machine, on_this_machine, unused_gpu
     from mdm.presets import merge, resolve
 
     changes = overrides(arguments)
@@ -39,7 +39,7 @@ def run(arguments: argparse.Namespace) -> int:
     for line in embed_services(arguments.mlflow):
         print(f"mdm: {line}", file=sys.stderr)
     with hold(home() / "run.lock", f"MDM_HOME {home()}"):
-        from flows.embedded import run_embedded
+        from flows.starting.embedded import run_embedded
 
         return run_embedded(arguments.preset, changes)
 
@@ -67,6 +67,6 @@ def status(arguments: argparse.Namespace) -> int:
 
 
 def deploy(_: argparse.Namespace) -> int:
-    from flows.deploy import deploy_all
+    from flows.starting.deploy import deploy_all
 
     return deploy_all()

@@ -12,8 +12,8 @@ def track(arguments: argparse.Namespace) -> int:
     from flows.home import quiet_services, run_folder, without_secrets
 
     quiet_services()
-    from flows.following import record_by_outcome, stages_of
-    from flows.tracking import Tracker
+    from flows.records.following import record_by_outcome, stages_of
+    from flows.records.tracking import Tracker
     from mdm.files import is_locked
 
     named = run_folder(arguments.run)

@@ -7,16 +7,16 @@ from pathlib import Path
 import pytest
 
 from drawn import Inline, write_drawings
-from flows.cards import keep_card
-from flows.removal import remove_samples
-from flows.text import Captions
+from flows.datasets.cards import keep_card
+from flows.datasets.removal import remove_samples
+from flows.datasets.text import Captions
 from mdm.data.leases import Lease
 from mdm.presets import resolve
-from preprocessing import making
 from preprocessing.catalogue import find
 from preprocessing.manifest import FIELDS, SHARD_FIELDS, write_json
-from preprocessing.openmoji import OpenMoji
-from preprocessing.shards import Tier
+from preprocessing.pack import making
+from preprocessing.pack.shards import Tier
+from preprocessing.sources.openmoji import OpenMoji
 from small import write_dataset
 
 SOURCE = OpenMoji(limit=13, val_fraction=0.08)

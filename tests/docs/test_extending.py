@@ -84,7 +84,7 @@ assert list(PRESETS["tiny"].stages)[-1] == "64-again" and again.start.stage == "
 from PIL import Image
 from pathlib import Path
 from preprocessing.catalogue import Options, find
-from preprocessing.lists import write_lists
+from preprocessing.pack.lists import write_lists
 
 scans = Path("scans")
 scans.mkdir()

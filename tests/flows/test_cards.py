@@ -6,12 +6,13 @@ from typing import Any
 
 import pytest
 
-from flows import artifacts, cards
-from flows.cards import keep_card
 from flows.cli import main
-from flows.removal import remove_samples
-from flows.sets import WIDTH, overview
-from flows.takedown import trained_on_removed
+from flows.datasets import cards
+from flows.datasets.cards import keep_card
+from flows.datasets.removal import remove_samples
+from flows.datasets.sets import WIDTH, overview
+from flows.datasets.takedown import trained_on_removed
+from flows.records import artifacts
 from made import make_own_set, make_pictures
 from mdm.files import write_json
 from mdm.run.checkpoint import list_folders

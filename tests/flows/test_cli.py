@@ -18,9 +18,9 @@ from sqlalchemy import create_engine
 
 from evaluation.captions import Line, write_lines
 from flows.cli import main
-from flows.embedded import where_things_are
 from flows.home import hold, quiet_services
-from flows.preflight import on_this_machine
+from flows.starting.embedded import where_things_are
+from flows.starting.preflight import on_this_machine
 from mdm.config import MODELS
 from mdm.files import write_json
 from mdm.network.nested import NestedUNet

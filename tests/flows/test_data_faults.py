@@ -10,16 +10,16 @@ import pytest
 
 from drawn import Inline
 from flows.cli import main
+from flows.datasets.parts import hold_in_turn
 from flows.home import Trouble
-from flows.parts import hold_in_turn
 from hostile_list import encoded, photograph
-from preprocessing.download import Fetched
+from preprocessing.fetch.download import Fetched
 from preprocessing.manifest import unwritable
 
 
 @pytest.fixture(autouse=True)
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setattr("preprocessing.making.ProcessPoolExecutor", Inline)  # starting processes takes seconds
+    monkeypatch.setattr("preprocessing.pack.making.ProcessPoolExecutor", Inline)  # starting processes takes seconds
     monkeypatch.setenv("MDM_HOME", str(tmp_path / "home"))
     return tmp_path / "home"
 
@@ -148,15 +148,15 @@ def test_held_out_links_that_are_all_dead_are_said_first_and_the_advice_works(
 
     (tmp_path / "list.tsv").write_text("".join(f"http://example.org/{i}.jpg\tcaption {i}\n" for i in range(40)))
     words = ["cc12m", "--source", tmp_path / "list.tsv"]
-    monkeypatch.setattr("preprocessing.making.download", download)
-    monkeypatch.setattr("preprocessing.making.read_raw", dead(lambda key: False))
+    monkeypatch.setattr("preprocessing.pack.making.download", download)
+    monkeypatch.setattr("preprocessing.pack.making.read_raw", dead(lambda key: False))
     for _ in range(2):  # again, it is said before anything is asked
         said = told(capsys, *words)
         assert "val: none of 8 listed items became a sample (http 404: 8)" in said and order == [1_000_000]
     (target,) = (home / "datasets").glob("*.part")
     assert f"delete {target / 'val'} and run the same command" in said
     shutil.rmtree(target / "val")
-    monkeypatch.setattr("preprocessing.making.read_raw", dead(lambda key: True))
+    monkeypatch.setattr("preprocessing.pack.making.read_raw", dead(lambda key: True))
     assert run(*words) == 0 and order == [1_000_000, 1_000_000, 0]
     assert run("cc12m", "--verify", "--decode") == 0
 
@@ -172,7 +172,7 @@ def test_parts_download_into_folders_of_their_own(
         raise ValueError("no network")
         yield
 
-    monkeypatch.setattr("preprocessing.making.download", download)
+    monkeypatch.setattr("preprocessing.pack.making.download", download)
     (tmp_path / "list.tsv").write_text("".join(f"http://example.org/{i}.jpg\tcaption {i}\n" for i in range(2500)))
     for part in ("1/2", "2/2", "1/1"):
         assert "no network" in told(capsys, "cc12m", "--source", tmp_path / "list.tsv", "--part", part)

@@ -77,7 +77,7 @@ def test_a_packer_that_is_killed_goes_on_and_nothing_of_it_lives_on(
     wait_for(lambda: not [p for p in under_it if p.is_running() and p.status() != psutil.STATUS_ZOMBIE], 30)
     before = marked(home)
     assert not list((home / "datasets").glob("mine-*/train/manifest.json"))  # it was not done
-    monkeypatch.setattr("preprocessing.making.ProcessPoolExecutor", Inline)
+    monkeypatch.setattr("preprocessing.pack.making.ProcessPoolExecutor", Inline)
     monkeypatch.setitem(CATALOGUE, "mine", replace(find("mine"), per_shard=PER_SHARD))
     found = []
     for place in (home, tmp_path / "whole"):

@@ -16,8 +16,8 @@ import webdataset
 from imageio_ffmpeg import get_ffmpeg_exe
 from pyarrow import parquet
 
-import preprocessing.download
-import preprocessing.making
+import preprocessing.fetch.download
+import preprocessing.pack.making
 from data_command import shrink
 from drawn import Inline
 from flows.cli import main
@@ -26,8 +26,8 @@ from inputs import write_tar
 from mdm.data.shards import Shards
 from preprocessing.catalogue import CATALOGUE, find
 from preprocessing.manifest import read_manifest
-from preprocessing.motion import make_motion_videos
 from preprocessing.sets import SPLITS, newest_set
+from preprocessing.sources.motion import make_motion_videos
 
 COUNT = 200
 
@@ -70,8 +70,8 @@ def small() -> Iterator[pytest.MonkeyPatch]:
     with pytest.MonkeyPatch.context() as patch:
         for name in [*CATALOGUE, "mine"]:
             patch.setitem(CATALOGUE, name, find(name))
-        patch.setattr(preprocessing.download, "Policy", preprocessing.download.Policy)
-        patch.setattr(preprocessing.making, "ProcessPoolExecutor", Inline)
+        patch.setattr(preprocessing.fetch.download, "Policy", preprocessing.fetch.download.Policy)
+        patch.setattr(preprocessing.pack.making, "ProcessPoolExecutor", Inline)
         shrink()
         yield patch
 

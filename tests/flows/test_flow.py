@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from flows.home import sqlite_address
-from flows.tracking import EXPERIMENT
+from flows.records.tracking import EXPERIMENT
 from mdm.files import sha256
 
 SMALL = [

@@ -23,8 +23,8 @@ from flows.inputs import (
     start_inputs,
 )
 from flows.markers import once, read_done
-from flows.overrides import Overrides
 from flows.reproduction import run_name
+from flows.starting.overrides import Overrides
 from mdm.data.embeddings import TextSource
 from mdm.files import write_json
 from mdm.presets import PRESETS, Preset, resolve, today

@@ -3,9 +3,9 @@ from pathlib import Path
 
 import pytest
 
-from flows import parts
+from flows.datasets import parts
+from flows.datasets.parts import in_turn, overlap, part_lock, set_lock
 from flows.home import Trouble
-from flows.parts import in_turn, overlap, part_lock, set_lock
 
 
 def test_parts_overlap_where_they_have_a_shard_in_common() -> None:

@@ -1,6 +1,6 @@
 """What the page says of a run's data."""
 
-from flows.records import described
+from flows.records.export import described
 
 
 def test_a_source_is_named_by_kind_and_short_digests() -> None:

@@ -12,26 +12,26 @@ from typing import Any
 import pytest
 
 from drawn import Drawn, Inline
-from flows import parts, removal
 from flows.cli import main
 from flows.data import pinned_set, wanted_set
+from flows.datasets import parts, removal
+from flows.datasets.making import Opened, make_set
+from flows.datasets.removal import between_removals, remove_samples
+from flows.datasets.sets import list_sets, set_of_samples, sets_of_run
 from flows.home import Trouble, datasets
-from flows.making import Opened, make_set
-from flows.removal import between_removals, remove_samples
-from flows.sets import list_sets, set_of_samples, sets_of_run
 from mdm.data import leases
 from mdm.data.leases import REMOVAL, Lease, live
 from mdm.files import write_json
 from mdm.presets import Preset, resolve
 from mdm.structure import to_dict
 from mdm.training.train import main as train
-from preprocessing import making
 from preprocessing.catalogue import Options, find
 from preprocessing.manifest import read_json, read_manifest
-from preprocessing.openmoji import OpenMoji
+from preprocessing.pack import making
+from preprocessing.pack.shards import Shard, Tier
 from preprocessing.remove import read_keys, removed_keys
 from preprocessing.sets import is_finished, newest_set, removals
-from preprocessing.shards import Shard, Tier
+from preprocessing.sources.openmoji import OpenMoji
 from small import small_job, write_dataset
 
 DOZEN, FEW = OpenMoji(limit=13, val_fraction=0.2), OpenMoji(limit=9, val_fraction=0.2)

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-import flows.text
+import flows.datasets.text
 from flows.cli import main
-from flows.text import Captions
+from flows.datasets.text import Captions
 from mdm.data.leases import Lease
 from mdm.presets import PRESETS, Preset, resolve
 from preprocessing.embed import embed_captions
@@ -59,7 +59,7 @@ def test_auto_is_resolved_by_measured_cost_and_a_rerun_does_the_same(
     def measured_again(*_: Any) -> Any:
         raise AssertionError("measured again")
 
-    monkeypatch.setattr(flows.text, "measure_cost", measured_again)
+    monkeypatch.setattr(flows.datasets.text, "measure_cost", measured_again)
     assert Captions(preset("auto"), folder).source(said.append).way == "cached"
     assert Captions(preset("auto", nimg=16), folder).source(said.append).way == "online"
     assert said[2:] == said[:2]

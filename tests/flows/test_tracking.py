@@ -25,13 +25,13 @@ from mlflow.tracking._tracking_service import utils
 from flows import evaluation
 from flows.cli import main as cli
 from flows.evaluation import log_results
-from flows.following import Follower, record_stage
 from flows.home import Stopped, Trouble, mlflow_database, quiet_services, sqlite_address, without_secrets
 from flows.markers import once
 from flows.progress import board
+from flows.records.following import Follower, record_stage
+from flows.records.store import set_up_store
+from flows.records.tracking import Tracker, folder_id, history
 from flows.reproduction import part_times
-from flows.store import set_up_store
-from flows.tracking import Tracker, folder_id, history
 from mdm.files import write_json
 from mdm.structure import to_dict
 from preprocessing.manifest import read_manifest

@@ -21,10 +21,10 @@ from flows.evaluation import evaluate_samples, sample_images, write_report
 from flows.home import Trouble, quiet_services
 from flows.inputs import DataInputs, stage_inputs
 from flows.progress import board
-from flows.records import seen_before
+from flows.records.export import seen_before
+from flows.records.tracking import Tracker
 from flows.reproduction import stage_names
 from flows.status import stage_states
-from flows.tracking import Tracker
 from flows.training import grow_stage, parent_checkpoint, train_stage, trained_weights
 from mdm.config import Labels, Model, Sampling
 from mdm.files import write_json

@@ -7,7 +7,7 @@ from typing import get_args
 import pytest
 
 from flows.cli.options import parse_assignments
-from flows.overrides import Overrides, PresetName
+from flows.starting.overrides import Overrides, PresetName
 from mdm.config import Model
 from mdm.presets import PRESETS, resolve
 from mdm.stage import Training

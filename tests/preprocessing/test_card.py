@@ -10,11 +10,11 @@ import pytest
 from PIL import Image
 
 from made import make_own_set, make_pictures
-from preprocessing.card import card_facts, card_lines, is_current, write_card
+from preprocessing.cards.card import card_facts, card_lines, is_current, write_card
+from preprocessing.cards.page import CAPTION_CHARS, write_page
 from preprocessing.catalogue import CATALOGUE, find
-from preprocessing.lists import read_items
 from preprocessing.manifest import read_json
-from preprocessing.page import CAPTION_CHARS, write_page
+from preprocessing.pack.lists import read_items
 from preprocessing.remove import find as find_keys
 from preprocessing.remove import take_out
 from preprocessing.sets import PAGE

@@ -4,8 +4,8 @@ from pathlib import Path
 import pytest
 
 from inputs import png, write_tar
-from preprocessing.cc12m import Cc12m, Cc12mMirror, split_of
 from preprocessing.items import Item
+from preprocessing.sources.cc12m import Cc12m, Cc12mMirror, split_of
 
 PAIRS = [(f"http://127.0.0.1:1/{i}.jpg", f"caption {i}") for i in range(8)]
 PLAIN = "".join(f"{url}\t{caption}\n" for url, caption in PAIRS).encode()

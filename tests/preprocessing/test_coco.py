@@ -7,8 +7,8 @@ import pytest
 
 from inputs import png
 from preprocessing import items as items_module
-from preprocessing.coco import Coco
 from preprocessing.items import Item
+from preprocessing.sources.coco import Coco
 
 NUMBERS = [73, 42, 400, 133]  # the first two stand in another order than sorted
 

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 
 from drawn import Inline, write_drawings
-from preprocessing import making
 from preprocessing.cost import SAMPLE, Cost, choose, measure_cost
 from preprocessing.embed import embed_captions
 from preprocessing.manifest import read_manifest
-from preprocessing.openmoji import OpenMoji
+from preprocessing.pack import making
+from preprocessing.sources.openmoji import OpenMoji
 
 # CC12M and FLAN-T5 XL as the paper's stages see them: 1 TB in half precision, half of it in 8 bits.
 CC12M = Cost(captions=12_000_000, tokens=20, dim=2048, caption_s=1e-3, seen=1_536_000_000, free_bytes=4_000_000_000_000)

@@ -18,19 +18,19 @@ from types import SimpleNamespace
 import psutil
 import pytest
 
-import preprocessing.download
+import preprocessing.fetch.download
 from hostile_server import HostileServer, free_port, picture
-from preprocessing import shielded
-from preprocessing.download import Rows, discard_raw, download, read_raw, verify
-from preprocessing.shield import Policy
+from preprocessing.fetch import shielded
+from preprocessing.fetch.download import Rows, discard_raw, download, read_raw, verify
+from preprocessing.fetch.shield import Policy
 
 KILLED = """
 import json, sys
 from pathlib import Path
 from types import SimpleNamespace
-from preprocessing import shielded
-from preprocessing.download import download
-from preprocessing.shield import Policy
+from preprocessing.fetch import shielded
+from preprocessing.fetch.download import download
+from preprocessing.fetch.shield import Policy
 
 listed, raw, allow = json.load(sys.stdin)
 for number in download([4, 0, 1, 2, 3], lambda n: listed[n], Path(raw), Policy(allow=tuple(allow), deadline_s=2.0)):
@@ -231,7 +231,7 @@ def test_a_downloader_that_ends_is_told_with_its_log(tmp_path: Path, monkeypatch
         "#!/bin/sh\necho 'OSError: [Errno 28] No space \x1b[2J left on device'\necho later words\nexit 1\n"
     )
     python.chmod(0o755)
-    monkeypatch.setattr(preprocessing.download.sys, "executable", str(python))
+    monkeypatch.setattr(preprocessing.fetch.download.sys, "executable", str(python))
     said = (
         r"1 of 1 shards could not be downloaded: OSError: .* No space  \[2J left on device; .*/raw/img2dataset.log says"
     )
@@ -240,8 +240,8 @@ def test_a_downloader_that_ends_is_told_with_its_log(tmp_path: Path, monkeypatch
 
 
 def test_a_full_disk_is_named_although_the_log_is_empty(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(preprocessing.download.sys, "executable", "/bin/false")
-    monkeypatch.setattr(preprocessing.download.shutil, "disk_usage", lambda _: SimpleNamespace(free=0))
+    monkeypatch.setattr(preprocessing.fetch.download.sys, "executable", "/bin/false")
+    monkeypatch.setattr(preprocessing.fetch.download.shutil, "disk_usage", lambda _: SimpleNamespace(free=0))
     with pytest.raises(ValueError, match=r"could not be downloaded: the disk of .* is full; .* goes on"):
         list(download([3], lambda _: [("a", "http://x.example/")], tmp_path, Policy()))
 

@@ -5,10 +5,10 @@ import pytest
 from safetensors.numpy import load_file
 
 from drawn import Inline, write_drawings
-from preprocessing import making
 from preprocessing.embed import embed_captions, finished_set, read_captions, stored_states
 from preprocessing.manifest import read_manifest
-from preprocessing.openmoji import OpenMoji
+from preprocessing.pack import making
+from preprocessing.sources.openmoji import OpenMoji
 
 SOURCE = OpenMoji(limit=13, val_fraction=0.08)
 DIM = 6

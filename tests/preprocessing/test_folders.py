@@ -5,8 +5,8 @@ import pytest
 import webdataset
 
 from inputs import png
-from preprocessing.folders import Pictures
 from preprocessing.items import Item
+from preprocessing.sources.folders import Pictures
 
 
 def fill(folder: Path, count: int = 50, text: bool = True) -> Path:

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from inputs import Members, png, write_tar
-from preprocessing.foreign import ForeignTars
 from preprocessing.items import Item, Split
+from preprocessing.sources.foreign import ForeignTars
 
 KEYS = [f"{i:03d}" for i in range(6)]
 CAPTIONS = {key: f"caption {key}" for key in KEYS}

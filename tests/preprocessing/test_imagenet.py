@@ -3,8 +3,8 @@ from pathlib import Path
 import pytest
 
 from inputs import png, write_tar
-from preprocessing.imagenet import ImageNet
 from preprocessing.items import Item
+from preprocessing.sources.imagenet import ImageNet
 
 SYNSETS = ["n02119789", "n01440764", "n03000134"]
 ORDER = sorted(SYNSETS)

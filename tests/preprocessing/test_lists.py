@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from preprocessing.items import Item
-from preprocessing.lists import PLAN, read_items, write_lists
+from preprocessing.pack.lists import PLAN, read_items, write_lists
 
 
 @dataclass

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from preprocessing import motion
-from preprocessing.motion import MOTIONS, make_motion_videos
-from preprocessing.openmoji import OpenMoji
-from preprocessing.video import extract_clip
+from preprocessing.pack.video import extract_clip
+from preprocessing.sources import motion
+from preprocessing.sources.motion import MOTIONS, make_motion_videos
+from preprocessing.sources.openmoji import OpenMoji
 
 PX = 48
 

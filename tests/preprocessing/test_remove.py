@@ -18,11 +18,11 @@ from safetensors.numpy import load_file
 from drawn import Inline, write_drawings
 from mdm.data.shards import Shards, TrainingSet
 from mdm.stage import Storage
-from preprocessing import making
 from preprocessing.embed import embed_captions, finished_set, read_captions
 from preprocessing.manifest import read_manifest, verify_dataset
-from preprocessing.openmoji import OpenMoji
+from preprocessing.pack import making
 from preprocessing.remove import finish, remove, removed_keys
+from preprocessing.sources.openmoji import OpenMoji
 from small import FAKE, fake_encode
 
 SOURCE = OpenMoji(limit=13, val_fraction=0.08)

@@ -17,10 +17,10 @@ import pytest
 import webdataset
 
 from drawn import Inline, write_drawings
-from preprocessing import making
 from preprocessing.manifest import FIELDS, digest, read_manifest, verify_dataset, write_file
-from preprocessing.openmoji import OpenMoji
-from preprocessing.shards import TarFile
+from preprocessing.pack import making
+from preprocessing.pack.shards import TarFile
+from preprocessing.sources.openmoji import OpenMoji
 
 TWELVE = OpenMoji(limit=13, val_fraction=0.08)
 PX = 16
@@ -201,7 +201,7 @@ SCRIPT = """
 import sys
 from pathlib import Path
 from drawn import write_drawings
-from preprocessing.openmoji import OpenMoji
+from preprocessing.sources.openmoji import OpenMoji
 if __name__ == "__main__":
     write_drawings(Path(sys.argv[1]), OpenMoji(limit=60, val_fraction=0.08), 48, name="killed")
 """

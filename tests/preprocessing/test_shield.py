@@ -18,9 +18,9 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
 from hostile_server import HostileServer, free_port, picture
-from preprocessing import shield, wire
-from preprocessing.shield import Answer, Policy, fetch
-from preprocessing.wire import is_public
+from preprocessing.fetch import shield, wire
+from preprocessing.fetch.shield import Answer, Policy, fetch
+from preprocessing.fetch.wire import is_public
 
 
 @pytest.fixture(scope="module")

@@ -5,7 +5,7 @@ import pyarrow
 import pytest
 from pyarrow import parquet
 
-from preprocessing.tables import read_captions, read_table
+from preprocessing.sources.tables import read_captions, read_table
 
 ROWS = [("a.png", "a red, round ball"), ("b.png", 'the "best" café'), ("c.png", "")]
 

@@ -13,8 +13,8 @@ import pytest
 from imageio_ffmpeg import get_ffmpeg_exe
 from PIL import Image, JpegImagePlugin
 
-from preprocessing import video as video_module
-from preprocessing.video import MAX_MEMORY_BYTES, REASONS, Clip, Refused, extract_clip
+from preprocessing.pack import video as video_module
+from preprocessing.pack.video import MAX_MEMORY_BYTES, REASONS, Clip, Refused, extract_clip
 
 CELLS = 4  # the middle square has 4 x 4: a row of colours, which says what is up, and two rows of 8 bits
 COLOURS = np.array([(255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255)], np.uint8)

@@ -6,7 +6,7 @@ import pytest
 from pyarrow import parquet
 
 from preprocessing.items import Place, Source
-from preprocessing.videos import Videos, WebVid
+from preprocessing.sources.videos import Videos, WebVid
 
 
 def folder_of(root: Path, *names: str) -> Path:

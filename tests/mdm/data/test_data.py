@@ -17,8 +17,8 @@ from mdm.data.tars import DamagedShard
 from mdm.data.workers import batches
 from mdm.network.conditioning import pad_tokens
 from mdm.stage import Storage
-from preprocessing.images import encode_png
-from preprocessing.shards import TarFile
+from preprocessing.pack.images import encode_png
+from preprocessing.pack.shards import TarFile
 from small import FAKE
 
 

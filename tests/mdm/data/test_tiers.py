@@ -11,12 +11,12 @@ from drawn import Inline, write_drawings
 from mdm.data.pixels import centre_crop
 from mdm.data.shards import Shards
 from mdm.data.tars import DamagedShard
-from preprocessing import making
 from preprocessing.manifest import read_manifest, verify_dataset
-from preprocessing.openmoji import OpenMoji
+from preprocessing.pack import making
+from preprocessing.pack.shards import Tier
 from preprocessing.remove import find, take_out
 from preprocessing.sets import folders_of
-from preprocessing.shards import Tier
+from preprocessing.sources.openmoji import OpenMoji
 
 SOURCE = OpenMoji(limit=13, val_fraction=0.08)
 TIERS = (Tier(16, "jpg"), Tier(32, "png"), Tier(0))

@@ -1,0 +1,174 @@
+"""The one change of a finished data set: samples taken out for good, after everyone who uses it has left."""
+
+import json
+from collections.abc import Callable, Iterator
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+from flows.datasets.parts import Say, hold_in_turn
+from flows.datasets.sets import sets_of_run
+from flows.home import Trouble, datasets, home, mlflow_uri, without_secrets
+from flows.launch import JobDied
+from mdm.data.leases import give_way, live, removal
+from preprocessing.manifest import read_json, read_manifest
+from preprocessing.remove import (
+    Places,
+    describe,
+    find,
+    finish,
+    refuse_unknown,
+    removed_keys,
+    removed_places,
+    take_out,
+)
+from preprocessing.sets import (
+    PAGE,
+    SPLITS,
+    Removed,
+    finished_sets,
+    folders_of,
+    is_cleared,
+    mark_cleared,
+    removals,
+    write_removals,
+)
+
+WAIT_S = 900.0  # for a set's users to save and leave
+
+
+def between_removals(data: Path, work: Callable[[], Any], say: Say) -> Any:
+    """Do the work of a job that reads a data set; where it ended because of a removal of samples, do it again after."""
+    while True:
+        give_way(data, say)
+        before = _revisions(data)
+        try:
+            return work()
+        except (JobDied, Trouble):
+            if not live(data, "removal") and _revisions(data) == before:
+                raise
+
+
+def _revisions(data: Path) -> list[int]:
+    return [read_manifest(data / split).get("revision", 0) for split in SPLITS]
+
+
+def remove_samples(name: str, keys: set[str], dry_run: bool, say: Say) -> None:
+    """Take samples out of every set of a name, and out of all later ones. Again: it finishes what was cut off.
+
+    Raises ValueError naming keys that no set has (then nothing was removed), or who does not leave a set.
+    """
+    root = datasets()
+    folders, listed = finished_sets(root, name), removals(root, name)
+    if not folders:
+        raise ValueError(f"there is no finished data set {name} in {root}")
+    for folder in () if dry_run else folders:
+        clear_set(folder, listed, say)  # what an earlier removal left to do
+    found: set[str] = set()
+    for part in chain.from_iterable(map(folders_of, folders)):
+        there, shown = find(part, keys), part.relative_to(root)
+        found |= set(there)
+        if dry_run:
+            already = len(removed_keys(part) & keys)
+            say(f"{shown}: {_count(there)} would be removed, {already} are already")
+        for key, known in describe(part, there).items():
+            before = listed.get(key, {})
+            listed[key] = {what: sorted({*before.get(what, ()), *values}) for what, values in known.items()}
+    refuse_unknown(root / name, keys - set(listed))
+    if not dry_run and found:
+        write_removals(root, name, listed)  # first: whatever is made from now on is made without them
+    for folder in () if dry_run else folders:
+        clear_set(folder, listed, say)
+        for part in folders_of(folder):
+            gone, revision = removed_keys(part) & keys, read_manifest(part).get("revision", 0)
+            say(f"{part.relative_to(root)}: {len(gone)} of {len(keys)} keys removed; revision {revision}")
+
+
+def clear_set(folder: Path, removed: Removed, say: Say) -> None:
+    """Take everything that was removed from a name out of one of its sets, when its users have left."""
+    if is_cleared(folder, removed):
+        return
+    with removal(folder, "mdm data --remove", say, WAIT_S), hold_in_turn(folder, say):
+        (folder / PAGE).unlink(missing_ok=True)  # it may show them; cards.py makes another
+        for part in folders_of(folder):
+            finish(part)
+            take_out(part, find(part, set(removed) - removed_keys(part)))
+        mark_cleared(folder, removed)
+
+
+def _count(found: Places) -> str:
+    places = list(chain(*found.values()))
+    return f"{len(places)} samples in {len({file for file, _ in places})} shards"
+
+
+def kept_elsewhere(name: str, keys: set[str]) -> Iterator[str]:
+    """A line for whatever was made from samples before they were removed and still shows them, and what to do.
+
+    What cannot be read is named as well: it may show them.
+    """
+    folders = finished_sets(datasets(), name)
+    gone = {folder.name: removed_places(read_manifest(folder / "train")) for folder in folders}
+    for run in sorted((home() / "runs").glob("*")):
+        try:
+            if used := sets_of_run(run) & set(gone):
+                yield from _of_run(run, keys, [gone[name] for name in used])
+        except OSError as error:
+            yield _unread(Path(error.filename or run), error)
+
+
+def _unread(path: Path, error: Exception) -> str:
+    return f"{path} cannot be read ({type(error).__name__}: {error}): it may show them; look, and delete it if it does"
+
+
+def _of_run(run: Path, keys: set[str], gone: list[set[int]]) -> Iterator[str]:
+    showing, unread = _showing(run, keys, gone)
+    yield from unread
+    if not showing:
+        return
+    kept = ", ".join(sorted(showing))
+    yield f"{run}: {kept} still show them: delete these, `mdm run` makes anew what it needs"
+    if not (run / "mlflow.json").exists():  # it was never tracked
+        return
+    tracked = read_json(run / "mlflow.json") or {}
+    if isinstance(tracked.get("runs"), dict):  # as an earlier version wrote it
+        for stage, number in tracked["runs"].items():
+            if (stage or "report") in showing:
+                yield f"{tracked.get('uri')}: so do the artifacts of run {number} ({run.name} {stage}): delete them"
+        return
+    tag = f"mdm.folder` = '{tracked['id']}" if "id" in tracked else f"mdm.run` = '{run.name}"
+    yield (  # MLflow is not asked: it may be away, and takes seconds to import
+        f"MLflow ({without_secrets(mlflow_uri())}, or where {run.name} was tracked) may keep them as artifacts, too: "
+        f"search its runs for tags.`{tag}', and delete the artifacts of what is found and of the runs nested below it"
+    )
+
+
+def _showing(run: Path, keys: set[str], gone: list[set[int]]) -> tuple[set[str], list[str]]:
+    """The parts of a run, moved-aside folders included, that show samples with these keys, or training pictures of
+    these numbers; and a line for each file that cannot be read.
+    """
+    showing: set[str] = set()
+    unread: list[str] = []
+    for pattern, shows, drawn in (
+        ("*/*/captions.jsonl", _draws, "*/samples/[0-9]*.png"),  # the sheets that trainers draw of held-out captions
+        ("*/results.json", _measures, "report*/index.html"),
+    ):
+        for path in run.glob(pattern):
+            try:
+                if shows(path, keys, gone):
+                    showing |= {file.relative_to(run).parts[0] for file in (path, *run.glob(drawn))}
+            except (OSError, ValueError, KeyError, TypeError) as error:
+                unread.append(_unread(path, error))
+    return showing, unread
+
+
+def _draws(captions: Path, keys: set[str], gone: list[set[int]]) -> bool:
+    return any(json.loads(line)["key"] in keys for line in captions.read_text().splitlines())
+
+
+def _measures(results: Path, keys: set[str], gone: list[set[int]]) -> bool:
+    return any(
+        sample["key"] in keys
+        or sample.get("nearest_key") in keys
+        or any(sample.get("nearest_index") in places for places in gone)
+        for sample in json.loads(results.read_text())["samples"]
+    )

@@ -1,0 +1,193 @@
+"""The data sets of this MDM_HOME: how large each is, who uses it, and which nobody does."""
+
+import shutil
+import stat
+import textwrap
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from flows.datasets.parts import locks_folder, part_lock, set_lock
+from flows.home import Trouble, datasets, home
+from mdm.data.leases import live, names
+from mdm.data.tars import load_manifest
+from preprocessing.cards.card import printable
+from preprocessing.catalogue import CATALOGUE, find
+from preprocessing.manifest import read_json, read_manifest
+from preprocessing.sets import CARD, RECIPE, SPLITS, current_name, is_finished, name_of, newest_set
+
+WIDTH = 110
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One folder below MDM_HOME/datasets."""
+
+    folder: Path
+    name: str  # of its data set
+    samples: str  # train + val
+    made_of: str  # the share of listed items that became samples
+    revision: int
+    digest: str  # of train
+    size_bytes: int
+    users: str  # living ones, and the runs that name it
+    ours: bool  # made here, so that it can be made again
+
+    def line(self) -> str:
+        size = f"{self.size_bytes / 1e9:,.2f} GB" if self.size_bytes >= 1e9 else f"{self.size_bytes / 1e6:,.1f} MB"
+        state = f"digest {self.digest[:12]}  revision {self.revision}  " if self.digest else ""
+        users = self.users or ("unused" if self.ours else "unused, put here by hand")
+        return f"{self.folder.name:28} {self.samples:>12} {self.made_of:>5} {size:>11}  {state}{users}"
+
+
+def list_sets() -> list[Entry]:
+    """Every data set, and what is left of unfinished ones."""
+    runs = {run.name: sets_of_run(run) for run in sorted((home() / "runs").glob("*"))}
+    folders = (path for path in datasets().glob("*") if path.is_dir() and not path.name.endswith(".locks"))
+    return [_entry(folder, runs) for folder in sorted(folders)]
+
+
+def _size(path: Path) -> int:
+    """Bytes of a file; 0 for a folder, and for what went while it was listed: who uses a set renews its lease."""
+    try:
+        status = path.stat()
+    except OSError:
+        return 0
+    return status.st_size if stat.S_ISREG(status.st_mode) else 0
+
+
+def _entry(folder: Path, runs: dict[str, set[str]]) -> Entry:
+    size = sum(map(_size, folder.rglob("*")))
+    using = [f"run {name}" for name, sets in runs.items() if folder.name in sets]
+    users = ", ".join([*filter(None, [names(live(folder, "use"))]), *using])
+    recipe = read_json(folder / RECIPE) or {}
+    name = recipe.get("name") or name_of(folder)
+    if not is_finished(folder):
+        ours = folder.name.endswith((".part", ".deleted"))
+        return Entry(folder, name, "unfinished", _progress(folder), 0, "", size, users, ours)
+    try:
+        splits = [read_manifest(folder / split) for split in SPLITS]
+    except ValueError:  # the readers say what is wrong
+        return Entry(folder, name, "damaged", "", 0, "", size, users, False)
+    samples = " + ".join(f"{manifest['samples']:,}" for manifest in splits)
+    revision = max(manifest.get("revision", 0) for manifest in splits)
+    listed = sum(((read_json(folder / "lists" / "plan.json") or {}).get("items") or {}).values())
+    made_of = f"{sum(manifest['samples'] for manifest in splits) / listed:.0%}" if listed else ""
+    return Entry(folder, name, samples, made_of, revision, splits[0]["digest"], size, users, bool(recipe))
+
+
+def _progress(folder: Path) -> str:
+    """The share of an unfinished set's shards that are there; "" before its list is made."""
+    plan = read_json(folder / "lists" / "plan.json") or {}
+    total = sum(-(-count // plan["per_shard"]) for count in plan.get("items", {}).values())
+    there = sum(1 for split in SPLITS for _ in (folder / split).glob("*.done.json"))
+    return f"{there / total:.0%}" if total else ""
+
+
+def overview() -> Iterator[str]:
+    """What can be made and of what, and below each name the sets that are here, in lines of ``WIDTH`` characters."""
+    for line in _overview():
+        indent = " " * (len(line) - len(line.lstrip()) + 4)
+        yield from textwrap.wrap(line, WIDTH, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
+
+
+def _overview() -> Iterator[str]:
+    here: dict[str, list[Entry]] = {}
+    for entry in list_sets():
+        here.setdefault(current_name(entry.name), []).append(entry)
+    for name in [*CATALOGUE, *sorted(set(here) - set(CATALOGUE))]:
+        row = find(name) if name in CATALOGUE else None
+        yield f"{name}: {row.summary if row else _summary(here[name])}"
+        yield from (f"  {entry.line()}" for entry in here.get(name, []))
+        if name not in here and row is not None:
+            yield f"  not here: `mdm data {name}{' --source PATH`: ' + row.wants if row.wants else '` makes it'}"
+    yield "your own pictures: `mdm data NAME --source FOLDER`, then `mdm run tiny --set data.name=NAME`"
+
+
+def _summary(entries: list[Entry]) -> str:
+    """Of an own set: what its card says."""
+    cards = [read_json(entry.folder / CARD) or {} for entry in entries]
+    return printable(next((str(card["summary"]) for card in cards if "summary" in card), "your own"))
+
+
+def sets_of_run(run: Path) -> set[str]:
+    """The names of the folders that a run's trainings and samples read, moved-aside ones included.
+
+    A run that has not come so far means the newest set of its preset's name.
+    """
+    found = set(_named(run))
+    if not found:
+        data = (read_json(run / "config.json") or {}).get("data")
+        with suppress(ValueError, KeyError, TypeError):  # no such set, or another program's file
+            found = {newest_set(datasets(), data["name"]).name}  # type: ignore[index]
+    return found
+
+
+def _named(run: Path) -> Iterator[str]:
+    training = {"train_data": "train_digest", "val_data": "val_digest"}
+    for pattern, fields in (("job.json", training), ("generate.json", {"data": "data_digest"})):
+        for path in [*run.glob(pattern), *run.glob(f"*/{pattern}")]:
+            job = read_json(path) or {}
+            for split, pinned in ((job.get(field), job.get(digest, "")) for field, digest in fields.items()):
+                if isinstance(split, str):
+                    yield (split_folder(split, pinned) or Path(split)).parent.name
+
+
+def split_folder(split: str, pinned: str) -> Path | None:
+    """The folder of a split that a job names, wherever MDM_HOME lies now: what has the pinned digest, below datasets()
+    under its name or another, or where it was. None where it is gone.
+    """
+    was = Path(split)
+    here = datasets() / was.parent.name / was.name
+    others = (folder / was.name for folder in sorted(datasets().glob("*")) if is_finished(folder))
+    for place in (here, *others, was) if pinned else (was, here):  # in jobs of before only the place tells
+        manifest = read_json(place / "manifest.json")
+        if manifest is not None and pinned in ("", manifest.get("digest")):
+            return place
+    return None
+
+
+def set_of_samples(data: str, pinned: str) -> Path:
+    """The set of the split that samples were drawn of, also in an MDM_HOME that was moved.
+
+    Raises ValueError where it is gone, or of another digest than the pinned one.
+    """
+    was = Path(data)
+    folder = split_folder(data, pinned) or (was if was.exists() else datasets() / was.parent.name / was.name)
+    load_manifest(folder, pinned)
+    return folder.parent
+
+
+def prune(dry_run: bool, say: Callable[[str], None]) -> None:
+    """Remove every set that no living user holds, no run below MDM_HOME/runs names, and that can be made again.
+
+    Links stay: what they lead to may be others', too.
+    """
+    freed = []
+    for entry in list_sets():
+        if entry.users or not entry.ours:
+            continue
+        if entry.folder.is_symlink():
+            target = entry.folder.resolve()
+            say(f"{entry.folder.name} stays: it is a link to {target}; where unused, remove both by hand")
+            continue
+        say(entry.line())
+        try:
+            if not dry_run:
+                _remove(entry.folder)
+            freed.append(entry.size_bytes)
+        except (Trouble, OSError) as error:
+            say(f"{entry.folder.name} stays: {error}")
+    say(f"{len(freed)} unused, {sum(freed) / 1e6:,.1f} MB{' would be freed' if dry_run else ''}")
+
+
+def _remove(folder: Path) -> None:
+    owner = folder.with_name(folder.name.removesuffix(".part"))
+    with part_lock(owner, "shards", (1, 1)), set_lock(owner):
+        gone = folder.with_name(folder.name.removesuffix(".deleted") + ".deleted")
+        if users := live(folder, "use"):
+            raise Trouble(f"{names(users)} began to use it")
+        folder.rename(gone)  # so that a kill leaves no half set under its name
+        shutil.rmtree(gone)
+        shutil.rmtree(locks_folder(owner), ignore_errors=True)

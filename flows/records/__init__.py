@@ -1,0 +1,1 @@
+"""What MLflow, the Prefect UI and the page are told of a run."""

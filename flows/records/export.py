@@ -1,0 +1,257 @@
+"""MLflow -> records.json: all that the report page knows of a run."""
+
+import base64
+import io
+import json
+import re
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from evaluation.features import load_folder
+from evaluation.protocols import FRECHET, KID, NOISE, SAMPLES, SHUFFLED, TEXT_IMAGE, UNTRAINED
+from flows.inputs import started_at
+from flows.records.tracking import Tracker, history
+from flows.training import trained_weights
+from mdm.config import LossSpace
+from mdm.data.shards import Shards
+from mdm.presets import Preset
+from preprocessing.catalogue import find
+from preprocessing.manifest import read_manifest
+
+TILE_PX = 64
+SHOWN = 24  # captions on the page
+
+
+def export_records(preset: Preset, run: Path, data: Path, images: Path, tracker: Tracker) -> dict[str, Any]:
+    """Numbers, curves and facts from MLflow; pictures from its artifacts and the image folder."""
+    parent = tracker.client.get_run(tracker.parent).data
+    results = json.loads((Path(_download(tracker, "evaluation", "results.json"))).read_text())
+    manifest = read_manifest(data / "train")
+    return {
+        "format": 1,
+        "title": f"Matryoshka Diffusion Models: {preset.name}",
+        "run": run.name,
+        "preset": preset.name,
+        "created": datetime.now().astimezone().isoformat(timespec="seconds"),
+        "verdict": verdict(preset, results["metrics"]),
+        "facts": _facts(preset, run, images, parent.tags, manifest, results),
+        "stages": _stages(preset, parent.metrics, tracker),
+        "curves": _curves(preset, tracker),
+        "metrics": results["metrics"],
+        "grids": [*_sample_grid(preset, images, data, results), *_progress_grids(preset, tracker)],
+        "credits": [
+            *[manifest["credit"]] * bool(manifest["credit"]),
+            f"Licence of the pictures that this was trained on: {manifest['licence']}; {find(manifest['name']).terms}.",
+        ],
+    }
+
+
+def verdict(preset: Preset, metrics: list[dict[str, Any]]) -> str:
+    """What the numbers say, in words that follow from them."""
+    by_name = {metric["name"]: metric for metric in metrics}
+    frechet, kernel = (_against(by_name[metric.name]["values"]) for metric in (FRECHET, KID))
+    interval = by_name[KID.name]["interval"]
+    apart = all(interval[SAMPLES][1] < interval[other][0] for other in (UNTRAINED, NOISE))
+    fits = ""
+    if TEXT_IMAGE.name in by_name:
+        text = by_name[TEXT_IMAGE.name]["values"]
+        higher = "higher" if text[SAMPLES] > text[SHUFFLED] else "NOT higher"
+        fits = f" Captions score {higher} on their own samples than shuffled ones do."
+    return " ".join(
+        [
+            f"A run of preset {preset.name} on {preset.data.name} ({preset.px} px): a small stand-in for "
+            "the paper's experiments, not one of them; none of its numbers is a FID or CLIP score.",
+            f"Of the lesser of an untrained model's and noise's distance to real images the samples have {kernel:.0%} "
+            f"(kernel distance, whose intervals {'do not overlap' if apart else 'OVERLAP'}) and {frechet:.0%} (Fréchet "
+            f"distance); half was aimed at.{fits}",
+        ]
+    )
+
+
+def _against(values: dict[str, float]) -> float:
+    """The samples' distance as a fraction of the lesser one of those that know nothing."""
+    return values[SAMPLES] / min(values[UNTRAINED], values[NOISE])
+
+
+def _facts(
+    preset: Preset, run: Path, images: Path, tags: dict[str, str], manifest: dict[str, Any], results: dict[str, Any]
+) -> list[list[str]]:
+    widths = {name: "/".join(map(str, stage.model.resolutions)) for name, stage in preset.stages.items()}
+    sampling = preset.sampling
+    last, stage = list(preset.stages.items())[-1]
+    weights = trained_weights(run / last).relative_to(run)
+    drawn_from = json.loads((images / "inputs.json").read_text())["inputs"]["weights"]  # their sha256
+    return [
+        [
+            "Data",
+            f"{manifest['name']}: {results['real_images']} real images compared; {manifest['samples']} trained on",
+        ],
+        ["Data source", described(manifest["source"])],
+        ["Data's licence", manifest["licence"]],
+        *[["Data's credit", manifest["credit"]]] * bool(manifest["credit"]),
+        ["Text encoder", f"{preset.text} (frozen)"],
+        ["Image features", f"EfficientNet-Lite0 at {results['feature_px']} px, a stand-in for Inception-V3"],
+        ["Text-image score", "linear heads learned on the training pairs, a stand-in for CLIP"],
+        ["Stages", "; ".join(f"{n}: {w} px, {preset.stages[n].training.nimg:,} images" for n, w in widths.items())],
+        [
+            "Objective",
+            f"the network predicts {stage.model.prediction}; {loss_name(stage.training.loss)} per level",
+        ],
+        [
+            "Sampler",
+            f"{sampling.sampler}, {sampling.steps} steps, guidance_scale {list(sampling.guidance)} (innermost level "
+            f"first), threshold {sampling.threshold}",
+        ],
+        ["Weights", f"EMA, {weights}: sha256 {drawn_from}"],
+        ["Seed", str(preset.seed)],
+        *[[label, tags[f"mdm.{key}"]] for key, label in FACT_TAGS.items() if f"mdm.{key}" in tags],
+    ]
+
+
+def described(source: dict[str, Any]) -> str:
+    """What a set was made of, in a line: digests by their first 12 digits, by which they can be told apart."""
+
+    def short(value: Any) -> str:
+        if isinstance(value, dict):
+            return "; ".join(f"{name} {short(inner)}" for name, inner in value.items())
+        if isinstance(value, list):
+            return " ".join(map(short, value))
+        return re.sub(r"\b[0-9a-f]{32,}\b", lambda found: found[0][:12], str(value))
+
+    return ", ".join(f"{name}: {short(value)}" for name, value in source.items())
+
+
+def loss_name(space: LossSpace) -> str:
+    return f"mean squared error of {'the noise' if space == 'noise' else space}"
+
+
+FACT_TAGS = {"machine": "Machine", "versions": "Versions", "commit": "Commit", "config": "Configuration digest"}
+
+
+def _stages(preset: Preset, metrics: dict[str, float], tracker: Tracker) -> list[dict[str, Any]]:
+    rows = []
+    for name, seconds in sorted(metrics.items()):
+        if not name.startswith("time/"):
+            continue
+        title = name[len("time/00 ") :]
+        cost = detail = ""
+        if title.startswith("train "):
+            stage = title.removeprefix("train ")
+            cost = (
+                f"{preset.stages[stage].training.nimg:,} images, {preset.hardware.processes} × {preset.hardware.device}"
+            )
+            losses = history(tracker, stage, [f"val/loss_{px}" for px in preset.stages[stage].model.resolutions])
+            ends = [f"{name.rpartition('_')[2]} px {v[0][1]:.3f} → {v[-1][1]:.3f}" for name, v in losses.items()]
+            detail = f"held-out loss of the EMA: {', '.join(ends)}"
+        rows.append({"name": title, "state": "done", "seconds": seconds, "cost": cost, "detail": detail})
+    return rows
+
+
+def _curves(preset: Preset, tracker: Tracker) -> list[dict[str, Any]]:
+    """Per resolution: training loss and the EMA's held-out loss, over all images seen since fresh weights."""
+    top = max(px for stage in preset.stages.values() for px in stage.model.resolutions)
+    last = list(preset.stages.values())[-1]
+    resolutions = [px for px in last.model.resolutions if px <= top]
+    curves = []
+    for px in resolutions:
+        series = []
+        for name in preset.stages:
+            before = seen_before(preset, name)
+            found = history(tracker, name, [f"train/loss_{px}", f"val/loss_{px}"])
+            for metric, points in found.items():
+                kind = "training" if metric.startswith("train/") else "held out (EMA)"
+                xs, ys = [before + x for x, _ in points], [y for _, y in points]
+                series.append({"name": f"{kind}, stage {name}", "x": xs, "y": ys})
+        curves.append(
+            {
+                "title": f"Loss at {px} × {px}",
+                "x_label": "images seen",
+                "y_label": loss_name(last.training.loss),
+                "log_y": True,
+                "series": series,
+            }
+        )
+    return curves
+
+
+def seen_before(preset: Preset, name: str) -> int:
+    """Images that a stage's weights had seen in all stages that they come from."""
+    start = preset.stages[name].start
+    return 0 if start is None else seen_before(preset, start.stage) + started_at(preset, name)
+
+
+def _sample_grid(preset: Preset, images: Path, data: Path, results: dict[str, Any]) -> list[dict[str, Any]]:
+    """One strip per caption: every level, the real image, the nearest training image."""
+    resolutions = list(preset.stages.values())[-1].model.resolutions
+    levels = images / "samples" / "levels"
+    real, train = Shards(data / "val"), Shards(data / "train")
+    held_out = {real.key(i): i for i in real.present()}
+    items = []
+    every = max(1, len(results["samples"]) // SHOWN)
+    for sample in results["samples"][::every][:SHOWN]:
+        file = f"{sample['index']:05d}.png"
+        tiles = [load_folder(levels / str(px), [file], px)[0] for px in resolutions]
+        tiles.append(real[held_out[sample["key"]]].image.numpy())
+        nearest = train[sample["nearest_index"]]
+        if nearest.key != sample.get("nearest_key", nearest.key):  # the first format has numbers alone
+            raise ValueError(f"{train.folder} is not what was measured: run the same command again")
+        tiles.append(nearest.image.numpy())
+        caption = f"{sample['caption']}  (nearest: {sample['nearest_caption']})"
+        items.append({"caption": caption, "image": png_uri(strip(tiles))})
+    sizes = ", ".join(f"{px} px" for px in resolutions)
+    return [
+        {
+            "title": "Samples of held-out captions",
+            "note": f"Each strip: {sizes} of one sample; the real picture of that caption, never trained on; and the "
+            "training image nearest to the sample, to see whether it was copied. Captions are taken at equal distances "
+            "from the list, whatever came out.",
+            "columns": 3,
+            "items": items,
+        }
+    ]
+
+
+def _progress_grids(preset: Preset, tracker: Tracker) -> list[dict[str, Any]]:
+    """The pictures that each stage drew of the same captions while it trained, as MLflow keeps them."""
+    items = []
+    for name in preset.stages:
+        for artifact in tracker.client.list_artifacts(tracker.child(name), "samples"):
+            with Image.open(_download(tracker, name, artifact.path)) as picture:
+                pixels = np.asarray(picture.convert("RGB"))
+            seen = int(Path(artifact.path).stem)
+            items.append({"caption": f"stage {name}, {seen:,} images seen", "image": png_uri(enlarge(pixels))})
+    note = "The same captions and noise throughout; a row per resolution, the lowest first. EMA weights."
+    return [{"title": "While training", "note": note, "columns": 2, "items": items}] if items else []
+
+
+def _download(tracker: Tracker, stage: str, path: str) -> str:
+    return tracker.client.download_artifacts(tracker.child(stage), path)
+
+
+def strip(tiles: list[NDArray[np.uint8]]) -> NDArray[np.uint8]:
+    """Images [3, H, H] of any size side by side at one size, white between them: [T, W, 3]."""
+    gap = np.full((TILE_PX, 4, 3), 255, np.uint8)
+    row: list[NDArray[np.uint8]] = []
+    for tile in tiles:
+        finer = tile.shape[1] > TILE_PX  # few pixels are to be seen as they are
+        how = Image.Resampling.BOX if finer else Image.Resampling.NEAREST
+        picture = Image.fromarray(tile.transpose(1, 2, 0)).resize((TILE_PX, TILE_PX), how)
+        row += [gap, np.asarray(picture)] if row else [np.asarray(picture)]
+    return np.concatenate(row, axis=1)
+
+
+def enlarge(pixels: NDArray[np.uint8], least: int = 512) -> NDArray[np.uint8]:
+    """A small grid by a whole factor, so that its pixels can be seen."""
+    factor = max(1, least // pixels.shape[1])
+    return pixels.repeat(factor, axis=0).repeat(factor, axis=1)
+
+
+def png_uri(pixels: NDArray[np.uint8]) -> str:
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, format="png", optimize=True)
+    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()

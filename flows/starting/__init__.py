@@ -1,0 +1,1 @@
+"""How a run starts: what it needs, its parameters, embedded or deployed."""

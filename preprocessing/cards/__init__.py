@@ -1,0 +1,1 @@
+"""A set's data card, for programs and for people."""

@@ -1,0 +1,1 @@
+"""URLs -> bytes, safely and many at once."""

@@ -1,0 +1,1 @@
+"""Items -> pictures and clips -> shards."""

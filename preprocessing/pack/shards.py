@@ -1,0 +1,327 @@
+"""Items -> webdataset tars, each with an index and its rows beside it.
+
+One shard is one unit of work: its marker ``00000.done.json`` is written last, with a digest of what went in, so that a
+killed run goes on with the shards that are missing, and makes the same bytes. ``00000.rows.parquet`` has a row for
+every item of the shard's list, with what became of it; it alone holds times, so that equal answers make equal tars.
+"""
+
+import hashlib
+import json
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+from zipfile import BadZipFile
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from preprocessing.fetch.download import Fetched
+from preprocessing.items import Item, Split
+from preprocessing.manifest import (
+    digest,
+    file_sha256,
+    finished,
+    index_bytes,
+    mark_finished,
+    unwritable,
+    write_file,
+)
+from preprocessing.members import check_key, index_tar
+from preprocessing.pack.images import encode_jpeg, encode_png
+from preprocessing.pack.lists import read_items
+from preprocessing.pack.originals import without_metadata
+
+FORMAT = 2
+DEADLINE_S = 60  # for one picture's decoding
+ENCODERS = {"png": encode_png, "jpg": encode_jpeg}
+OK = "ok"
+
+
+@dataclass(frozen=True)
+class Pixels:
+    """The one reader of pictures, and the one way to make squares of them, as the trainer has them."""
+
+    read_rgb: Callable[[bytes], NDArray[np.uint8]]  # bytes -> [H, W, 3]; ValueError: why they are no picture
+    centre_crop: Callable[[NDArray[np.uint8], int], NDArray[np.uint8]]  # [H, W, 3] -> [px, px, 3]
+
+
+@dataclass(frozen=True)
+class Tier:
+    """A size in which a set holds its pictures."""
+
+    px: int  # centre crops of so many pixels; 0: original bytes, of any size
+    image_ext: str = ""  # png or jpg; originals: as they are
+
+    @property
+    def name(self) -> str:
+        return f"{self.px}px" if self.px else "originals"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """Everything that decides a set's contents."""
+
+    format: int = FORMAT
+    name: str
+    source: dict[str, Any]  # its fingerprint
+    tiers: tuple[Tier, ...]  # the first is the set's own, others lie in folders of their names below each split
+    per_shard: int  # items of the list, usable or not
+    min_px: int = 1  # of the short side; smaller pictures are refused
+    least_val: int = 0  # held out in any case
+    clips: bool = False  # 16 frames of videos, not pictures
+    drop_duplicates: bool = False  # of samples with equal bytes only the first is kept
+
+    @property
+    def digest(self) -> str:
+        return digest(asdict(self))
+
+    def tier_folder(self, split_folder: Path, tier: Tier) -> Path:
+        return split_folder if tier == self.tiers[0] else split_folder / tier.name
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One shard of a set, whether it is there or not."""
+
+    folder: Path  # of the set
+    recipe: Recipe
+    split: Split
+    number: int
+
+    @property
+    def inputs(self) -> str:
+        return digest([self.recipe.digest, self.split, self.number])
+
+    @property
+    def paths(self) -> dict[Tier, Path]:
+        """Its tars."""
+        split = self.folder / self.split
+        return {tier: self.recipe.tier_folder(split, tier) / f"{self.number:05d}.tar" for tier in self.recipe.tiers}
+
+    @property
+    def rows(self) -> Path:
+        return self.folder / self.split / f"{self.number:05d}.rows.parquet"
+
+    def entries(self) -> dict[Tier, dict[str, Any]] | None:
+        """The manifests' entries of a shard that is whole in every tier, or None."""
+        found = {tier: finished(path, self.inputs) for tier, path in self.paths.items()}
+        there = self.rows.exists() and all(path.with_suffix(".idx.npy").exists() for path in self.paths.values())
+        whole = {tier: entry for tier, entry in found.items() if entry is not None}
+        return whole if there and len(whole) == len(found) else None
+
+
+class TarFile:
+    """A shard being written: the tar appears under its name when it is whole, and its index after it."""
+
+    def __init__(self, path: Path) -> None:
+        from webdataset.writer import TarWriter  # imports torch, which a caller that packs nothing need not wait for
+
+        self.path, self.temporary, self.samples = path, path.with_name(path.name + ".tmp"), 0
+        self.file = self.temporary.open("wb")
+        # Long names and other scripts' letters need PAX; what has neither is plain USTAR in it.
+        self.tar = TarWriter(self.file, user="", group="", mtime=0, encoder=False, format="PAX_FORMAT")
+
+    def __enter__(self) -> "TarFile":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        with suppress(OSError, ValueError):  # on a full disk it is not the first to say so; unclosed, it tries again
+            self.tar.close()
+        with suppress(OSError):
+            self.file.close()
+        self.temporary.unlink(missing_ok=True)
+
+    def add(self, key: str, members: dict[str, bytes]) -> None:
+        """A sample: extension -> bytes. Equal samples make equal tars: members have no time and no owner."""
+        check_key(key)
+        self.tar.write({"__key__": key, **members})
+        self.samples += 1
+
+    def finish(self, made: str = "") -> dict[str, Any]:
+        """-> the manifest's entry. Raises ValueError where the tar is not the one that was ``made`` before."""
+        self.tar.close()
+        self.file.flush()
+        os.fsync(self.file.fileno())
+        sha256 = file_sha256(self.temporary)
+        if made not in ("", sha256):
+            raise ValueError(
+                f"{self.path}: what is made now differs from what is lost (other answers, or other versions of the "
+                f"libraries): copy it from elsewhere, or move {self.path.parents[1]} away to have the set made anew"
+            )
+        index = index_bytes(index_tar(self.temporary))
+        self.temporary.replace(self.path)
+        write_file(self.path.with_suffix(".idx.npy"), index)
+        return {"file": self.path.name, "samples": self.samples, "bytes": self.path.stat().st_size, "sha256": sha256}
+
+
+def pack_shard(
+    shard: Shard,
+    lists: Path,
+    pixels: Pixels,
+    fetched: Callable[[], dict[str, Fetched]] | None = None,
+    made: str = "",
+) -> None:
+    """Write a shard in all its tiers.
+
+    ``lists``: where its set's lists lie; ``fetched``: the answers to its items' URLs; ``made``: the sha256 that the
+    first tier's tar must have, where it is lost from a finished set. Raises ValueError where it has not, or naming a
+    file that cannot be read or written.
+    """
+    answers = {} if fetched is None else fetched()
+    rows, paths, first = [], shard.paths, shard.recipe.tiers[0]
+    try:
+        with ExitStack() as stack:
+            tars = {tier: stack.enter_context(TarFile(path)) for tier, path in paths.items()}
+            for item in read_items(lists, shard.split, shard.number):
+                row, members = _sample(item, answers.get(item.key), shard.recipe, pixels)
+                rows.append({**row, "place": tars[first].samples if members else -1})
+                for tier, parts in members.items():
+                    tars[tier].add(item.key, parts)
+            _write_rows(shard.rows, rows)
+            entries = {tier: tar.finish(made if tier == first else "") for tier, tar in tars.items()}
+    except OSError as error:
+        raise unwritable(Path(error.filename or paths[first]), error) from error
+    for tier in reversed(shard.recipe.tiers):  # the first one's last: it stands for all
+        mark_finished(paths[tier], shard.inputs, entries[tier])
+
+
+class Refused(ValueError):
+    """An item makes no sample: the class of reasons that this falls into, which the data card counts, and more."""
+
+    def __init__(self, outcome: str, detail: str = "") -> None:
+        super().__init__(f"{outcome}: {detail}" if detail else outcome)
+        self.outcome, self.detail = outcome, detail
+
+
+def _sample(
+    item: Item, answer: Fetched | None, recipe: Recipe, pixels: Pixels
+) -> tuple[dict[str, Any], dict[Tier, dict[str, bytes]]]:
+    """What became of an item, and its members in each tier; none where it makes no sample."""
+    row: dict[str, Any] = {"key": item.key, "url": item.url, "caption_chars": len(item.caption)}
+    if answer is not None:
+        row |= {"final_url": answer.final_url, "status": answer.status, "fetched_s": answer.fetched_s}
+    try:
+        data = _bytes(item, answer)
+        row |= {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+        found, pictures = _clip(item, recipe) if recipe.clips else _picture(data, recipe, pixels)
+    except Refused as error:
+        return {**row, "outcome": error.outcome, "detail": error.detail[:300]}, {}
+    known = {**found, **item.meta, "key": item.key, "sha256": row["sha256"]} | ({"url": item.url} if item.url else {})
+    texts = {"txt": item.caption.encode(), "json": json.dumps(known, sort_keys=True).encode()}
+    row |= {"outcome": OK, "detail": "", "width": found["width"], "height": found["height"]}
+    return row, {tier: {**parts, **texts} for tier, parts in pictures.items()}
+
+
+def _bytes(item: Item, answer: Fetched | None) -> bytes:
+    if item.problem:
+        outcome, _, detail = item.problem.partition(": ")
+        raise Refused(outcome, detail)
+    if item.place is not None:
+        try:
+            return item.place.read()
+        except (OSError, BadZipFile, KeyError) as error:
+            raise ValueError(
+                f"{item.place} cannot be read any more ({error}): the source has changed since it was listed. Put it "
+                "back, or run the same command again with one that stays as it is"
+            ) from error
+    if answer is None:
+        raise ValueError(f"nothing was fetched for {item.key} ({item.url})")
+    if answer.outcome != OK:
+        raise Refused(answer.outcome, answer.detail)
+    return answer.data
+
+
+Made = tuple[dict[str, Any], dict[Tier, dict[str, bytes]]]  # what is known of it, and its images by extension
+
+
+def _picture(data: bytes, recipe: Recipe, pixels: Pixels) -> Made:
+    try:
+        with _deadline(DEADLINE_S):
+            rgb = pixels.read_rgb(data)
+    except ValueError as error:
+        what, _, detail = str(error).partition(" (")
+        raise Refused(f"picture: {what}", detail.removesuffix(")")) from None
+    height, width = rgb.shape[:2]
+    if min(width, height) < recipe.min_px:
+        raise Refused(f"picture: its short side is below {recipe.min_px} px", f"{width} x {height}")
+    pictures = {}
+    for tier in recipe.tiers:
+        if tier.px:
+            ext, stored = tier.image_ext, ENCODERS[tier.image_ext](pixels.centre_crop(rgb, tier.px))
+        else:
+            stored, ext = without_metadata(data, rgb)
+        pictures[tier] = {ext: stored}
+    return {"width": width, "height": height}, pictures
+
+
+def _clip(item: Item, recipe: Recipe) -> Made:
+    from preprocessing.pack import video
+
+    assert item.place is not None
+    pictures, known = {}, {}
+    for tier in recipe.tiers:
+        try:
+            clip = video.extract_clip(item.place.file, tier.px, seed=0)
+        except video.Refused as error:
+            raise Refused(f"video: {error.reason}", error.detail) from None
+        known = {"width": clip.width, "height": clip.height, "times_s": clip.times_s}
+        pictures[tier] = {f"{number:02d}.jpg": frame for number, frame in enumerate(clip.frames)}
+    return known, pictures
+
+
+@contextmanager
+def _deadline(seconds: float) -> Iterator[None]:
+    """TimeoutError in this thread after so long: decoders come back to Python for each piece of a file."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def over(*_: Any) -> None:
+        raise TimeoutError(f"it took more than {seconds:g} s")
+
+    before = signal.signal(signal.SIGALRM, over)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
+ROWS = pa.schema(
+    [
+        ("key", pa.string()),
+        ("place", pa.int32()),  # in the shard; -1: it makes no sample
+        ("outcome", pa.string()),  # ok, or a class
+        ("detail", pa.string()),
+        ("url", pa.string()),
+        ("final_url", pa.string()),
+        ("status", pa.int32()),
+        ("fetched_s", pa.float64()),  # Unix time
+        ("bytes", pa.int64()),  # as it came
+        ("sha256", pa.string()),
+        ("width", pa.int32()),
+        ("height", pa.int32()),
+        ("caption_chars", pa.int32()),
+    ]
+)
+
+
+def _write_rows(path: Path, rows: list[dict[str, Any]]) -> None:
+    sink = pa.BufferOutputStream()
+    pq.write_table(pa.Table.from_pylist(rows, ROWS), sink)
+    write_file(path, sink.getvalue().to_pybytes())
+
+
+def read_rows(folder: Path, columns: list[str] | None = None) -> pa.Table:
+    """What became of all items of a split: the table of ``ROWS``, or the columns asked for, of all its shards."""
+    tables = [pq.read_table(path, columns=columns) for path in sorted(folder.glob("[0-9]*.rows.parquet"))]
+    return pa.concat_tables(tables) if tables else ROWS.empty_table()
