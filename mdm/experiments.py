@@ -36,6 +36,7 @@ class Trained:
     absent: str = ""  # what this project lacks for it; the preset is then the nearest one, for its cost and data
     pace: float = 1.0  # seconds per iteration against that preset's (Table 4)
     columns: tuple[str, ...] = ()  # of Table 3, where no preset comes near
+    data: str = ""  # where it is not the preset's alone
 
     def resolve(self) -> Preset:
         fields: dict[str, Any] = {"name": self.name}
@@ -98,6 +99,7 @@ TRAININGS = {
             preset="cc12m-256",
             absent=_VIDEO,
             columns=("CC 64", "CC 64 → Vid 16x64", "Vid 16x64 → 16x256"),
+            data="cc12m, webvid",
         ),
     )
 }

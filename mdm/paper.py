@@ -104,7 +104,7 @@ def _caption(where: str, system: str, metric: str, printed: str, data: str = "",
 
 TEXT = (  # captions, and results in the running text; settings that a preset has (App. A, B) are not repeated here
     _caption("Sec. 4.1", "the inner UNet", "parameters (M)", "450"),
-    _caption("Sec. 4.2", "MDM, with CFG", "FID", "3.51", IMAGENET, "table-1-imagenet-guided"),
+    replace(TABLE_1[5], where="Sec. 4.2", system="MDM, with CFG", metric="FID"),
     _caption("Fig. 4, caption", "MDM", "steps at 64² before 256² (K)", "200", IMAGENET, "fig-4a-mdm"),
     _caption("Fig. 4, caption", "MDM", "steps at 64² before 256² (K)", "390", CC12M, "fig-4b-mdm"),
     _caption("Table 2, caption", "UNet and Nested UNet", "A100 GPUs", "8", IMAGENET),

@@ -59,7 +59,7 @@ def test_the_star_is_guidance() -> None:
     ours = [n for n in TABLE_1 if n.experiment]
     assert all(n.cfg == (n.guidance != 1) and n.guidance in EXPERIMENTS[n.experiment].guidance for n in ours)
     guided = [n for n in TEXT if n.guidance]
-    assert len(guided) == 6 and all(n.guidance in EXPERIMENTS[n.experiment].guidance for n in guided)
+    assert len(guided) == 7 and all(n.guidance in EXPERIMENTS[n.experiment].guidance for n in guided)
 
 
 def test_what_a_number_needs_exists() -> None:
