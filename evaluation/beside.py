@@ -53,7 +53,7 @@ def beside_paper(preset: Preset, run: str, protocol: str, metrics: list[Measured
     possible = [name for name, trained in TRAININGS.items() if not trained.absent]
     measured = sum(row["ours"] is not None for row in rows)
     return {
-        "summary": f"{measured} of the {len(rows)} numbers and curves that the paper gives of its own models and "
+        "summary": f"{measured} of the {len(rows)} numbers and figures that the paper gives of its own models and "
         "baselines are measured by this run. All trainings for them that this project can do come to "
         f"{gpu_hours(possible):,.0f} A100-hours at Table 3's speed, stages that several need counted once.",
         "tables": tables,

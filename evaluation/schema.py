@@ -118,7 +118,7 @@ class Grid(_Part):
 
 
 class PaperRow(_Part):
-    """A printed number, or a curve of a figure (``printed`` empty), and this run's or what it needs."""
+    """A printed number, or what a figure shows without one (``printed`` empty), and this run's or what it needs."""
 
     system: Text
     metric: Text

@@ -267,6 +267,8 @@ def test_the_papers_tables_scroll_within_the_page(browser: Page, beside_file: Pa
     assert browser.evaluate("document.documentElement.scrollWidth") <= width_px
     boxes = "[...document.querySelectorAll('.scroll')]"
     assert browser.evaluate(f"{boxes}.every(b => b.getBoundingClientRect().right <= innerWidth)")
+    captions = "[...document.querySelectorAll('.paper caption span')].map(c => c.getBoundingClientRect().right)"
+    assert max(browser.evaluate(captions)) <= width_px
     if width_px == 360:
         moved = browser.evaluate(f"{boxes}.map(b => {{ b.focus(); b.scrollLeft = 1e4; return b.scrollLeft; }})")
         assert len(moved) == 7 and min(moved) > 0
