@@ -2,183 +2,40 @@
 
 The page loads nothing and runs nothing (its own content security policy forbids both). Captions come from the web, so
 every text is escaped by the template, stripped of control characters, and kept out of the drawn charts; an image is
-accepted only as a PNG that decodes. The schema is ``Records`` below.
+accepted only as a PNG that decodes. The schema is ``Records`` in ``schema.py``.
 """
 
 import argparse
-import base64
-import binascii
+import csv
 import io
 import json
 import re
 import sys
-import unicodedata
 import warnings
 import xml.etree.ElementTree as ElementTree
 from datetime import datetime
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any
 
 import matplotlib
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter, NullLocator
-from PIL import Image
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-PNG_URI = "data:image/png;base64,"
-MAX_IMAGE_PX = 4096
+from evaluation.schema import Curve, MetricRow, Records, check, decoded_size
+
 PIXELATED_UP_TO_PX = 32  # below this size the pixels themselves are the picture; above, hard edges only disturb
-
-
-# ---- the schema ----------------------------------------------------------------------------------------------------
-
-
-def _clean(text: str) -> str:
-    """Without control characters, text-direction overrides and halves of surrogate pairs, which break or fake text."""
-    text = text.encode("utf-8", "replace").decode()
-    return "".join(c for c in text if c in "\n\t" or (unicodedata.category(c) != "Cc" and c not in _OVERRIDES))
-
-
-_OVERRIDES = "\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
-
-Text = Annotated[str, AfterValidator(_clean)]
-Number = Annotated[float, Field(allow_inf_nan=False)]
-
-
-class _Part(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
-
-
-class Stage(_Part):
-    name: Text
-    state: Literal["done", "reused", "failed"]
-    seconds: Annotated[float, Field(ge=0, allow_inf_nan=False)]
-    cost: Text
-    detail: Text
-
-
-class Series(_Part):
-    name: Text
-    x: list[Number]
-    y: list[Number]
-
-    @model_validator(mode="after")
-    def _paired(self) -> "Series":
-        if len(self.x) != len(self.y) or not self.x:
-            raise ValueError(f"x and y must be equally long and not empty, they have {len(self.x)} and {len(self.y)}")
-        return self
-
-
-class Curve(_Part):
-    title: Text
-    x_label: Text
-    y_label: Text
-    log_y: bool
-    series: Annotated[list[Series], Field(min_length=1)]
-
-    @model_validator(mode="after")
-    def _positive(self) -> "Curve":
-        if self.log_y and min(min(series.y) for series in self.series) <= 0:
-            raise ValueError("log_y is true, but a y is 0 or below")
-        return self
-
-
-class MetricRow(_Part):
-    name: Text
-    label: Text
-    n: Annotated[int, Field(ge=1)]
-    values: Annotated[dict[Text, Number], Field(min_length=1)]
-    interval: dict[Text, Annotated[list[Number], Field(min_length=2, max_length=2)]]
-    better: Literal["lower", "higher"]
-    note: Text
-
-    @model_validator(mode="after")
-    def _intervals_of_values(self) -> "MetricRow":
-        for what, (low, high) in self.interval.items():
-            if what not in self.values:
-                raise ValueError(f"interval: {what!r} has no value")
-            if low > high:
-                raise ValueError(f"interval: of {what!r} its low end {low} is above its high end {high}")
-        return self
-
-
-def _decoded_size(uri: str) -> tuple[int, int]:
-    """Width and height of a PNG data URI; ValueError unless it is one, whole, and of a sane size."""
-    if not uri.startswith(PNG_URI):
-        raise ValueError(f"only {PNG_URI}... is accepted")
-    try:
-        with Image.open(io.BytesIO(base64.b64decode(uri[len(PNG_URI) :], validate=True)), formats=["PNG"]) as image:
-            size = image.size
-            if max(size) > MAX_IMAGE_PX:
-                raise ValueError(f"{size[0]} x {size[1]} px is larger than {MAX_IMAGE_PX}")
-            image.load()
-    except (binascii.Error, OSError, SyntaxError) as error:
-        raise ValueError("not a PNG that can be decoded") from error
-    return size
-
-
-def _check_png(uri: str) -> str:
-    _decoded_size(uri)
-    return uri
-
-
-class Item(_Part):
-    caption: Text
-    image: Annotated[str, AfterValidator(_check_png)]
-
-
-class Grid(_Part):
-    title: Text
-    note: Text
-    columns: Annotated[int, Field(ge=1, le=64)]
-    items: Annotated[list[Item], Field(min_length=1)]
-
-
-def _check_time(text: str) -> str:
-    datetime.fromisoformat(text)
-    return text
-
-
-class Records(_Part):
-    """What ``flows/records/export.py`` exports of a run, and all that the page knows."""
-
-    format: Literal[1]
-    title: Text
-    run: Text
-    preset: Text
-    created: Annotated[str, AfterValidator(_check_time)]  # ISO 8601
-    verdict: Text
-    facts: list[Annotated[list[Text], Field(min_length=2, max_length=2)]]
-    stages: list[Stage]
-    curves: list[Curve]
-    metrics: list[MetricRow]
-    grids: list[Grid]
-    credits: list[Text]
-
-
-def check(records: dict[str, Any]) -> Records:
-    """Raises ValueError naming the first field that is missing or malformed, e.g. ``stages[2].seconds``."""
-    try:
-        return Records.model_validate(records)
-    except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        field = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in first["loc"]).lstrip(".")
-        given = "" if first["type"] == "missing" else f" (given: {_shortened(first['input'])})"
-        raise ValueError(f"records: {field or 'the whole'}: {first['msg']}{given}") from error
-
-
-def _shortened(value: Any) -> str:
-    text = ascii(value)
-    return text if len(text) <= 60 else text[:57] + "..."
 
 
 # ---- the page ------------------------------------------------------------------------------------------------------
 
 
 def render(records: dict[str, Any], out: Path) -> Path:
-    """Writes the page to ``out`` (replaced whole or not at all) and returns it. Raises ValueError as ``check``."""
+    """Writes the page to ``out``, and its metrics beside it as CSV (each replaced whole or not at all).
+
+    Returns the page. Raises ValueError as ``check``.
+    """
     checked = check(records)
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
@@ -187,28 +44,51 @@ def render(records: dict[str, Any], out: Path) -> Path:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters.update(number=number, duration=duration, date=date)
+    environment.filters.update(number=number, signed=signed, duration=duration, date=date)
     page = environment.get_template("report.html.j2").render(
         r=checked,
         curve_charts=[draw_curve(curve, f"curve{i}") for i, curve in enumerate(checked.curves)],
         metric_charts=[draw_metric(metric, f"metric{i}") for i, metric in enumerate(checked.metrics)],
         longest_s=max((stage.seconds for stage in checked.stages), default=0) or 1,
         total_s=sum(stage.seconds for stage in checked.stages),
-        size_of=_decoded_size,
+        size_of=decoded_size,
         pixelated_up_to_px=PIXELATED_UP_TO_PX,
     )
     out = Path(out)
     out.parent.mkdir(parents=True, exist_ok=True)
-    partial = out.with_name(out.name + ".partial")
-    partial.write_text(page, encoding="utf-8")
-    partial.replace(out)
+    for file, text in ((out.with_suffix(".csv"), metrics_csv(checked)), (out, page)):
+        partial = file.with_name(file.name + ".partial")
+        partial.write_text(text, encoding="utf-8", newline="")
+        partial.replace(file)
     return out
+
+
+def metrics_csv(records: Records) -> str:
+    """One line per metric and set. A text that a spreadsheet would take for a formula begins with an apostrophe."""
+    table = io.StringIO()
+    writer = csv.writer(table, lineterminator="\n")
+    writer.writerow(["run", "metric", "protocol", "n", "set", "value", "low", "high", "better"])
+    for metric in records.metrics:
+        for what, value in metric.values.items():
+            low, high = metric.interval.get(what, ("", ""))
+            texts = [_no_formula(text) for text in (records.run, metric.name, metric.protocol, what)]
+            writer.writerow([*texts[:3], metric.n, texts[3], value, low, high, metric.better])
+    return table.getvalue()
+
+
+def _no_formula(text: str) -> str:
+    return f"'{text}" if text.startswith(("=", "+", "-", "@", "\t")) else text
 
 
 def number(value: float) -> str:
     """Four significant digits: 1,234 · 12.35 · 0.001235, with a true minus sign."""
     text = f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
     return text.replace("-", "\N{MINUS SIGN}")
+
+
+def signed(value: float) -> str:
+    """As ``number``, with a plus where it is more."""
+    return f"+{number(value)}" if value > 0 else number(value)
 
 
 def duration(seconds: float) -> str:
@@ -362,6 +242,8 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("records", type=Path, help="records.json")
     parser.add_argument("-o", "--out", type=Path, default=Path("report.html"), help="the page (default: report.html)")
     given = parser.parse_args(arguments)
+    if given.out.suffix == ".csv":
+        parser.error(f"--out {given.out}: the page needs another name; the metrics are written beside it as .csv")
     try:
         records = json.loads(given.records.read_text(encoding="utf-8"))
         print(render(records, given.out))

