@@ -12,7 +12,7 @@ from flows.datasets.cards import keep_card
 from flows.datasets.removal import remove_samples
 from flows.datasets.sets import WIDTH, overview
 from flows.datasets.takedown import trained_on_removed
-from flows.records.export import artifacts
+from flows.records import artifacts
 from made import make_own_set, make_pictures
 from mdm.files import write_json
 from mdm.run.checkpoint import list_folders

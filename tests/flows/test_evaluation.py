@@ -14,7 +14,7 @@ import torch
 from evaluation.generate import ImageJob, generate_images
 from flows import evaluation
 from flows.progress import board
-from flows.records.export import export as records
+from flows.records import export as records
 from mdm.config import Labels, Sampling
 from mdm.data.shards import Shards
 from mdm.files import write_json
