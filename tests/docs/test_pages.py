@@ -161,7 +161,7 @@ def test_the_layout_names_every_file() -> None:
     for below, folder, text in re.findall(r"^(  )?([a-z]+)/ +(.*(?:\n {10,}.*)*)", block, re.MULTILINE):
         top = top if below else folder
         path = ROOT / top / folder if below else ROOT / folder
-        lists = [re.match(r"([a-z_]+(?:, [a-z_]+)*): ", part) for part in re.split(r";\s+", text)]
+        lists = [re.match(r"([a-z_0-9]+(?:, [a-z_0-9]+)*): ", part) for part in re.split(r";\s+", text)]
         named = [name for found in lists if found for name in found[1].split(", ")]
         there = sorted(file.stem for file in path.glob("[!_]*.py"))
         if top in ("mdm", "preprocessing", "evaluation", "flows") and sorted(named) != there:
