@@ -80,8 +80,13 @@ def _start(folder: Path, asked: dict[str, object], files: dict[Path, int], n: in
         if differ or not 0 <= done <= n:
             what = f"holds features of other {', '.join(differ) or 'progress'}"
             raise ValueError(f"{folder} {what}. Delete the folder, or name another")
-        if missing := [file.name for file in files if not file.exists()]:
-            raise ValueError(f"{folder}: {', '.join(missing)} is gone. Delete the folder, the features are made again")
+        for file, dim in files.items():
+            try:
+                whole = np.load(file, mmap_mode="r").shape == (n, dim)
+            except (OSError, ValueError, EOFError):  # gone, or cut off
+                whole = False
+            if not whole:
+                raise ValueError(f"{file} is gone or damaged. Delete the folder, the features are made again")
         return done
     for file, dim in files.items():
         temporary = file.with_suffix(".tmp")

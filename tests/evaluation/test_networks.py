@@ -21,10 +21,20 @@ from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
 from evaluation.clip import Clip
 from evaluation.dinov2 import DinoV2, interpolate_positions
+from evaluation.features import Extractor
 from evaluation.inception import InceptionV3
 from evaluation.protocols import KID, Result
 from evaluation.resize import bicubic, bicubic_square, bicubic_uint8
-from evaluation.weights import Weights, find_weights
+from evaluation.weights import (
+    CLIP_B_16,
+    CLIP_B_32,
+    CLIP_L_14,
+    CLIP_L_14_336,
+    DINOV2_L_14,
+    WeightFile,
+    Weights,
+    find_weights,
+)
 from random_weights import row_of, small_layers, without_hash, write_inception
 
 # TorchScript's end is announced; NVIDIA's file is what it is.
@@ -211,3 +221,24 @@ def test_what_random_weights_measure_reaches_no_report(inception: Weights) -> No
     with pytest.raises(ValueError, match="random weights"):
         Result(replace(KID, name="kid_random_64"), 8, {"samples": 1.0}).to_record()
     Result(KID, 8, {"samples": 1.0}, extractor="efficientnet_lite0").to_record()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("row", "dim"), [(CLIP_B_32, 512), (CLIP_B_16, 512), (CLIP_L_14, 768), (CLIP_L_14_336, 768), (DINOV2_L_14, 1024)]
+)
+def test_files_of_the_real_shapes(row: WeightFile, dim: int, tmp_path: Path, photo: Uint8) -> None:
+    """Up to 1.7 GB of random weights under the keys and shapes of the real file, from the file to the feature."""
+    file = tmp_path / row.file
+    if row is DINOV2_L_14:
+        network = timm.create_model(row.model, num_classes=0)
+        torch.save(network.state_dict() | {"mask_token": torch.zeros(1, dim)}, file)
+    else:
+        save_file(open_clip.create_model(row.model).state_dict(), file)
+    weights = find_weights(row_of(file, "random_real_shape", row.model, row.quick_gelu), tmp_path)
+    extractor: Extractor = DinoV2(weights) if row is DINOV2_L_14 else Clip(weights)
+    file.unlink()
+    found = extractor.extract(to_tensor(photo))
+    assert found.shape == (1, dim) == (1, extractor.dim) and np.isfinite(found).all()
+    if isinstance(extractor, Clip):
+        assert extractor.text_features(["a photograph"]).shape == (1, dim)

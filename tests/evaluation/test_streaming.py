@@ -1,3 +1,4 @@
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -68,9 +69,10 @@ def test_refuses_other_inputs_and_other_numbers(tmp_path: Path, drawings: Uint8)
     for other, networks in (("inputs", NETWORKS), ("weights", NETWORKS[:1])):
         with pytest.raises(ValueError, match=f"holds features of other {other}. Delete the folder, or name another"):
             extract_all(networks, Source(drawings), tmp_path, 20, "others" if other == "inputs" else "drawings")
-    (tmp_path / "random_64.npy").unlink()
-    with pytest.raises(ValueError, match=r"random_64\.npy is gone"):
-        extract_all(NETWORKS, Source(drawings), tmp_path, 20, "drawings")
+    for damage in (lambda file: os.truncate(file, 3000), lambda file: file.unlink()):
+        damage(tmp_path / "random_64.npy")
+        with pytest.raises(ValueError, match=r"random_64\.npy is gone or damaged. Delete the folder"):
+            extract_all(NETWORKS, Source(drawings), tmp_path, 20, "drawings")
 
 
 def test_features_that_are_not_finite_are_not_kept(tmp_path: Path, drawings: Uint8) -> None:
