@@ -8,7 +8,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from evaluation.features import Extractor
+from evaluation.features import Extractor, full_precision
 from evaluation.resize import bicubic
 from evaluation.weights import Weights
 
@@ -34,7 +34,7 @@ class InceptionV3(Extractor):
     ) -> None:
         self.name, self.weights, self.resize = f"{weights.row.name}_{resize}", weights.sha256, resize
         self.device = torch.device(device)
-        with warnings.catch_warnings(), torch.no_grad():
+        with warnings.catch_warnings(), torch.no_grad(), full_precision():
             warnings.simplefilter("ignore", FutureWarning)  # TorchScript's end is announced; the file is what it is
             try:
                 plain = torch.jit.load(weights.path, map_location=self.device).eval()

@@ -82,6 +82,21 @@ def test_features_that_are_not_finite_are_not_kept(tmp_path: Path, drawings: Uin
         extract_all([broken], Source(drawings), tmp_path, 96, "drawings")
 
 
+def test_no_network_computes_in_tf32(tmp_path: Path, drawings: Uint8, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the switches say while a network runs; they are as before afterwards."""
+    seen = set()
+
+    class Watching(RandomFeatures):
+        def features(self, images: torch.Tensor) -> torch.Tensor:
+            seen.add((torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32))
+            return super().features(images)
+
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
+    Watching().extract(drawings[:2])
+    extract_all([Watching()], Source(drawings[:2]), tmp_path, 2, "drawings")
+    assert seen == {(False, False)} and torch.backends.cudnn.allow_tf32
+
+
 def test_a_disk_without_room_is_known_before_any_image(tmp_path: Path, drawings: Uint8) -> None:
     source = Source(drawings)
     with pytest.raises(ValueError, match=r"features of 10\d+ images need \d+ MB there. Make room, or name a folder"):
