@@ -52,6 +52,9 @@ RETRIEVAL_R10 = Metric(
     "As R@1, but among the ten best.",
 )
 
+# How the name of a network with random weights begins. Such exist for tests; their numbers reach no report.
+RANDOM = "random_"
+
 HEADLINE = KID  # the one number of a run, where there is room for one: unbiased, and with an interval
 
 # What is measured, by the name that stands beside its value.
@@ -68,14 +71,16 @@ METRICS_FORMAT = 1
 @dataclass(frozen=True)
 class Result:
     """One metric measured on ``n`` images per set: values by what was measured ("samples", "noise", …), the first of
-    them the run's own, and 95 % intervals of those that have one. Raises ValueError for values that are not finite,
-    or an interval that has no value or does not enclose it.
+    them the run's own, and 95 % intervals of those that have one. ``extractor``: the name of the network whose features
+    were measured. Raises ValueError for values that are not finite, or an interval that has no value or does not
+    enclose it.
     """
 
     metric: Metric
     n: int
     values: Mapping[str, float]
     intervals: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    extractor: str = ""
 
     def __post_init__(self) -> None:
         if self.n < 1 or not self.values:
@@ -90,7 +95,10 @@ class Result:
                 raise ValueError(f"{self.metric.name}: [{low}, {high}] does not enclose {what!r} {self.values[what]}")
 
     def to_record(self) -> dict[str, Any]:
-        """The row of ``metrics`` in records.json."""
+        """The row of ``metrics`` in records.json. Raises ValueError for what a network with random weights measured."""
+        if self.extractor.startswith(RANDOM) or RANDOM in self.metric.name:
+            network = self.extractor or self.metric.name
+            raise ValueError(f"{self.metric.name}: {network} has random weights, for tests only: not for a report")
         return {
             "name": self.metric.name,
             "label": self.metric.label,
