@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from evaluation.protocols import RANDOM
+from evaluation.results import RANDOM
 from mdm.data.pixels import read_rgb
 from mdm.files import sha256
 

@@ -11,8 +11,8 @@ from evaluation.captions import unique
 from evaluation.extraction import kept_features
 from evaluation.metrics import caption_fit, distances
 from evaluation.nearest import nearest_images
-from evaluation.protocols import SAMPLES
 from evaluation.reading import load_drawn, load_real, measured_lines, sample_px
+from evaluation.results import SAMPLES
 from mdm.data.embeddings import TextSource
 from mdm.data.shards import Shards
 from mdm.data.text import online_encoder

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from evaluation.frechet import frechet_distance
 from evaluation.heads import retrieval, train_heads
 from evaluation.kid import kid
-from evaluation.protocols import (
+from evaluation.results import (
     FRECHET,
     KID,
     NOISE,

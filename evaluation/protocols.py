@@ -1,116 +1,107 @@
-"""What is measured, under which name, and which way is better: the one place that says so."""
+"""Ways to measure a checkpoint, as data: which prompts, which reference, prepared how, by which networks and metrics.
 
-import math
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any, Literal
+Two results of different protocols are never one column. A protocol's digest stands beside each of its results.
+"""
 
+from dataclasses import dataclass
+from typing import Literal, get_args
 
-@dataclass(frozen=True)
-class Metric:
-    """``name`` is the key in MLflow and records.json, ``label`` and ``note`` are for the reader of the page."""
+from mdm.experiments import Protocol as ProtocolName
 
-    name: str
-    label: str
-    better: Literal["lower", "higher"]
-    note: str
+Preparation = Literal["as drawn", "adm centre crop 256"]  # of real images; ADM: BOX halvings, bicubic, centre crop
+Reference = Literal["both splits", "all of the split", "all of train", "the prompts' own"]
 
 
-FRECHET = Metric(
-    "fd1280_efficientnet_lite0",
-    "Fréchet distance (EfficientNet-Lite0)",
-    "lower",
-    "Between Gaussians fitted to 1280 features of samples and of real images. A stand-in, not FID: the network is "
-    "EfficientNet-Lite0, not Inception-V3. Biased upwards at small N, so only values of equal N compare.",
-)
-KID = Metric(
-    "kid_efficientnet_lite0",
-    "Kernel distance (EfficientNet-Lite0)",
-    "lower",
-    "Unbiased squared MMD with a cubic kernel (Bińkowski et al. 2018) on the same features; its expectation does not "
-    "depend on N and is 0 for equal distributions. A stand-in, not the Inception KID. The interval is a 95 % bootstrap "
-    "over samples and real images.",
-)
-TEXT_IMAGE = Metric(
-    "text_image_cosine_minilm_effnet_heads",
-    "Text-image cosine (MiniLM × EfficientNet-Lite0 heads)",
-    "higher",
-    "Mean cosine between image and caption under two linear heads learned from the run's own training pairs. A "
-    "stand-in, not a CLIP score; what the heads can tell apart is measured by their retrieval on held-out pairs.",
-)
-RETRIEVAL_R1 = Metric(
-    "retrieval_r1_minilm_effnet_heads",
-    "Held-out retrieval of the heads, R@1",
-    "higher",
-    "How often the learned heads rank a real held-out image's own caption first among all N: the worth of the "
-    "text-image cosine, with guessing beside it.",
-)
-RETRIEVAL_R10 = Metric(
-    "retrieval_r10_minilm_effnet_heads",
-    "Held-out retrieval of the heads, R@10",
-    "higher",
-    "As R@1, but among the ten best.",
-)
+@dataclass(frozen=True, kw_only=True)
+class Protocol:
+    """One way; ``version`` goes up when a rule changes."""
 
-# How the name of a network with random weights begins. Such exist for tests; their numbers reach no report.
-RANDOM = "random_"
-
-HEADLINE = KID  # the one number of a run, where there is room for one: unbiased, and with an interval
-
-# What is measured, by the name that stands beside its value.
-SAMPLES = "samples"
-UNTRAINED = "untrained model"
-NOISE = "noise"
-REAL = "held-out images"
-SHUFFLED = "shuffled captions"
-
-# Raise it by hand where the code computes other numbers from the same images: they are measured anew.
-METRICS_FORMAT = 1
+    name: ProtocolName
+    version: int = 1
+    summary: str
+    data: str = ""  # a data set of the catalogue; "": the run's own
+    split: Literal["train", "val"] = "val"  # whose captions or labels are asked for
+    num_samples: int = 0  # prompts, chosen by hash of their keys; 0: as many as the run's preset has
+    reference: Reference
+    preparation: Preparation = "as drawn"
+    networks: tuple[str, ...]  # rows of evaluation/weights.py, or what comes with the packages
+    metrics: tuple[str, ...]
+    guided: bool = True  # as the run's preset samples; else without guidance
+    negative_prompt: str = ""
+    lacks: str = ""  # what this project does not have for it yet
 
 
-@dataclass(frozen=True)
-class Result:
-    """One metric measured on ``n`` images per set: values by what was measured ("samples", "noise", …), the first of
-    them the run's own, and 95 % intervals of those that have one. ``extractor``: the name of the network whose features
-    were measured. Raises ValueError for values that are not finite, or an interval that has no value or does not
-    enclose it.
-    """
+_DISTANCES = ("fid_clean", "fid_legacy", "kid", "prdc", "inception_score", "cmmd", "fd_dinov2")
+_NETWORKS = ("inception_v3", "clip_vit_b_32", "clip_vit_b_16", "clip_vit_l_14", "clip_vit_l_14_336", "dinov2_vit_l_14")
 
-    metric: Metric
-    n: int
-    values: Mapping[str, float]
-    intervals: Mapping[str, tuple[float, float]] = field(default_factory=dict)
-    extractor: str = ""
-
-    def __post_init__(self) -> None:
-        if self.n < 1 or not self.values:
-            raise ValueError(f"{self.metric.name}: needs n >= 1 and at least one value")
-        for what, value in self.values.items():
-            if not math.isfinite(value):
-                raise ValueError(f"{self.metric.name}: the value of {what!r} is {value}")
-        for what, (low, high) in self.intervals.items():
-            if what not in self.values:
-                raise ValueError(f"{self.metric.name}: an interval for {what!r}, which has no value")
-            if not low <= self.values[what] <= high:
-                raise ValueError(f"{self.metric.name}: [{low}, {high}] does not enclose {what!r} {self.values[what]}")
-
-    def to_record(self) -> dict[str, Any]:
-        """The row of ``metrics`` in records.json. Raises ValueError for what a network with random weights measured."""
-        if self.extractor.startswith(RANDOM) or RANDOM in self.metric.name:
-            network = self.extractor or self.metric.name
-            raise ValueError(f"{self.metric.name}: {network} has random weights, for tests only: not for a report")
-        return {
-            "name": self.metric.name,
-            "label": self.metric.label,
-            "n": self.n,
-            "values": {what: float(value) for what, value in self.values.items()},
-            "interval": {what: [float(low), float(high)] for what, (low, high) in self.intervals.items()},
-            "better": self.metric.better,
-            "note": self.metric.note,
-        }
-
-
-def memory_bytes(num_samples: int, num_real: int, px: int) -> int:
-    """About what an evaluation holds at once: real images and three sets of samples, and 2 bytes for how often each
-    image is drawn in each of the kernel distance's 1,000 replicates."""
-    return (num_real + 3 * num_samples) * 3 * px**2 + 2000 * (num_real + num_samples)
+PROTOCOLS: dict[ProtocolName, Protocol] = {
+    protocol.name: protocol
+    for protocol in (
+        Protocol(
+            name="embedded",
+            summary="the run's own held-out captions and packaged features: stand-ins, under their names",
+            reference="both splits",
+            networks=("efficientnet_lite0",),
+            metrics=("fd1280_efficientnet_lite0", "kid_efficientnet_lite0", "text_image_cosine"),
+        ),
+        Protocol(
+            name="watch",
+            summary="the run's held-out captions, unguided: what a training is watched by",
+            num_samples=1_000,
+            reference="both splits",
+            networks=("efficientnet_lite0",),
+            metrics=("fd1280_efficientnet_lite0", "kid_efficientnet_lite0"),
+            guided=False,
+        ),
+        Protocol(
+            name="coco2014-val-30k",
+            summary="30,000 captions of COCO 2014's validation pictures against all 40,504 of them, zero-shot",
+            data="coco2014-val",
+            num_samples=30_000,
+            reference="all of the split",
+            preparation="adm centre crop 256",
+            networks=_NETWORKS,
+            metrics=(*_DISTANCES, "clip_score"),
+        ),
+        Protocol(
+            name="mdm-released",
+            summary="as the authors' script has it: against the same captions' pictures, negative prompt 'low quality'",
+            data="coco2014-val",
+            num_samples=30_000,
+            reference="the prompts' own",
+            networks=("inception_v3", "clip_vit_b_16"),
+            metrics=("fid_legacy", "clip_score"),
+            negative_prompt="low quality",
+            lacks="negative prompts are not built",
+        ),
+        Protocol(
+            name="imagenet-50k",
+            summary="50,000 samples of random labels against all training images (App. F)",
+            data="imagenet",
+            num_samples=50_000,
+            reference="all of train",
+            preparation="adm centre crop 256",
+            networks=_NETWORKS,
+            metrics=_DISTANCES,
+            lacks="labels drawn at random are not built",
+        ),
+        Protocol(
+            name="cc12m-heldout",
+            summary="every held-out pair that is alive, without guidance (Figs. 4b, 4c, 8b)",
+            data="cc12m",
+            reference="all of the split",
+            networks=_NETWORKS,
+            metrics=(*_DISTANCES, "clip_score"),
+            guided=False,
+        ),
+        Protocol(
+            name="gallery",
+            summary="the prompts of the paper's figures: pictures, no numbers",
+            reference="the prompts' own",
+            networks=(),
+            metrics=(),
+            lacks="the figures' prompts are not stored here (`mdm sample` draws prompts of your own)",
+        ),
+    )
+}
+assert set(PROTOCOLS) == set(get_args(ProtocolName))

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from evaluation.captions import Line, held_out_prompts, lines_of
 from evaluation.features import load_folder
 from evaluation.heads import pool_tokens
-from evaluation.protocols import NOISE, SAMPLES, UNTRAINED
+from evaluation.results import NOISE, SAMPLES, UNTRAINED
 from mdm.data.order import hash64
 from mdm.data.ranges import average, to_uint8
 from mdm.data.shards import Shards

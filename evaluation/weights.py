@@ -14,7 +14,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from evaluation.protocols import RANDOM
+from evaluation.results import RANDOM
 from mdm.files import sha256, sync
 
 TIMEOUT_S = 10  # of one answer of the server

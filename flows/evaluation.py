@@ -10,9 +10,9 @@ from prefect.cache_policies import NO_CACHE
 from evaluation.captions import held_out_prompts, is_whole
 from evaluation.generate import AS_MADE, ImageJob, ImageSet, prepare
 from evaluation.measure import measure
-from evaluation.protocols import HEADLINE, SAMPLES
 from evaluation.reading import measured_lines
 from evaluation.report import render
+from evaluation.results import HEADLINE, SAMPLES
 from flows.datasets.removal import between_removals
 from flows.inputs import MetricsInputs, first_metrics, first_samples, metrics_inputs, sample_inputs
 from flows.launch import died, run_job

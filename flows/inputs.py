@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 from evaluation.captions import Line
 from evaluation.features import EfficientNetLite0
-from evaluation.protocols import METRICS_FORMAT
+from evaluation.results import METRICS_FORMAT
 from mdm.config import SAMPLING_FORMAT, Model, Sampling
 from mdm.data.embeddings import TextSource
 from mdm.presets import Preset

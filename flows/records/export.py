@@ -14,7 +14,7 @@ from PIL import Image
 
 from evaluation.beside import beside_paper
 from evaluation.features import load_folder
-from evaluation.protocols import FRECHET, KID, NOISE, SAMPLES, SHUFFLED, TEXT_IMAGE, UNTRAINED
+from evaluation.results import FRECHET, KID, NOISE, SAMPLES, SHUFFLED, TEXT_IMAGE, UNTRAINED
 from flows.inputs import started_at
 from flows.records.tracking import Tracker, history
 from flows.training import trained_weights

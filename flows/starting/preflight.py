@@ -9,7 +9,7 @@ from pathlib import Path
 
 import psutil
 
-from evaluation.protocols import memory_bytes
+from evaluation.results import memory_bytes
 from flows.datasets.text import SPLITS
 from flows.home import Trouble, datasets, home, make_home, sources, weights
 from mdm.config import ENCODERS

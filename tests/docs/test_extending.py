@@ -7,7 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from evaluation.protocols import METRICS_FORMAT
+from evaluation.results import METRICS_FORMAT
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "extending.md").read_text()
@@ -41,7 +41,7 @@ import torch
 
 import mdm
 from evaluation import metrics
-from evaluation.protocols import METRICS_FORMAT, VENDI
+from evaluation.results import METRICS_FORMAT, VENDI
 from evaluation.vendi import vendi
 from flows.cli import main
 from mdm.config import SamplerName, Sampling

@@ -11,7 +11,7 @@ import pyvips
 from PIL import Image
 
 from evaluation.beside import beside_paper
-from evaluation.protocols import FRECHET, KID, TEXT_IMAGE, Result
+from evaluation.results import FRECHET, KID, TEXT_IMAGE, Result
 from mdm.presets import PRESETS, resolve
 
 HOSTILE = '<script>document.title="broken"</script> "quoted" & \'single\' $x^2$ {{ 7 * 7 }} \u202eright to left'

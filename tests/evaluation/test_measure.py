@@ -12,7 +12,7 @@ import torch
 from evaluation import extraction, measure
 from evaluation.captions import held_out_prompts, read_lines, unique
 from evaluation.generate import ImageJob, ImageSet, prepare, save_images
-from evaluation.protocols import HEADLINE, SAMPLES, UNTRAINED
+from evaluation.results import HEADLINE, SAMPLES, UNTRAINED
 from mdm.config import Sampling
 from mdm.data.shards import Shards
 from mdm.presets import Evaluation

@@ -23,8 +23,8 @@ from evaluation.clip import Clip
 from evaluation.dinov2 import DinoV2, interpolate_positions
 from evaluation.features import Extractor
 from evaluation.inception import InceptionV3
-from evaluation.protocols import KID, Result
 from evaluation.resize import bicubic, bicubic_square, bicubic_uint8
+from evaluation.results import KID, Result
 from evaluation.weights import (
     CLIP_B_16,
     CLIP_B_32,

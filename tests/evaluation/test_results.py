@@ -1,16 +1,15 @@
 import pytest
 
-from evaluation import protocols
 from evaluation.features import EfficientNetLite0
-from evaluation.protocols import FRECHET, KID, TEXT_IMAGE, Metric, Result
 from evaluation.report import MetricRow
+from evaluation.results import FRECHET, KID, TEXT_IMAGE, Metric, Result
 
 
 def test_names_carry_the_stand_in() -> None:
     assert FRECHET.name == EfficientNetLite0.metric_name(f"fd{EfficientNetLite0.dim}")
     assert KID.name == EfficientNetLite0.metric_name("kid")
     assert TEXT_IMAGE.name == "text_image_cosine_minilm_effnet_heads"
-    metrics = {value for value in vars(protocols).values() if isinstance(value, Metric)}
+    metrics = {value for value in vars(results).values() if isinstance(value, Metric)}
     assert len({metric.name for metric in metrics}) == len(metrics) >= 5
     for metric in metrics:
         assert "fid" not in metric.name and "clip" not in metric.name and "inception" not in metric.name

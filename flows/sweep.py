@@ -1,0 +1,247 @@
+"""A run's checkpoints measured under a protocol, point by point: guidance, steps, samplers, checkpoints along the run.
+
+Each point has a folder, ``RUN/evaluations/PROTOCOL/POINT``, with its images and its numbers, done when its markers say
+so: killed at any moment, the same command draws what is missing and computes the same.
+"""
+
+import itertools
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, get_args
+
+from prefect import State, flow
+
+from evaluation.captions import held_out_prompts
+from evaluation.protocols import PROTOCOLS, Protocol
+from flows.cancel import ends_cancelled
+from flows.data import fitted
+from flows.datasets.sets import set_of_samples
+from flows.evaluation import evaluate_samples, sample_images
+from flows.home import Trouble, hold, quiet_services, run_folder
+from flows.progress import board
+from flows.records.tracking import Tracker
+from mdm.config import SamplerName, Sampling
+from mdm.data.embeddings import TextSource
+from mdm.data.leases import Lease
+from mdm.data.shards import Shards
+from mdm.experiments import Protocol as ProtocolName
+from mdm.files import load_json, write_json
+from mdm.presets import Preset, load_preset
+from mdm.run.checkpoint import newest_checkpoint
+from mdm.run.folder import find_damage, list_folders
+from mdm.structure import digest, from_dict, to_dict
+
+FEW_STEPS = 50  # below, uniform spacing leaves images of shifted levels with too little variance
+
+
+@dataclass(frozen=True)
+class Point:
+    """One thing that is measured: a checkpoint's EMA weights, and how images are drawn from them."""
+
+    name: str
+    checkpoint: Path
+    sampling: Sampling
+
+    @property
+    def nimg(self) -> int:
+        return int(self.checkpoint.name.removeprefix("nimg-"))
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """A run under a protocol: what it was trained on, and the points to measure."""
+
+    run: Path
+    preset: Preset
+    protocol: Protocol
+    data: Path
+    text: TextSource | None
+    points: list[Point]
+
+    @property
+    def folder(self) -> Path:
+        return self.run / "evaluations" / self.protocol.name
+
+
+def plan(run: str, protocol: ProtocolName, sweep: dict[str, list[str]]) -> Evaluation:
+    """Raises ValueError or Trouble for a run, protocol or sweep that cannot be measured here."""
+    folder = run_folder(run)
+    if not (folder / "config.json").exists():
+        raise ValueError(f"{folder} is no run (`mdm status` lists them)")
+    preset, chosen = load_preset(folder / "config.json"), PROTOCOLS[protocol]
+    if chosen.lacks:
+        raise Trouble(f"protocol {protocol} cannot be measured yet: {chosen.lacks}")
+    stage = folder / list(preset.stages)[-1]
+    if not (stage / "job.json").exists():
+        raise ValueError(f"{stage} has not been trained: `mdm run` trains it, `mdm status {folder.name}` says how far")
+    job = load_json(stage / "job.json")
+    text = None if job["text"] is None else from_dict(TextSource, job["text"])
+    data = set_of_samples(job["val_data"], job.get("val_digest", ""))
+    points = list(_points(stage, preset.sampling, sweep))
+    return Evaluation(folder, fitted(preset, data, lambda line: None), chosen, data, text, points)
+
+
+def _points(stage: Path, sampling: Sampling, sweep: dict[str, list[str]]) -> Iterator[Point]:
+    known = {"guidance": _numbers, "steps": int, "sampler": str, "checkpoint": str}
+    for name in sweep:
+        if name not in known:
+            raise ValueError(f"--sweep {name}=…: what can be swept is {', '.join(known)}")
+    checkpoints = _checkpoints(stage, sweep.get("checkpoint"))
+    others = {name: values for name, values in sweep.items() if name != "checkpoint"}
+    for checkpoint, values in itertools.product(checkpoints, itertools.product(*others.values())):
+        fields: dict[str, Any] = {}
+        for name, text in zip(others, values, strict=True):
+            try:
+                fields[name] = known[name](text)  # type: ignore[operator]
+            except ValueError:
+                raise ValueError(f"--sweep {name}={text}: not a number") from None
+        if "sampler" in fields:
+            if fields["sampler"] not in get_args(SamplerName):
+                raise ValueError(f"--sweep sampler={fields['sampler']}: there are {', '.join(get_args(SamplerName))}")
+            fields["spacing"] = None  # that one's, not the run's
+        parts = [f"{name}-{text}" for name, text in zip(others, values, strict=True)]
+        if len(checkpoints) > 1:
+            parts.insert(0, checkpoint.name)
+        yield Point("_".join(parts) or "as-trained", checkpoint, replace(sampling, **fields))
+
+
+def _numbers(text: str) -> tuple[float, ...]:
+    return tuple(float(part) for part in text.split("/"))  # per level, innermost first; one value serves all
+
+
+def _checkpoints(stage: Path, asked: list[str] | None) -> list[Path]:
+    there = list_folders(stage / "checkpoints")
+    if asked is None:
+        newest = newest_checkpoint(stage / "checkpoints")[0]
+        if newest is None:
+            raise ValueError(f"{stage} has no whole checkpoint yet")
+        return [newest]
+    names = {path.name: path for path in there}
+    chosen = there if asked == ["all"] else [names[name] for name in asked if name in names]
+    if lacking := [name for name in asked if name != "all" and name not in names]:
+        raise ValueError(f"{stage} has no checkpoint {lacking[0]!r}; there are {', '.join(names)}")
+    for path in chosen:
+        if (problem := find_damage(path)) is not None:
+            raise ValueError(f"{path} is damaged ({problem}): leave it out of --sweep checkpoint=…")
+    return chosen
+
+
+def plan_lines(planned: Evaluation) -> Iterator[str]:
+    """What measuring will take: images, network calls, hours at the rate at which the run's own samples were drawn."""
+    prompts = planned.preset.evaluation.num_samples
+    yield f"{planned.run.name} under {planned.protocol.name} ({planned.protocol.summary})"
+    calls, seconds, rate = 0, 0.0, _rate(planned)
+    for point in planned.points:
+        sampling = point.sampling
+        passes = 1 + any(weight != 1 for weight in sampling.guidance)
+        calls += (mine := prompts * sampling.steps * passes)
+        seconds += 0 if rate is None else mine * rate
+        shown = "/".join(f"{weight:g}" for weight in sampling.guidance)
+        yield f"  {point.name}: {point.checkpoint.name}, {sampling.sampler}, {sampling.steps} steps, guidance {shown}"
+        yield from (f"  {point.name}: {line}" for line in warnings(planned.preset, sampling))
+    pixels = sum(px**2 for px in list(planned.preset.stages.values())[-1].model.resolutions)
+    yield (
+        f"{len(planned.points)} points, {prompts * len(planned.points):,} images and as many of an untrained model, "
+        f"{calls:,} network calls, about {2 * prompts * len(planned.points) * pixels * 3 / 1e6:,.0f} MB at most"
+    )
+    yield (
+        "no time is known: this run has drawn no samples here"
+        if rate is None
+        else (f"about {seconds / 3600:,.2f} hours at the rate of the run's own samples, measuring not counted")
+    )
+
+
+def _rate(planned: Evaluation) -> float | None:
+    """Seconds per network call, of the run's own samples and untrained ones, together."""
+    done = planned.run / "samples" / "done.json"
+    if not done.exists():
+        return None
+    found, sampling = load_json(done), planned.preset.sampling
+    passes = 1 + any(weight != 1 for weight in sampling.guidance)
+    return found["seconds"] / (found["images"] / 2 * sampling.steps * passes)
+
+
+def warnings(preset: Preset, sampling: Sampling) -> Iterator[str]:
+    """What is known to go wrong with such settings."""
+    shifted = any(level.shift > 1 for level in list(preset.stages.values())[-1].model.levels)
+    if shifted and sampling.spacing == "uniform" and sampling.steps < FEW_STEPS:
+        yield (
+            f"{sampling.steps} uniformly spaced steps leave images of shifted levels with too little variance (seen: "
+            "0.36 for 0.70): take another spacing, another sampler, or more steps"
+        )
+
+
+@flow(name="mdm-evaluation", flow_run_name="{run} {protocol}")
+def evaluation(
+    run: str, protocol: ProtocolName = "embedded", sweep: dict[str, list[str]] | None = None, processes: int = 0
+) -> str | State:
+    """Measure a run's checkpoints under a protocol; the same call goes on after a kill. Returns the results' folder."""
+    quiet_services()
+    planned = plan(run, protocol, sweep or {})
+    preset = planned.preset
+    if processes:
+        preset = replace(preset, hardware=replace(preset.hardware, processes=processes))
+    planned.folder.mkdir(parents=True, exist_ok=True)
+    with hold(planned.folder / "flow.lock", f"evaluation {planned.folder}"), board(["sample", "evaluate"]) as shown:
+        tracker = Tracker(planned.folder, f"{planned.run.name} {planned.protocol.name}", shown.say)
+        with ends_cancelled() as end, tracker.recording(), Lease(planned.data, f"evaluation of {planned.run.name}"):
+            write_json(planned.folder / "results.json", _measure(planned, preset, tracker, shown.say))
+            with tracker.reachable():
+                tracker.artifact("", planned.folder / "results.json")
+    return end.state or str(planned.folder)
+
+
+def _measure(planned: Evaluation, preset: Preset, tracker: Tracker, say: Callable[[str], None]) -> list[dict[str, Any]]:
+    """The numbers of every point."""
+    found = []
+    for point in planned.points:
+        for line in warnings(preset, point.sampling):
+            say(f"{point.name}: {line}")
+        chosen, weights = replace(preset, sampling=point.sampling), point.checkpoint / "ema"
+        folder = planned.folder / point.name
+        sample_images(chosen, folder / "samples", weights, planned.data, planned.text)
+        done = evaluate_samples(chosen, folder, weights, planned.data, planned.text, tracker, point.name, point.nimg)
+        facts = point_facts(planned, point)
+        with tracker.reachable():
+            tracker.params(point.name, facts)
+        found.append({**facts, "metrics": done["metrics"]})
+    return found
+
+
+def point_facts(planned: Evaluation, point: Point) -> dict[str, Any]:
+    """What stands beside a point's numbers; ``protocol_digest`` tells those that may be compared."""
+    held_out = Shards(planned.data / "val")
+    prompts = held_out_prompts(held_out, planned.preset.evaluation.num_samples, labelled=planned.text is None)
+    decides = [
+        to_dict(planned.protocol),
+        to_dict(planned.preset.evaluation),
+        sorted((prompt.key, prompt.caption) for prompt in prompts),
+        held_out.revision,
+        Shards(planned.data / "train").revision,
+        planned.preset.seed,
+    ]
+    return {
+        "protocol": planned.protocol.name,
+        "protocol_digest": digest(decides)[:12],
+        "point": point.name,
+        "checkpoint": point.checkpoint.name,
+        "nimg": point.nimg,
+        "n": len(prompts),
+        **{f"sampling.{name}": value for name, value in to_dict(point.sampling).items()},
+    }
+
+
+def result_lines(folder: Path) -> Iterator[str]:
+    """A table of the points' headline numbers, for a terminal."""
+    from evaluation.results import HEADLINE, SAMPLES
+
+    for point in load_json(folder / "results.json"):
+        named = {metric["name"]: metric for metric in point["metrics"]}
+        values = [
+            f"{metric['label']} {metric['values'][SAMPLES]:.4g}"
+            for metric in named.values()
+            if SAMPLES in metric["values"]
+        ]
+        low, high = named[HEADLINE.name]["interval"][SAMPLES]
+        yield f"{point['point']:24} N={point['n']}  [{low:.3f}, {high:.3f}]  " + "; ".join(values)
