@@ -80,9 +80,16 @@ def sample_images(preset: Preset, folder: Path, weights: Path, data: Path, text:
 
 @task(task_run_name="evaluate", cache_policy=NO_CACHE)
 def evaluate_samples(
-    preset: Preset, run: Path, weights: Path, data: Path, text: TextSource | None, tracker: Tracker
+    preset: Preset,
+    run: Path,
+    weights: Path,
+    data: Path,
+    text: TextSource | None,
+    tracker: Tracker,
+    child: str = "evaluation",
+    nimg: int = 0,
 ) -> dict[str, Any]:
-    """Every metric, into results.json, MLflow and a table in the Prefect UI."""
+    """Every metric, into results.json, MLflow (in the run of this child, at so many images) and Prefect's UI."""
     folder, images, settings = run / "evaluation", run / "samples", preset.evaluation
     train, held_out = Shards(data / "train"), Shards(data / "val")
     lines = measured_lines(images, held_out, settings.num_samples, labelled=text is None)
@@ -105,7 +112,7 @@ def evaluate_samples(
 
     give_way(data, board().say)
     done = once(folder, inputs, work, board().say, translate, (folder / "results.json").exists)
-    log_results(tracker, folder, data, done)
+    log_results(tracker, folder, data, done, child, nimg)
     progress.done()
     headline = next(metric for metric in done["metrics"] if metric["name"] == HEADLINE.name)
     values = ", ".join(f"{what} {value:.3f}" for what, value in headline["values"].items())
@@ -114,7 +121,9 @@ def evaluate_samples(
     return done
 
 
-def log_results(tracker: Tracker, folder: Path, data: Path, done: dict[str, Any]) -> None:
+def log_results(
+    tracker: Tracker, folder: Path, data: Path, done: dict[str, Any], child: str = "evaluation", nimg: int = 0
+) -> None:
     """Numbers of one evaluation: ``eval/NAME_nN`` for the samples, ``eval/NAME_nN/WHAT`` for what they stand beside.
 
     The samples' own also go to the parent run, so that runs can be compared by them in the UI's table.
@@ -130,12 +139,13 @@ def log_results(tracker: Tracker, folder: Path, data: Path, done: dict[str, Any]
         for what, (low, high) in metric["interval"].items():
             prefix = name if what == next(iter(metric["values"])) else f"{name}/{what.replace(' ', '_')}"
             values |= {f"{prefix}_low": low, f"{prefix}_high": high}
-    tracker.metrics("", own, 0, done["finished_ms"])
-    tracker.metrics("evaluation", values, 0, done["finished_ms"])
+    if child == "evaluation":  # of several points none speaks for all
+        tracker.metrics("", own, 0, done["finished_ms"])
+    tracker.metrics(child, values, nimg, done["finished_ms"])
     for split, context in (("val", "evaluation"), ("train", "training")):
-        tracker.dataset("evaluation", data / split, read_manifest(data / split)["digest"], context)
-    tracker.artifact("evaluation", folder / "results.json")
-    tracker.finish("evaluation")
+        tracker.dataset(child, data / split, read_manifest(data / split)["digest"], context)
+    tracker.artifact(child, folder / "results.json")
+    tracker.finish(child)
     rows = [
         {"metric": f"{m['label']} (N={m['n']})", **{what: f"{v:.4g}" for what, v in m["values"].items()}}
         for m in done["metrics"]

@@ -14,24 +14,28 @@ from prefect import State, flow
 
 from evaluation.captions import held_out_prompts
 from evaluation.protocols import PROTOCOLS, Protocol
+from evaluation.weights import TABLE, how_to_get
 from flows.cancel import ends_cancelled
 from flows.data import fitted
 from flows.datasets.sets import set_of_samples
 from flows.evaluation import evaluate_samples, sample_images
-from flows.home import Trouble, hold, quiet_services, run_folder
+from flows.home import Trouble, datasets, hold, quiet_services, run_folder, weights
 from flows.progress import board
 from flows.records.tracking import Tracker
 from mdm.config import SamplerName, Sampling
 from mdm.data.embeddings import TextSource
 from mdm.data.leases import Lease
 from mdm.data.shards import Shards
+from mdm.experiments import SECONDS_PER_CALL
 from mdm.experiments import Protocol as ProtocolName
 from mdm.files import load_json, write_json
-from mdm.presets import Preset, load_preset
+from mdm.presets import Preset, load_preset, resolve
 from mdm.run.checkpoint import newest_checkpoint
 from mdm.run.folder import find_damage, list_folders
 from mdm.structure import digest, from_dict, to_dict
+from preprocessing.sets import finished_sets
 
+MEASURED = ("embedded", "watch")  # protocols whose drawing and measuring are joined up
 FEW_STEPS = 50  # below, uniform spacing leaves images of shifted levels with too little variance
 
 
@@ -58,28 +62,56 @@ class Evaluation:
     data: Path
     text: TextSource | None
     points: list[Point]
+    stage: str = ""  # where it is not the run's last
 
     @property
     def folder(self) -> Path:
-        return self.run / "evaluations" / self.protocol.name
+        return self.run / "evaluations" / "-".join(filter(None, (self.protocol.name, self.stage)))
 
 
 def plan(run: str, protocol: ProtocolName, sweep: dict[str, list[str]]) -> Evaluation:
-    """Raises ValueError or Trouble for a run, protocol or sweep that cannot be measured here."""
-    folder = run_folder(run)
+    """``run``: a run's name or folder, or RUN/STAGE for one of its stages that is not the last.
+
+    Raises ValueError for a run or sweep that cannot be measured.
+    """
+    folder, asked = _run_and_stage(run)
     if not (folder / "config.json").exists():
         raise ValueError(f"{folder} is no run (`mdm status` lists them)")
     preset, chosen = load_preset(folder / "config.json"), PROTOCOLS[protocol]
-    if chosen.lacks:
-        raise Trouble(f"protocol {protocol} cannot be measured yet: {chosen.lacks}")
-    stage = folder / list(preset.stages)[-1]
+    if asked and asked not in preset.stages:
+        raise ValueError(f"{folder.name} has no stage {asked!r}; there are {', '.join(preset.stages)}")
+    names = list(preset.stages)
+    kept = names[: names.index(asked or names[-1]) + 1]  # the preset as if that stage were its last
+    preset = replace(preset, stages={name: preset.stages[name] for name in kept})
+    stage = folder / kept[-1]
     if not (stage / "job.json").exists():
         raise ValueError(f"{stage} has not been trained: `mdm run` trains it, `mdm status {folder.name}` says how far")
     job = load_json(stage / "job.json")
     text = None if job["text"] is None else from_dict(TextSource, job["text"])
     data = set_of_samples(job["val_data"], job.get("val_digest", ""))
-    points = list(_points(stage, preset.sampling, sweep))
-    return Evaluation(folder, fitted(preset, data, lambda line: None), chosen, data, text, points)
+    number = chosen.num_samples or preset.evaluation.num_samples
+    preset = replace(preset, evaluation=replace(preset.evaluation, num_samples=number))
+    sampling = preset.sampling if chosen.guided else replace(preset.sampling, guidance=(1.0,))
+    points = list(_points(stage, sampling, sweep))
+    return Evaluation(folder, fitted(preset, data, lambda line: None), chosen, data, text, points, asked)
+
+
+def _run_and_stage(run: str) -> tuple[Path, str]:
+    parent, _, stage = run.rstrip("/").rpartition("/")
+    if parent and (run_folder(parent) / "config.json").exists():
+        return run_folder(parent), stage
+    return run_folder(run), ""
+
+
+def missing(protocol: Protocol, weights: Path, datasets: Path) -> list[str]:
+    """A line for everything that a protocol needs and this machine, or this project, lacks."""
+    lines = [protocol.lacks] if protocol.lacks else []
+    if protocol.name not in MEASURED:
+        lines.append("drawing and measuring by its networks is not joined up yet: its parts are (evaluation/)")
+    if protocol.data and not finished_sets(datasets, protocol.data):
+        lines.append(f"data set {protocol.data}: `mdm data {protocol.data} --source PATH` makes it")
+    lacking = [row for row in TABLE if row.name in protocol.networks and not (weights / row.file).exists()]
+    return lines + [f"{weights / row.file}: {how_to_get(row, weights / row.file)}" for row in lacking]
 
 
 def _points(stage: Path, sampling: Sampling, sweep: dict[str, list[str]]) -> Iterator[Point]:
@@ -179,6 +211,8 @@ def evaluation(
     """Measure a run's checkpoints under a protocol; the same call goes on after a kill. Returns the results' folder."""
     quiet_services()
     planned = plan(run, protocol, sweep or {})
+    if lines := missing(planned.protocol, weights(), datasets()):
+        raise Trouble(f"protocol {protocol} cannot be measured here:\n" + "\n".join(f"  - {line}" for line in lines))
     preset = planned.preset
     if processes:
         preset = replace(preset, hardware=replace(preset.hardware, processes=processes))
@@ -198,10 +232,10 @@ def _measure(planned: Evaluation, preset: Preset, tracker: Tracker, say: Callabl
     for point in planned.points:
         for line in warnings(preset, point.sampling):
             say(f"{point.name}: {line}")
-        chosen, weights = replace(preset, sampling=point.sampling), point.checkpoint / "ema"
-        folder = planned.folder / point.name
-        sample_images(chosen, folder / "samples", weights, planned.data, planned.text)
-        done = evaluate_samples(chosen, folder, weights, planned.data, planned.text, tracker, point.name, point.nimg)
+        chosen, ema = replace(preset, sampling=point.sampling), point.checkpoint / "ema"
+        folder, data, text = planned.folder / point.name, planned.data, planned.text
+        sample_images(chosen, folder / "samples", ema, data, text)
+        done = evaluate_samples(chosen, folder, ema, data, text, tracker, point.name, point.nimg)
         facts = point_facts(planned, point)
         with tracker.reachable():
             tracker.params(point.name, facts)
@@ -245,3 +279,28 @@ def result_lines(folder: Path) -> Iterator[str]:
         ]
         low, high = named[HEADLINE.name]["interval"][SAMPLES]
         yield f"{point['point']:24} N={point['n']}  [{low:.3f}, {high:.3f}]  " + "; ".join(values)
+
+
+def preset_lines(name: str, protocol: Protocol, sweep: dict[str, list[str]], lacking: list[str]) -> Iterator[str]:
+    """What measuring a preset's model would take that has not been trained here."""
+    preset = resolve(name, {})
+    guidances = [float(text) for text in sweep.get("guidance", [])] or [max(preset.sampling.guidance)]
+    steps, images, px = preset.sampling.steps, protocol.num_samples or preset.evaluation.num_samples, preset.px
+    calls = sum(images * steps * (2 if weight != 1 else 1) for weight in guidances)
+    yield f"{name} is a preset, and no run of it is here; under {protocol.name} ({protocol.summary}):"
+    yield f"{len(guidances)} points of {images:,} images, {steps} steps: {calls:,} network calls of {px} px"
+    more = "" if px <= 256 else f", and {px} px take more (no rate of theirs is printed)"
+    hours = calls * SECONDS_PER_CALL / 3600
+    yield f"about {hours:,.0f} A100-hours at Table 2's rate for 256 px{more}; measuring is not counted"
+    yield from (f"missing: {line}" for line in [f"a trained run: `mdm run {name}`", *lacking])
+
+
+def released_lines(file: Path, protocol: Protocol, weights: Path, datasets: Path) -> Iterator[str]:
+    """What measuring one of the authors' checkpoints would take, and what is missing here."""
+    from mdm.released.convert import convert
+
+    model = convert(file, file.with_name(f"{file.name}.never-written"), dry_run=True)
+    yield f"{file}: the released model {model}"
+    yield "the authors' weights, trained on 50 M pairs from Flickr, not on CC12M: their numbers are not this project's"
+    yield f"protocol {protocol.name}: {protocol.summary}; {protocol.num_samples:,} samples"
+    yield from (f"missing: {line}" for line in missing(protocol, weights, datasets))

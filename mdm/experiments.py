@@ -220,15 +220,18 @@ def gpu_hours(names: Iterable[str]) -> float:
     return sum(seconds.values()) / 3600
 
 
+_STEP_S = next(n.value for n in TABLE_2 if (n.system, n.metric) == ("Nested UNet", "inference, s per step"))
+SECONDS_PER_CALL = _STEP_S * GPUS_2 / BATCH_2  # of an A100, for one image of 256 px
+
+
 def drawing_hours(experiment: Experiment) -> float:
     """A100-hours of drawing its images, at Table 2's 0.41 s per step of 256 images on 8 GPUs; guided ones count twice.
 
     Measured at 256²; a gallery is a few dozen images, whatever their size.
     """
-    per_step = next(n.value for n in TABLE_2 if (n.system, n.metric) == ("Nested UNet", "inference, s per step"))
     passes = sum(2 if guidance != 1 else 1 for guidance in experiment.guidance)
     calls = IMAGES[experiment.protocol] * experiment.points * passes * experiment.sampling(1).steps
-    return calls * per_step * GPUS_2 / BATCH_2 / 3600
+    return calls * SECONDS_PER_CALL / 3600
 
 
 def commands(experiment: Experiment) -> list[str]:

@@ -3,7 +3,7 @@
 import argparse
 import sys
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 from mdm.config import Device, SamplerName, Threshold
 
@@ -64,11 +64,91 @@ def _numbers(text: str, option: str) -> tuple[float, ...]:
 
 
 def evaluate_options(sub: argparse.ArgumentParser) -> None:
-    sub.add_argument("run", metavar="RUN", help="a run's name or folder")
-    sub.add_argument("--dry-run", action="store_true", help="say what would be measured, start nothing")
+    from evaluation.protocols import PROTOCOLS
+
+    sub.add_argument("run", metavar="RUN", nargs="?", help="a run's name or folder")
+    sub.add_argument("--protocol", choices=PROTOCOLS, help="what to draw and how to measure it (without: see below)")
+    sub.add_argument(
+        "--sweep",
+        action="append",
+        default=[],
+        metavar="WHAT=A,B…",
+        help="measure at each of several: guidance (per level: 3/2/1), steps, sampler, checkpoint (or checkpoint=all)",
+    )
+    sub.add_argument("--processes", type=int, default=0, help="that draw (default: the preset's)")
+    sub.add_argument("--mlflow", metavar="URI", help="log to this MLflow server instead of SQLite in MDM_HOME")
+    sub.add_argument("--released", type=Path, metavar="FILE", help="of the authors' checkpoints, instead of a run")
+    sub.add_argument("--dry-run", action="store_true", help="say what would be drawn and measured, start nothing")
+    sub.epilog = "Without --protocol and --sweep the samples that the run drew are measured again."
 
 
 def evaluate(arguments: argparse.Namespace) -> int:
+    if arguments.released is not None:
+        return _released(arguments)
+    if arguments.run is None:
+        raise ValueError("name a run (`mdm status` lists them), or --released FILE")
+    if arguments.protocol or arguments.sweep:
+        return _by_protocol(arguments)
+    return _again(arguments)
+
+
+def _sweep(given: list[str]) -> dict[str, list[str]]:
+    found: dict[str, list[str]] = {}
+    for text in given:
+        what, equals, values = text.partition("=")
+        if not equals or not all(values.split(",")):
+            raise ValueError(f"--sweep {text!r} is not of the form WHAT=A,B")
+        if what in found:
+            raise ValueError(f"--sweep {what} is given twice: write all its values in one")
+        found[what] = values.split(",")
+    return found
+
+
+def _by_protocol(arguments: argparse.Namespace) -> int:
+    from evaluation.protocols import PROTOCOLS
+    from flows.home import datasets, embed_services, hold, home, make_home, run_folder, weights
+    from mdm.presets import PRESETS
+
+    make_home()
+    for line in embed_services(arguments.mlflow):
+        print(f"mdm: {line}", file=sys.stderr)
+    from flows.starting.embedded import embedded
+    from flows.sweep import evaluation, missing, plan, plan_lines, preset_lines, result_lines
+
+    protocol: Any = arguments.protocol or "embedded"
+    sweep, lacking = _sweep(arguments.sweep), missing(PROTOCOLS[protocol], weights(), datasets())
+    if arguments.dry_run and arguments.run in PRESETS and not run_folder(arguments.run).exists():
+        print(*preset_lines(arguments.run, PROTOCOLS[protocol], sweep, lacking), sep="\n")
+        return 0
+    planned = plan(arguments.run, protocol, sweep)
+    print(*plan_lines(planned), *(f"missing: {line}" for line in lacking), sep="\n")
+    if arguments.dry_run:
+        return 0
+    if lacking:
+        raise ValueError(f"protocol {protocol} cannot be measured here: what is missing stands above")
+    with hold(home() / "run.lock", f"MDM_HOME {home()}"):
+        code = embedded(lambda: evaluation(arguments.run, protocol, sweep, arguments.processes))
+    if code == 0:
+        print(*result_lines(planned.folder), planned.folder / "results.json", sep="\n")
+    return code
+
+
+def _released(arguments: argparse.Namespace) -> int:
+    """The plan for one of the authors' checkpoints: which model it is, and what is missing to measure it."""
+    from evaluation.protocols import PROTOCOLS
+    from flows.home import datasets, weights
+    from flows.sweep import released_lines
+
+    protocol = PROTOCOLS[arguments.protocol or "mdm-released"]
+    if not arguments.released.exists():
+        raise ValueError(f"--released {arguments.released}: there is no such file")
+    print(*released_lines(arguments.released, protocol, weights(), datasets()), sep="\n")
+    if not arguments.dry_run:
+        raise ValueError("measuring released checkpoints is not built: --dry-run shows what it would take")
+    return 0
+
+
+def _again(arguments: argparse.Namespace) -> int:
     from evaluation.measure import measure
     from flows.datasets.sets import set_of_samples
     from flows.home import run_folder

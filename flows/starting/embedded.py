@@ -4,6 +4,7 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from subprocess import Popen
 from typing import Any
@@ -26,24 +27,47 @@ from mdm.run.watch import stops_as_ctrl_c
 
 
 def run_embedded(preset: str, overrides: dict[str, Any]) -> int:
-    """Run the flow to its end -> exit code. Prints where things are, or the one line that says what went wrong."""
-    from flows.reproduction import explain, parameters, reproduction, run_name
+    """Run the whole reproduction to its end -> exit code. Prints where things are."""
+    from flows.reproduction import parameters, reproduction, run_name
+
+    name = run_name(on_this_machine(resolve(preset, overrides)))
+
+    def flow() -> None:
+        with hold(run_folder(name) / "flow.lock", f"run {name}"):
+            pass  # by a deployed flow: said before anything is started
+        start_server()
+        reproduction(**parameters(preset, overrides))
+
+    code = _ended(flow)
+    if code == 0:
+        print(where_things_are(name))
+    return code
+
+
+def embedded(flow: Callable[[], Any]) -> int:
+    """Run another flow to its end -> exit code."""
+
+    def started() -> None:
+        start_server()
+        flow()
+
+    return _ended(started)
+
+
+def _ended(flow: Callable[[], None]) -> int:
+    """Exit code of a flow; prints the one line that says what went wrong."""
+    from flows.reproduction import explain
 
     stops_as_ctrl_c()
     end_stale_servers()
     try:
-        name = run_name(on_this_machine(resolve(preset, overrides)))
-        with hold(run_folder(name) / "flow.lock", f"run {name}"):
-            pass  # by a deployed flow: said before anything is started
-        start_server()
-        name = reproduction(**parameters(preset, overrides))
+        flow()
     except BaseException as error:
         line = explain(error) or (ended_server() if isinstance(error, Exception) else None)
         if line is None:  # not the user's to mend: the traceback is the report
             raise
         print(f"\nmdm: {line}", file=sys.stderr)
         return 1
-    print(where_things_are(name))
     return 0
 
 

@@ -1,5 +1,6 @@
 import pytest
 
+from evaluation import results
 from evaluation.features import EfficientNetLite0
 from evaluation.report import MetricRow
 from evaluation.results import FRECHET, KID, TEXT_IMAGE, Metric, Result

@@ -66,6 +66,8 @@ def test_deploying_again_keeps_what_the_user_set_on_the_pool(port: int) -> None:
     assert done.returncode == 0, done.stderr
     assert asked(port, "work_pools/mdm-local")["concurrency_limit"] == 3
     assert asked(port, "deployments/name/mdm/full-reproduction")["work_pool_name"] == "mdm-local"
+    (schedule,) = asked(port, "deployments/name/mdm-evaluation/watch")["schedules"]
+    assert schedule["active"] is False  # until somebody names a run of theirs
 
 
 @pytest.mark.timeout(150)

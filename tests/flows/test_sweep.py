@@ -1,0 +1,138 @@
+"""A run's checkpoints under a protocol: what is measured, what is missing, and that the same call goes on."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from evaluation.generate import ImageJob, generate_images
+from evaluation.protocols import PROTOCOLS
+from flows import evaluation as tasks
+from flows import sweep
+from flows.cli import main
+from flows.progress import board
+from flows.sweep import missing, plan, preset_lines, result_lines, warnings
+from mdm.files import write_json
+from mdm.presets import resolve
+from mdm.structure import from_dict, to_dict
+from mdm.training.train import main as train
+from small import small_job, write_dataset
+from tests.flows.test_evaluation import MODEL, PRESET, Silent
+
+
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A run of one tiny stage with checkpoints at 8 and 16 images."""
+    monkeypatch.setenv("MDM_HOME", str(tmp_path))
+    data, folder = tmp_path / "datasets" / "squares", tmp_path / "runs" / "small"
+    for split in ("train", "val"):
+        write_dataset(data, split, 12, 32)
+    job = small_job(data, nimg=16, checkpoint_every_nimg=8, caption_dropout=0.0)
+    job = replace(job, model=MODEL, text=None, sampling=PRESET.sampling)
+    (folder / "16").mkdir(parents=True)
+    write_json(folder / "16" / "job.json", to_dict(job))
+    write_json(folder / "config.json", to_dict(PRESET))
+    assert train([str(folder / "16")]) == 0
+    return folder
+
+
+def test_every_point_of_a_sweep_is_named_once(run: Path) -> None:
+    (one,) = plan("small", "embedded", {}).points
+    assert (one.name, one.nimg, one.sampling) == ("as-trained", 16, PRESET.sampling)
+    points = plan("small", "embedded", {"guidance": ["1", "3/2"], "steps": ["1", "2"]}).points
+    assert [point.name for point in points] == [f"guidance-{g}_steps-{s}" for g in ("1", "3/2") for s in ("1", "2")]
+    assert points[-1].sampling.guidance == (3.0, 2.0) and points[-1].sampling.steps == 2
+    every = plan("small", "watch", {"checkpoint": ["all"]}).points
+    assert [point.name for point in every] == [f"nimg-{n:012d}" for n in (8, 16)]
+    assert {point.sampling.guidance for point in every} == {(1.0,)}  # watched without guidance
+    assert plan(f"{run}/16", "embedded", {}).folder == plan("small/16", "embedded", {}).folder
+
+
+@pytest.mark.parametrize(
+    ("asked", "told"),
+    [
+        ({"guidance": ["x"]}, "--sweep guidance=x: not a number"),
+        ({"colour": ["1"]}, "what can be swept is guidance, steps, sampler, checkpoint"),
+        ({"sampler": ["euler"]}, "--sweep sampler=euler: there are ddpm"),
+        ({"checkpoint": ["nimg-3"]}, "has no checkpoint 'nimg-3'; there are nimg-"),
+    ],
+)
+def test_what_cannot_be_swept_is_said(run: Path, asked: dict[str, list[str]], told: str) -> None:
+    with pytest.raises(ValueError, match=told):
+        plan("small", "embedded", asked)
+
+
+def test_what_is_no_run_or_stage_is_said(run: Path) -> None:
+    for name, told in (("other", "is no run"), ("small/64", "has no stage '64'; there are 16")):
+        with pytest.raises(ValueError, match=told):
+            plan(name, "embedded", {})
+    (run / "16" / "job.json").unlink()
+    with pytest.raises(ValueError, match="has not been trained"):
+        plan("small", "embedded", {})
+
+
+def test_few_uniform_steps_of_shifted_levels_are_warned_of() -> None:
+    tiny = resolve("tiny", {})
+    shifted = replace(tiny.sampling, spacing="uniform", steps=10)
+    assert any("too little variance" in line for line in warnings(tiny, shifted))
+    for fine in (replace(shifted, spacing="quadratic"), replace(shifted, steps=250)):
+        assert list(warnings(tiny, fine)) == []
+
+
+def test_what_a_protocol_lacks_is_named_all_at_once(tmp_path: Path) -> None:
+    lines = "\n".join(missing(PROTOCOLS["coco2014-val-30k"], tmp_path / "weights", tmp_path / "datasets"))
+    for part in ("data set coco2014-val: `mdm data coco2014-val --source PATH`", "inception-2015-12-05.pt", "dinov2"):
+        assert part in lines
+    assert missing(PROTOCOLS["embedded"], tmp_path, tmp_path) == []
+    plan_of_preset = "\n".join(preset_lines("cc12m-1024", PROTOCOLS["coco2014-val-30k"], {"guidance": ["1", "7"]}, []))
+    assert "2 points of 30,000 images, 250 steps: 22,500,000 network calls of 1024 px" in plan_of_preset
+
+
+def test_the_same_call_goes_on_and_a_revision_measures_anew(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn: list[str] = []
+
+    def draw(module: str, folder: Path, *_: Any) -> None:
+        job = from_dict(ImageJob, json.loads((folder / "generate.json").read_text()))
+        before = {path: path.read_bytes() for path in folder.glob("samples/*.png")}
+        generate_images(folder, job, 0, 1)
+        drawn.extend(path.name for path in folder.glob("samples/*.png") if path not in before)
+        assert all(path.read_bytes() == data for path, data in before.items())
+
+    for name, value in (("run_job", draw), ("StageProgress", Silent), ("show_metrics", Silent)):
+        monkeypatch.setattr(tasks, name, value)
+    for name in ("sample_images", "evaluate_samples"):
+        monkeypatch.setattr(sweep, name, getattr(tasks, name).fn)
+    nobody: Any = Silent()
+    nobody.reachable = lambda: __import__("contextlib").nullcontext()
+
+    def measured() -> list[dict[str, Any]]:
+        planned = plan("small", "embedded", {"steps": ["1", "2"]})
+        board(["sample", "evaluate"], lambda line: None)
+        drawn.clear()
+        return sweep._measure(planned, planned.preset, nobody, lambda line: None)
+
+    first = measured()
+    assert len(drawn) == 16 and [point["point"] for point in first] == ["steps-1", "steps-2"]
+    assert measured() == first and drawn == []
+    folder = run / "evaluations" / "embedded"
+    pictures = sorted((folder / "steps-2" / "samples" / "samples").glob("*.png"))
+    kept = pictures[5].read_bytes()
+    pictures[5].unlink()  # as a kill leaves it
+    assert measured() == first and drawn == ["00005.png"] and pictures[5].read_bytes() == kept
+    assert len({point["protocol_digest"] for point in first}) == 1
+    write_json(folder / "results.json", first)
+    assert [line.split()[0] for line in result_lines(folder)] == ["steps-1", "steps-2"]
+
+
+def test_the_verb_says_what_is_wrong(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["evaluate", "small", "--sweep", "guidance"]) == 1
+    assert "is not of the form WHAT=A,B" in capsys.readouterr().err
+    assert main(["evaluate", "small", "--protocol", "embedded", "--sweep", "steps=1", "--dry-run"]) == 0
+    assert "1 points, 8 images and as many of an untrained model" in capsys.readouterr().out
+    assert main(["evaluate", "small", "--protocol", "imagenet-50k"]) == 1
+    assert "cannot be measured here: what is missing stands above" in capsys.readouterr().err
+    assert main(["evaluate"]) == 1 and "name a run" in capsys.readouterr().err
+    assert main(["evaluate", "--released", "nothing.pth", "--dry-run"]) == 1
+    assert "there is no such file" in capsys.readouterr().err
