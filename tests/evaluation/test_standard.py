@@ -16,21 +16,24 @@ from scipy.special import softmax
 
 from evaluation import kept, standard
 from evaluation.captions import Prompt, assign, read_lines
+from evaluation.clip import Clip
 from evaluation.clip_score import clip_score
 from evaluation.cmmd import cmmd
 from evaluation.features import Extractor, RandomFeatures
 from evaluation.fid_infinity import fid_infinity
 from evaluation.frechet import Gaussian, frechet_distance
 from evaluation.generate import save_images
+from evaluation.inception import InceptionV3
 from evaluation.inception_score import inception_score
 from evaluation.kid import kid
 from evaluation.networks import NETWORKS, load_networks, missing
 from evaluation.prdc import prdc
 from evaluation.preparation import Drawn, Noise, Pictures, Reference, adm_centre_crop
-from evaluation.protocol_metrics import roles, short
+from evaluation.protocol_metrics import Classifier, TextReader, roles, short
 from evaluation.protocols import PROTOCOLS
 from evaluation.relative import real_against_real
 from evaluation.standard import compare, measure_standard
+from mdm.data.ranges import average
 from mdm.data.shards import Shards
 from mdm.files import load_json
 from preprocessing.manifest import digest, write_json
@@ -207,6 +210,27 @@ def test_the_released_protocol_measures_against_the_prompts_own_pictures(made: P
     assert found["real_images"] == N
     fid = found["random_metrics"][0]
     assert fid["name"] == "random_fid_64_legacy" and set(fid["values"]) == {"samples", "noise"}  # no floor: N < 2 N
+
+
+def test_as_drawn_real_images_are_averaged_to_the_samples_resolution(made: Path, squares: Path, tmp_path: Path) -> None:
+    """Of both splits, 32 px, beside images of 16 px."""
+    assign(tmp_path / "images", [Prompt(key=f"val{i:03d}", caption=f"caption {i}") for i in range(32)], 0)
+    drawn = torch.randn(32, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    save_images([drawn[..., ::2, ::2], drawn], tmp_path / "images", read_lines(tmp_path / "images"), range(32))
+    splits, networks = [Shards(squares / split) for split in ("train", "val")], make_networks()
+    asked = {"protocol": PROTOCOLS["cc12m-heldout"], "images": tmp_path / "images", "reference": splits}
+    found = measured(made, tmp_path / "out", networks, tmp_path / "references", **asked)
+    pictures = torch.stack([average(shards[i].image, 16) for shards in splits for i in range(len(shards))])
+    samples = torch.from_numpy(np.concatenate(list(Drawn.open(tmp_path / "images", "as drawn").batches(0))))
+    network = networks["dinov2_vit_l_14"]
+    expected = frechet_distance(network.extract(samples), network.extract(pictures))
+    assert found["real_images"] == 49 and found["measured"]["px"] == 16
+    rows = {row["name"]: row["values"] for row in found["random_metrics"]}
+    assert rows["random_fd_dinov2_32"]["samples"] == expected
+
+
+def test_the_published_networks_can_what_is_asked_of_them() -> None:
+    assert issubclass(InceptionV3, Classifier) and issubclass(Clip, TextReader)
 
 
 def test_random_weights_reach_no_report(made: Path, once: dict[str, Any], tmp_path: Path) -> None:
