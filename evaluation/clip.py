@@ -31,7 +31,7 @@ class Clip(Extractor):
     ) -> None:
         row = weights.row
         self.name = row.name if preparation == "clip" else f"{row.name}_{preparation}"
-        self.weights, self.preparation, self.device = weights.sha256, preparation, torch.device(device)
+        self.weights, self.resize, self.device = weights.sha256, preparation, torch.device(device)
         try:
             network = open_clip.create_model(
                 row.model, pretrained=str(weights.path), device=self.device, require_pretrained=True
@@ -58,7 +58,7 @@ class Clip(Extractor):
 
     def features(self, images: Tensor) -> Tensor:
         x = images.to(self.device).float()  # [B, 3, H, W], 0…255
-        x = bicubic(x, self.px, self.px) if self.preparation == "cmmd" else bicubic_square(x, self.px)
+        x = bicubic(x, self.px, self.px) if self.resize == "cmmd" else bicubic_square(x, self.px)
         return F.normalize(self.network.encode_image((x / 255 - self.mean) / self.std), dim=1)  # [B, dim]
 
     @torch.inference_mode()

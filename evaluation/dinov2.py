@@ -28,6 +28,7 @@ class DinoV2(Extractor):
 
     def __init__(self, weights: Weights, device: str | torch.device = "cpu") -> None:
         self.name, self.weights, self.device = weights.row.name, weights.sha256, torch.device(device)
+        self.resize = f"bicubic {INPUT_PX}, 8 bits"
         network: Any = timm.create_model(weights.row.model, num_classes=0, img_size=INPUT_PX)
         try:
             state = _read(weights)

@@ -30,11 +30,13 @@ AGAIN = "Delete it: the run's command (`mdm run`) draws it again"
 
 class Extractor(ABC):
     """A network that turns pictures into numbers: ``dim`` a picture, on ``device``. ``name`` begins with ``random_``
-    where its weights are no trained ones; ``weights``: sha256 of the file they come from."""
+    where its weights are no trained ones; ``weights``: sha256 of the file they come from; ``resize``: how pictures
+    are brought to its size."""
 
     name: str
     dim: int
     weights: str
+    resize: str
     device: torch.device
 
     @abstractmethod
@@ -87,7 +89,7 @@ class EfficientNetLite0(Extractor):
         _fold_batch_norms(network.eval())
         self.weights = sha256(Path(path))
         self.device = torch.device(device)
-        self.input_px = input_px
+        self.input_px, self.resize = input_px, f"bicubic {input_px}"
         self.network = network.to(self.device).to(memory_format=torch.channels_last)
 
     @classmethod
@@ -110,7 +112,7 @@ class RandomFeatures(Extractor):
     def __init__(self, dim: int = 64, seed: int = 0, device: str | torch.device = "cpu") -> None:
         generator = torch.Generator().manual_seed(seed)
         self.name, self.dim, self.device = f"{RANDOM}{dim}", dim, torch.device(device)
-        self.weights = f"seed {seed}"
+        self.weights, self.resize = f"seed {seed}", "average 16"
         self.layers = [
             (torch.randn(wide, narrow, generator=generator) / wide**0.5).to(self.device)
             for wide, narrow in itertools.pairwise((3 * 16 * 16, 128, dim))

@@ -32,7 +32,8 @@ class Protocol:
 
 
 _DISTANCES = ("fid_clean", "fid_legacy", "kid", "prdc", "inception_score", "cmmd", "fd_dinov2")
-_NETWORKS = ("inception_v3", "clip_vit_b_32", "clip_vit_b_16", "clip_vit_l_14", "clip_vit_l_14_336", "dinov2_vit_l_14")
+_NETWORKS = ("inception_v3", "clip_vit_l_14_336", "dinov2_vit_l_14")  # of the distances
+_CLIPS = ("clip_vit_b_32", "clip_vit_b_16", "clip_vit_l_14")  # of the CLIP scores
 
 PROTOCOLS: dict[ProtocolName, Protocol] = {
     protocol.name: protocol
@@ -60,7 +61,7 @@ PROTOCOLS: dict[ProtocolName, Protocol] = {
             num_samples=30_000,
             reference="all of the split",
             preparation="adm centre crop 256",
-            networks=_NETWORKS,
+            networks=(*_NETWORKS, *_CLIPS),
             metrics=(*_DISTANCES, "clip_score"),
         ),
         Protocol(
@@ -90,7 +91,7 @@ PROTOCOLS: dict[ProtocolName, Protocol] = {
             summary="every held-out pair that is alive, without guidance (Figs. 4b, 4c, 8b)",
             data="cc12m",
             reference="all of the split",
-            networks=_NETWORKS,
+            networks=(*_NETWORKS, *_CLIPS),
             metrics=(*_DISTANCES, "clip_score"),
             guided=False,
         ),

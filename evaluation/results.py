@@ -63,6 +63,7 @@ UNTRAINED = "untrained model"
 NOISE = "noise"
 REAL = "held-out images"
 SHUFFLED = "shuffled captions"
+REAL_AGAINST_REAL = "real images"  # two sets of them, as many in each as there are samples
 
 # Raise it by hand where the code computes other numbers from the same images: they are measured anew.
 METRICS_FORMAT = 1

@@ -208,6 +208,7 @@ CATALOGUE = {
             summary="MS-COCO 2014, validation: 40,504 pictures, a caption each, for FID-30K and CLIP",
             wants="a folder with val2014.zip and annotations_trainval2014.zip",
             open=lambda path, options: Coco(_needs(path), limit=options.limit),
+            tiers=(CROPS, ORIGINALS),  # of which FID's reference is prepared
             least_val=0,
             licence="annotations: CC BY 4.0; pictures: Flickr's terms of use",
             credit="MS-COCO (Lin et al. 2014)",

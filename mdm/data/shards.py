@@ -56,7 +56,8 @@ class Shards:
     """Random access to a dataset folder (manifest.json, tars, indexes) and its stored text embeddings, if any.
 
     ``px``: the pictures come from the smallest of the set's tiers that reaches this size, and are of a multiple of it;
-    originals are cropped and resized to it. 0: from the set's first tier, as they are.
+    originals are cropped and resized to it. 0: from the set's first tier, as they are; ``originals``: as they came,
+    of any size, from the tier that holds them.
 
     Samples are numbered 0 … len - 1 for good: one that was removed keeps its number, and asking for it is an error.
     Raises ValueError where the folder is not finished or its digest is not the ``pinned`` one.
@@ -69,10 +70,11 @@ class Shards:
         storage: Storage | None = None,
         pinned: str = "",
         px: int = 0,
+        originals: bool = False,
     ) -> None:
         self.folder, self.storage, self.px = Path(folder), storage or Storage(), px
         self.manifest = load_manifest(self.folder, pinned)
-        self.tier = choose_tier(self.folder, self.manifest, px) if px else self.folder
+        self.tier = choose_tier(self.folder, self.manifest, px) if px or originals else self.folder
         tier = load_manifest(self.tier) if self.tier != self.folder else self.manifest
         self.stored_px: int = tier["resolution_px"]  # 0: of any size
         self.tars = Tars(self.tier, tier, self.storage)
@@ -234,15 +236,17 @@ class Shards:
 
 
 def choose_tier(folder: Path, manifest: dict[str, Any], px: int) -> Path:
-    """The folder of the smallest of a split's tiers that reaches a size. Raises ValueError where none does."""
+    """The folder of the smallest of a split's tiers that reaches a size; 0: of the originals. Raises ValueError where
+    there is none."""
     tiers = {folder: manifest["resolution_px"]}
     for name, pinned in manifest.get("tiers", {}).items():
         tiers[folder / name] = load_manifest(folder / name, pinned)["resolution_px"]
     originals = [path for path, size in tiers.items() if size == 0]
-    sizes = sorted((size, path) for path, size in tiers.items() if size and size % px == 0)
+    sizes = sorted((size, path) for path, size in tiers.items() if px and size and size % px == 0)
     if not sizes and not originals:
         held = ", ".join(f"{size}" for size in sorted(tiers.values()))
-        raise ValueError(f"{folder} holds pictures of {held} px, {px} px cannot be made of them")
+        lacks = f"{px} px cannot be made of them" if px else "not the originals, which are asked for"
+        raise ValueError(f"{folder} holds pictures of {held} px, {lacks}")
     return sizes[0][1] if sizes else originals[0]
 
 
