@@ -21,7 +21,7 @@ class Protocol:
     summary: str
     data: str = ""  # a data set of the catalogue; "": the run's own
     split: Literal["train", "val"] = "val"  # whose captions or labels are asked for
-    num_samples: int = 0  # prompts, chosen by hash of their keys; 0: as many as the run's preset has
+    num_samples: int = 0  # prompts: the split's first ones (COCO's order is drawn by seed); 0: as the run's preset has
     reference: Reference
     preparation: Preparation = "as drawn"
     networks: tuple[str, ...]  # rows of evaluation/weights.py, or what comes with the packages

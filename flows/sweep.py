@@ -5,6 +5,7 @@ so: killed at any moment, the same command draws what is missing and computes th
 """
 
 import itertools
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,13 +14,14 @@ from typing import Any, get_args
 from prefect import State, flow
 
 from evaluation.captions import held_out_prompts
+from evaluation.networks import load_networks, missing
 from evaluation.protocols import PROTOCOLS, Protocol
-from evaluation.weights import TABLE, how_to_get
+from evaluation.standard import measure_standard
 from flows.cancel import ends_cancelled
-from flows.data import fitted
+from flows.data import embed_text, fitted
 from flows.datasets.sets import set_of_samples
-from flows.evaluation import evaluate_samples, sample_images
-from flows.home import Trouble, datasets, hold, quiet_services, run_folder, weights
+from flows.evaluation import evaluate_samples, log_results, sample_images
+from flows.home import Trouble, datasets, hold, home, quiet_services, run_folder, weights
 from flows.progress import board
 from flows.records.tracking import Tracker
 from mdm.config import SamplerName, Sampling
@@ -33,9 +35,11 @@ from mdm.presets import Preset, load_preset, resolve
 from mdm.run.checkpoint import newest_checkpoint
 from mdm.run.folder import find_damage, list_folders
 from mdm.structure import digest, from_dict, to_dict
+from mdm.training.compute import pick_device
 from preprocessing.sets import finished_sets
 
-MEASURED = ("embedded", "watch")  # protocols whose drawing and measuring are joined up
+STAND_INS = ("embedded", "watch")  # protocols of packaged features (evaluation/measure.py); others: standard.py
+ROWS = ["text embeddings", "sample", "evaluate"]
 FEW_STEPS = 50  # below, uniform spacing leaves images of shifted levels with too little variance
 
 
@@ -63,6 +67,7 @@ class Evaluation:
     text: TextSource | None
     points: list[Point]
     stage: str = ""  # where it is not the run's last
+    has_data: bool = True  # else ``data`` is what the run was trained on, and the protocol's own is not here
 
     @property
     def folder(self) -> Path:
@@ -88,12 +93,15 @@ def plan(run: str, protocol: ProtocolName, sweep: dict[str, list[str]]) -> Evalu
         raise ValueError(f"{stage} has not been trained: `mdm run` trains it, `mdm status {folder.name}` says how far")
     job = load_json(stage / "job.json")
     text = None if job["text"] is None else from_dict(TextSource, job["text"])
-    data = set_of_samples(job["val_data"], job.get("val_digest", ""))
+    trained_on = set_of_samples(job["val_data"], job.get("val_digest", ""))
+    data = trained_on if not chosen.data else prompts_set(chosen)
     number = chosen.num_samples or preset.evaluation.num_samples
     preset = replace(preset, evaluation=replace(preset.evaluation, num_samples=number))
     sampling = preset.sampling if chosen.guided else replace(preset.sampling, guidance=(1.0,))
     points = list(_points(stage, sampling, sweep))
-    return Evaluation(folder, fitted(preset, data, lambda line: None), chosen, data, text, points, asked)
+    if data is not None:
+        preset = fitted(preset, data, lambda line: None)
+    return Evaluation(folder, preset, chosen, data or trained_on, text, points, asked, data is not None)
 
 
 def _run_and_stage(run: str) -> tuple[Path, str]:
@@ -103,15 +111,20 @@ def _run_and_stage(run: str) -> tuple[Path, str]:
     return run_folder(run), ""
 
 
-def missing(protocol: Protocol, weights: Path, datasets: Path) -> list[str]:
-    """A line for everything that a protocol needs and this machine, or this project, lacks."""
-    lines = [protocol.lacks] if protocol.lacks else []
-    if protocol.name not in MEASURED:
-        lines.append("drawing and measuring by its networks is not joined up yet: its parts are (evaluation/)")
-    if protocol.data and not finished_sets(datasets, protocol.data):
-        lines.append(f"data set {protocol.data}: `mdm data {protocol.data} --source PATH` makes it")
-    lacking = [row for row in TABLE if row.name in protocol.networks and not (weights / row.file).exists()]
-    return lines + [f"{weights / row.file}: {how_to_get(row, weights / row.file)}" for row in lacking]
+def lacking(protocol: Protocol, weights: Path, data: Path | None) -> list[str]:
+    """A line for everything that a protocol needs and this machine, or this project, lacks.
+
+    ``data``: the set whose captions are asked for; none: it is not here.
+    """
+    if protocol.name in STAND_INS:
+        return []
+    return missing(protocol, weights, [] if data is None else [data / protocol.split])
+
+
+def prompts_set(protocol: Protocol) -> Path | None:
+    """The newest set of the data set that a protocol names; None where there is none, or it names none."""
+    sets = finished_sets(datasets(), protocol.data) if protocol.data else []
+    return sets[-1] if sets else None
 
 
 def _points(stage: Path, sampling: Sampling, sweep: dict[str, list[str]]) -> Iterator[Point]:
@@ -211,13 +224,13 @@ def evaluation(
     """Measure a run's checkpoints under a protocol; the same call goes on after a kill. Returns the results' folder."""
     quiet_services()
     planned = plan(run, protocol, sweep or {})
-    if lines := missing(planned.protocol, weights(), datasets()):
+    if lines := lacking(planned.protocol, weights(), planned.data if planned.has_data else None):
         raise Trouble(f"protocol {protocol} cannot be measured here:\n" + "\n".join(f"  - {line}" for line in lines))
     preset = planned.preset
     if processes:
         preset = replace(preset, hardware=replace(preset.hardware, processes=processes))
     planned.folder.mkdir(parents=True, exist_ok=True)
-    with hold(planned.folder / "flow.lock", f"evaluation {planned.folder}"), board(["sample", "evaluate"]) as shown:
+    with hold(planned.folder / "flow.lock", f"evaluation {planned.folder}"), board(ROWS) as shown:
         tracker = Tracker(planned.folder, f"{planned.run.name} {planned.protocol.name}", shown.say)
         with ends_cancelled() as end, tracker.recording(), Lease(planned.data, f"evaluation of {planned.run.name}"):
             write_json(planned.folder / "results.json", _measure(planned, preset, tracker, shown.say))
@@ -228,19 +241,48 @@ def evaluation(
 
 def _measure(planned: Evaluation, preset: Preset, tracker: Tracker, say: Callable[[str], None]) -> list[dict[str, Any]]:
     """The numbers of every point."""
-    found = []
+    found, data, text = [], planned.data, planned.text
+    if planned.protocol.data and text is not None:  # captions of another set than the run's
+        text = embed_text(preset, data)
     for point in planned.points:
         for line in warnings(preset, point.sampling):
             say(f"{point.name}: {line}")
-        chosen, ema = replace(preset, sampling=point.sampling), point.checkpoint / "ema"
-        folder, data, text = planned.folder / point.name, planned.data, planned.text
+        chosen, ema, folder = (
+            replace(preset, sampling=point.sampling),
+            point.checkpoint / "ema",
+            planned.folder / point.name,
+        )
         sample_images(chosen, folder / "samples", ema, data, text)
-        done = evaluate_samples(chosen, folder, ema, data, text, tracker, point.name, point.nimg)
+        if planned.protocol.name in STAND_INS:
+            done = evaluate_samples(chosen, folder, ema, data, text, tracker, point.name, point.nimg)
+        else:
+            done = _standard(planned, chosen, folder)
+            done |= {"finished_ms": int(time.time() * 1000)}
+            log_results(tracker, folder / "evaluation", data, done, point.name, point.nimg)
         facts = point_facts(planned, point)
         with tracker.reachable():
             tracker.params(point.name, facts)
         found.append({**facts, "metrics": done["metrics"]})
     return found
+
+
+def _standard(planned: Evaluation, preset: Preset, folder: Path) -> dict[str, Any]:
+    """One point's numbers by the protocol's own networks."""
+    protocol, device = planned.protocol, pick_device(preset.hardware.device)
+    splits = {"both splits": ("train", "val"), "all of train": ("train",)}.get(protocol.reference, (protocol.split,))
+    board().start("evaluate", 1, "img")
+    done = measure_standard(
+        protocol,
+        folder / "samples" / "samples",
+        [Shards(planned.data / split) for split in splits],
+        load_networks(protocol, weights(), device),
+        folder / "evaluation",
+        home() / "references",
+        preset.seed,
+        lambda what, part, total: board().update("evaluate", part, total, what),
+    )
+    board().finish("evaluate", "done", 0, f"{len(done['metrics'])} numbers of {protocol.name}")
+    return done
 
 
 def point_facts(planned: Evaluation, point: Point) -> dict[str, Any]:
@@ -277,11 +319,12 @@ def result_lines(folder: Path) -> Iterator[str]:
             for metric in named.values()
             if SAMPLES in metric["values"]
         ]
-        low, high = named[HEADLINE.name]["interval"][SAMPLES]
-        yield f"{point['point']:24} N={point['n']}  [{low:.3f}, {high:.3f}]  " + "; ".join(values)
+        low, high = named.get(HEADLINE.name, {}).get("interval", {}).get(SAMPLES, (None, None))
+        interval = "" if low is None else f"  [{low:.3f}, {high:.3f}]"
+        yield f"{point['point']:24} N={point['n']}{interval}  " + "; ".join(values)
 
 
-def preset_lines(name: str, protocol: Protocol, sweep: dict[str, list[str]], lacking: list[str]) -> Iterator[str]:
+def preset_lines(name: str, protocol: Protocol, sweep: dict[str, list[str]]) -> Iterator[str]:
     """What measuring a preset's model would take that has not been trained here."""
     preset = resolve(name, {})
     guidances = [float(text) for text in sweep.get("guidance", [])] or [max(preset.sampling.guidance)]
@@ -292,10 +335,11 @@ def preset_lines(name: str, protocol: Protocol, sweep: dict[str, list[str]], lac
     more = "" if px <= 256 else f", and {px} px take more (no rate of theirs is printed)"
     hours = calls * SECONDS_PER_CALL / 3600
     yield f"about {hours:,.0f} A100-hours at Table 2's rate for 256 px{more}; measuring is not counted"
-    yield from (f"missing: {line}" for line in [f"a trained run: `mdm run {name}`", *lacking])
+    lines = [f"a trained run: `mdm run {name}`", *lacking(protocol, weights(), prompts_set(protocol))]
+    yield from (f"missing: {line}" for line in lines)
 
 
-def released_lines(file: Path, protocol: Protocol, weights: Path, datasets: Path) -> Iterator[str]:
+def released_lines(file: Path, protocol: Protocol) -> Iterator[str]:
     """What measuring one of the authors' checkpoints would take, and what is missing here."""
     from mdm.released.convert import convert
 
@@ -303,4 +347,4 @@ def released_lines(file: Path, protocol: Protocol, weights: Path, datasets: Path
     yield f"{file}: the released model {model}"
     yield "the authors' weights, trained on 50 M pairs from Flickr, not on CC12M: their numbers are not this project's"
     yield f"protocol {protocol.name}: {protocol.summary}; {protocol.num_samples:,} samples"
-    yield from (f"missing: {line}" for line in missing(protocol, weights, datasets))
+    yield from (f"missing: {line}" for line in lacking(protocol, weights(), prompts_set(protocol)))

@@ -106,25 +106,26 @@ def _sweep(given: list[str]) -> dict[str, list[str]]:
 
 def _by_protocol(arguments: argparse.Namespace) -> int:
     from evaluation.protocols import PROTOCOLS
-    from flows.home import datasets, embed_services, hold, home, make_home, run_folder, weights
+    from flows.home import embed_services, hold, home, make_home, run_folder, weights
     from mdm.presets import PRESETS
 
     make_home()
     for line in embed_services(arguments.mlflow):
         print(f"mdm: {line}", file=sys.stderr)
     from flows.starting.embedded import embedded
-    from flows.sweep import evaluation, missing, plan, plan_lines, preset_lines, result_lines
+    from flows.sweep import evaluation, lacking, plan, plan_lines, preset_lines, result_lines
 
     protocol: Any = arguments.protocol or "embedded"
-    sweep, lacking = _sweep(arguments.sweep), missing(PROTOCOLS[protocol], weights(), datasets())
+    sweep = _sweep(arguments.sweep)
     if arguments.dry_run and arguments.run in PRESETS and not run_folder(arguments.run).exists():
-        print(*preset_lines(arguments.run, PROTOCOLS[protocol], sweep, lacking), sep="\n")
+        print(*preset_lines(arguments.run, PROTOCOLS[protocol], sweep), sep="\n")
         return 0
     planned = plan(arguments.run, protocol, sweep)
-    print(*plan_lines(planned), *(f"missing: {line}" for line in lacking), sep="\n")
+    lines = lacking(planned.protocol, weights(), planned.data if planned.has_data else None)
+    print(*plan_lines(planned), *(f"missing: {line}" for line in lines), sep="\n")
     if arguments.dry_run:
         return 0
-    if lacking:
+    if lines:
         raise ValueError(f"protocol {protocol} cannot be measured here: what is missing stands above")
     with hold(home() / "run.lock", f"MDM_HOME {home()}"):
         code = embedded(lambda: evaluation(arguments.run, protocol, sweep, arguments.processes))
@@ -136,13 +137,12 @@ def _by_protocol(arguments: argparse.Namespace) -> int:
 def _released(arguments: argparse.Namespace) -> int:
     """The plan for one of the authors' checkpoints: which model it is, and what is missing to measure it."""
     from evaluation.protocols import PROTOCOLS
-    from flows.home import datasets, weights
     from flows.sweep import released_lines
 
     protocol = PROTOCOLS[arguments.protocol or "mdm-released"]
     if not arguments.released.exists():
         raise ValueError(f"--released {arguments.released}: there is no such file")
-    print(*released_lines(arguments.released, protocol, weights(), datasets()), sep="\n")
+    print(*released_lines(arguments.released, protocol), sep="\n")
     if not arguments.dry_run:
         raise ValueError("measuring released checkpoints is not built: --dry-run shows what it would take")
     return 0

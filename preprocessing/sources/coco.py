@@ -29,7 +29,7 @@ class Coco:
 
     source: Path
     seed: int = 0
-    limit: int = 0  # the first so many pictures, by number; 0: all
+    limit: int = 0  # so many pictures; 0: all
 
     _notes: list[str] = field(default_factory=list, init=False, repr=False, compare=False)
 
@@ -56,7 +56,9 @@ class Coco:
             self._notes.append(f"{len(unnamed):,} pictures that {CAPTIONS} does not name, left out: {first(unnamed)}")
         if without := [name for number, name in about if number not in self._captions]:
             self._notes.append(f"{len(without):,} pictures without a caption: {first(without)}")
-        return map(self._item, about[: self.limit or None])
+        # In an order drawn by the seed, so that the first 30,000 are a sample of all.
+        drawn = sorted(about, key=lambda picture: hashed(f"{self.seed} order {picture[0]}"))
+        return map(self._item, drawn[: self.limit or None])
 
     def _item(self, picture: tuple[int, str]) -> Item:
         number, name = picture

@@ -13,7 +13,7 @@ from flows import evaluation as tasks
 from flows import sweep
 from flows.cli import main
 from flows.progress import board
-from flows.sweep import missing, plan, preset_lines, result_lines, warnings
+from flows.sweep import lacking, plan, preset_lines, result_lines, warnings
 from mdm.files import write_json
 from mdm.presets import resolve
 from mdm.structure import from_dict, to_dict
@@ -81,12 +81,14 @@ def test_few_uniform_steps_of_shifted_levels_are_warned_of() -> None:
         assert list(warnings(tiny, fine)) == []
 
 
-def test_what_a_protocol_lacks_is_named_all_at_once(tmp_path: Path) -> None:
-    lines = "\n".join(missing(PROTOCOLS["coco2014-val-30k"], tmp_path / "weights", tmp_path / "datasets"))
-    for part in ("data set coco2014-val: `mdm data coco2014-val --source PATH`", "inception-2015-12-05.pt", "dinov2"):
+def test_what_a_protocol_lacks_is_named_all_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MDM_HOME", str(tmp_path))
+    lines = "\n".join(lacking(PROTOCOLS["coco2014-val-30k"], tmp_path / "weights", None))
+    for part in ("data set coco2014-val: `mdm data coco2014-val`", "inception-2015-12-05.pt", "dinov2"):
         assert part in lines
-    assert missing(PROTOCOLS["embedded"], tmp_path, tmp_path) == []
-    plan_of_preset = "\n".join(preset_lines("cc12m-1024", PROTOCOLS["coco2014-val-30k"], {"guidance": ["1", "7"]}, []))
+    assert lacking(PROTOCOLS["embedded"], tmp_path, None) == []
+    plan_of_preset = "\n".join(preset_lines("cc12m-1024", PROTOCOLS["coco2014-val-30k"], {"guidance": ["1", "7"]}))
+    assert "missing: a trained run: `mdm run cc12m-1024`" in plan_of_preset and "dinov2" in plan_of_preset
     assert "2 points of 30,000 images, 250 steps: 22,500,000 network calls of 1024 px" in plan_of_preset
 
 

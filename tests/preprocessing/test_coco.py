@@ -47,6 +47,21 @@ def write(folder: Path, zipped: bool = True, about: bytes | None = None, numbers
     return folder
 
 
+def by_number(source: Coco) -> list[Item]:
+    """The items in the order of their pictures' numbers; the source's own order is drawn by its seed."""
+    items = list(source.items())
+    assert len({item.key for item in items}) == len(items)
+    return sorted(items, key=lambda item: item.meta["image_id"])
+
+
+def test_the_first_of_them_are_drawn_by_the_seed(tmp_path: Path) -> None:
+    write(tmp_path)
+    orders = {tuple(item.key for item in Coco(tmp_path, seed).items()) for seed in range(8)}
+    assert len(orders) > 3
+    few = Coco(tmp_path, limit=2)
+    assert [item.key for item in few.items()] == [item.key for item in Coco(tmp_path).items()][:2]
+
+
 def texts(items: list[Item]) -> list[str]:
     return [item.caption for item in items]
 
@@ -54,7 +69,7 @@ def texts(items: list[Item]) -> list[str]:
 @pytest.mark.parametrize("zipped", [True, False])
 def test_one_caption_per_image_all_held_out(tmp_path: Path, zipped: bool) -> None:
     source = Coco(write(tmp_path, zipped))
-    items = list(source.items())
+    items = by_number(source)
     assert [item.meta["image_id"] for item in items] == sorted(NUMBERS)
     for item in items:
         number, caption = item.meta["image_id"], item.meta["caption_id"]
@@ -73,8 +88,8 @@ def test_the_caption_depends_on_the_seed_and_the_image_alone(tmp_path: Path) -> 
         "annotations": [a for a in reversed(about["annotations"]) if a["image_id"] < 100],
     }
     few = Coco(write(tmp_path / "few", about=json.dumps(kept).encode()))
-    assert texts(list(few.items())) == texts(list(Coco(tmp_path).items()))[:2]
-    choices = {tuple(texts(list(Coco(tmp_path, seed).items()))) for seed in range(5)}
+    assert texts(by_number(few)) == texts(by_number(Coco(tmp_path)))[:2]
+    choices = {tuple(texts(by_number(Coco(tmp_path, seed)))) for seed in range(5)}
     assert len(choices) > 1
     assert len({str(Coco(tmp_path, seed).fingerprint()) for seed in (0, 0, 1)}) == 2
 
@@ -89,7 +104,7 @@ def test_pictures_without_captions_or_that_nobody_names_are_said(tmp_path: Path)
     kept = [annotation for annotation in about["annotations"] if annotation["image_id"] != 42]
     kept = [{**a, "caption": " "} if a["image_id"] == 73 else a for a in kept]
     source = Coco(write(tmp_path, about=captions(annotations=kept), numbers=[*NUMBERS, 7]))
-    items = list(source.items())
+    items = by_number(source)
     assert items[0].problem == f"no caption: {name(42)}" and items[1].problem.startswith(f"caption empty: {name(73)}")
     assert source.notes()[1:] == [
         f"1 pictures that captions_val2014.json does not name, left out: '{name(7)}'",
@@ -126,7 +141,7 @@ def test_what_is_not_there_or_cut_is_named(tmp_path: Path) -> None:
 
 
 def test_a_zip_is_opened_once_however_many_members_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    places = [item.place for item in Coco(write(tmp_path)).items()]
+    places = [item.place for item in by_number(Coco(write(tmp_path)))]
     opened = []
 
     def opening(file: Path) -> ZipFile:
