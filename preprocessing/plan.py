@@ -24,15 +24,20 @@ def plan_lines(source: Source, recipe: Recipe, parts: int, proxy: str) -> Iterat
     items, urls, problems = dict.fromkeys(SPLITS, 0), 0, 0
     sampled: list[Item] = []
     for item in source.items():
-        items[item.split] += 1
+        items[item.split] += not item.problem
         urls += bool(item.url) and item.place is None
         problems += bool(item.problem)
         if item.place is not None and len(sampled) < SAMPLED and hash_spread(item.key):
             sampled.append(item)
-    total = sum(items.values())
+    usable = sum(items.values())
+    total = usable + problems
+    if usable and items["val"] < recipe.least_val:  # as lists.py has it
+        items = {"train": usable - recipe.least_val, "val": recipe.least_val}
     shards = sum(-(-count // recipe.per_shard) for count in items.values())
     yield f"listed: {total:,} ({items['train']:,} to train on, {items['val']:,} held out; {problems:,} unusable)"
     yield from source.notes()
+    if not usable:
+        raise ValueError(f"none of {total:,} listed items can be used: what is wrong with them stands above")
     kept = (total - problems) * (ALIVE if urls else 1)
     of_kept = f"{kept:,.0f} samples" + (f" (if {ALIVE:.0%} of the URLs are alive, as CC12M's were)" if urls else "")
     rate = CLIPS_S if recipe.clips else 1 / (1 / PACKED_S + (1 / DOWNLOADS_S if urls else 0))

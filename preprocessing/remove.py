@@ -85,7 +85,10 @@ def refuse_unknown(folder: Path, unknown: set[str]) -> None:
     """Raises ValueError naming (the first of) the keys, if there are any."""
     if unknown:
         shown = ", ".join(map(repr, sorted(unknown)[:5])) + (", …" if len(unknown) > 5 else "")
-        raise ValueError(f"{folder} has no sample {shown} ({len(unknown)} unknown): nothing was removed")
+        raise ValueError(
+            f"{folder.name} has no sample {shown} ({len(unknown)} unknown): nothing was removed. A key is a file's "
+            "name without its ending, with _ for each dot in it; a sample's .json has it"
+        )
 
 
 def removed_keys(folder: Path) -> set[str]:

@@ -73,10 +73,9 @@ def newest_set(root: Path, name: str, options: dict[str, Any] | None = None) -> 
     if options is not None:
         found = [folder for folder in found if (read_json(folder / RECIPE) or {}).get("options") == options]
     if not found:
-        made = "" if options is None else f" made with {options}"
-        raise ValueError(
-            f"no finished data set {name} or {name}-…{made} in {root}: `mdm data {name} --source …` makes one"
-        )
+        asked = [f"--{field.replace('_', '-')} {value:g}" for field, value in (options or {}).items() if value]
+        command = " ".join(["mdm data", name, "--source …", *asked])
+        raise ValueError(f"no such finished data set {name} or {name}-… in {root}: `{command}` makes it")
     return found[-1]
 
 

@@ -1,7 +1,6 @@
 """Shards and caption states."""
 
 import argparse
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ def data_options(sub: argparse.ArgumentParser) -> None:
     field_options(sub)
     sub.add_argument("--source", type=Path, metavar="PATH", help="what it is made of; default: MDM_HOME/sources/NAME")
     sub.add_argument("--limit", type=_count, metavar="N", help="only the first N that the source lists")
+    sub.add_argument("--held-out", type=float, default=0.0, metavar="SHARE", help="another share than the set's own")
     sub.add_argument("--part", type=_part, default=(1, 1), metavar="I/N", help="make only every N-th shard, from I on")
     sub.add_argument(
         "--allow", action="append", default=[], metavar="HOST:PORT", help="may be connected to though not public"
@@ -36,7 +36,11 @@ def data_options(sub: argparse.ArgumentParser) -> None:
         help="take the samples with these keys, one per line, out of all sets of that name, later ones included; all "
         "others keep their places in the order. Who uses a set is asked to leave and goes on afterwards",
     )
-    sub.add_argument("--prune", action="store_true", help="without a name: delete sets made here that nobody uses")
+    sub.add_argument(
+        "--prune",
+        action="store_true",
+        help="delete sets that nobody uses; those of a source must be named",
+    )
     sub.add_argument("--dry-run", action="store_true", help="say what would be made or removed, start nothing")
 
 
@@ -55,18 +59,28 @@ def _part(text: str) -> tuple[int, int]:
 
 def data(arguments: argparse.Namespace) -> int:
     from mdm.presets import PRESETS, resolve
-    from preprocessing.catalogue import Options
+    from preprocessing.catalogue import Options, find
 
     if arguments.name is None:
         return _sets(arguments)
-    if arguments.prune:
-        raise ValueError("--prune goes without a name: it looks at all data sets")
-    name, options = arguments.name, Options(limit=arguments.limit or 0, drop_duplicates=arguments.drop_duplicates)
+    name, limit, held_out = arguments.name, arguments.limit or 0, arguments.held_out
     if name in PRESETS:
         chosen = resolve(name, overrides(arguments, name)).data
-        name, options = chosen.name, replace(options, limit=options.limit or chosen.limit, held_out=chosen.val_fraction)
+        name, limit, held_out = chosen.name, limit or chosen.limit, held_out or chosen.val_fraction
     elif arguments.set or arguments.choice or arguments.config:
-        raise ValueError(f"--set, --choice and --config change a preset's fields; {name} is a data set")
+        raise ValueError(
+            f"--set, --choice and --config change a preset's fields; {name} is a data set (--limit, --held-out)"
+        )
+    options = Options(limit=limit, held_out=held_out, drop_duplicates=arguments.drop_duplicates)
+    if arguments.decode and not arguments.verify:
+        raise ValueError("--decode goes with --verify")
+    if arguments.source is not None and not find(name).wants:
+        raise ValueError(f"{name} is made of the installed packages and takes no --source")
+    if arguments.prune:
+        from flows.datasets.sets import prune
+
+        prune(name, arguments.dry_run, print)
+        return 0
     if arguments.remove is not None:
         return _remove(name, arguments)
     return _verify(name, arguments.decode) if arguments.verify else _make(name, options, arguments)
@@ -143,7 +157,7 @@ def _sets(arguments: argparse.Namespace) -> int:
     if named := [f"--{name}" for name in given if getattr(arguments, name)]:
         raise ValueError(f"{', '.join(named)}: name a data set, too (`mdm data` lists them)")
     if arguments.prune:
-        prune(arguments.dry_run, print)
+        prune(None, arguments.dry_run, print)
     else:
         print(*overview(), sep="\n")
     return 0
@@ -167,11 +181,14 @@ def _remove(name: str, arguments: argparse.Namespace) -> int:
 
 def _keys(file: Path) -> set[str]:
     try:
-        return {line.strip() for line in file.read_text().splitlines()} - {""}
+        keys = {line.strip() for line in file.read_text(encoding="utf-8-sig").splitlines()} - {""}
     except OSError as error:
-        raise ValueError(f"{file}: {error.strerror}") from error
+        raise ValueError(f"{file}: {error.strerror}; --remove takes a file with a key per line") from error
     except UnicodeDecodeError as error:
         raise ValueError(f"{file} is no UTF-8 text (at byte {error.start}): a key per line") from error
+    if not keys:
+        raise ValueError(f"{file} names no key: give one per line")
+    return keys
 
 
 def embed_options(sub: argparse.ArgumentParser) -> None:

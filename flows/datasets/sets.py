@@ -70,10 +70,11 @@ def _entry(folder: Path, runs: dict[str, set[str]]) -> Entry:
         splits = [read_manifest(folder / split) for split in SPLITS]
     except ValueError:  # the readers say what is wrong
         return Entry(folder, name, "damaged", "", 0, "", size, users, False)
-    samples = " + ".join(f"{manifest['samples']:,}" for manifest in splits)
+    counts = [m["samples"] - sum(len(shard.get("removed", ())) for shard in m["shards"]) for m in splits]
+    samples = " + ".join(f"{count:,}" for count in counts)
     revision = max(manifest.get("revision", 0) for manifest in splits)
     listed = sum(((read_json(folder / "lists" / "plan.json") or {}).get("items") or {}).values())
-    made_of = f"{sum(manifest['samples'] for manifest in splits) / listed:.0%}" if listed else ""
+    made_of = f"{sum(counts) / listed:.0%}" if listed else ""
     return Entry(folder, name, samples, made_of, revision, splits[0]["digest"], size, users, bool(recipe))
 
 
@@ -159,14 +160,18 @@ def set_of_samples(data: str, pinned: str) -> Path:
     return folder.parent
 
 
-def prune(dry_run: bool, say: Callable[[str], None]) -> None:
-    """Remove every set that no living user holds, no run below MDM_HOME/runs names, and that can be made again.
+def prune(name: str | None, dry_run: bool, say: Callable[[str], None]) -> None:
+    """Delete the sets that were made here, that no living user holds and no run below MDM_HOME/runs names.
 
-    Links stay: what they lead to may be others', too.
+    Without a name only those that come with the packages, and what is left of deleted ones: any other took a source,
+    or a weekend of downloads, and must be named. Links stay: what they lead to may be others', too.
     """
     freed = []
     for entry in list_sets():
-        if entry.users or not entry.ours:
+        if entry.users or not entry.ours or name not in (None, current_name(entry.name)):
+            continue
+        if name is None and find(current_name(entry.name)).wants and not entry.folder.name.endswith(".deleted"):
+            say(f"{entry.folder.name} stays: its source is not ours; `mdm data {entry.name} --prune` deletes it")
             continue
         if entry.folder.is_symlink():
             target = entry.folder.resolve()
@@ -179,7 +184,8 @@ def prune(dry_run: bool, say: Callable[[str], None]) -> None:
             freed.append(entry.size_bytes)
         except (Trouble, OSError) as error:
             say(f"{entry.folder.name} stays: {error}")
-    say(f"{len(freed)} unused, {sum(freed) / 1e6:,.1f} MB{' would be freed' if dry_run else ''}")
+    what = "would be deleted" if dry_run else "deleted"
+    say(f"{len(freed)} unused sets {what}, {sum(freed) / 1e6:,.1f} MB")
 
 
 def _remove(folder: Path) -> None:

@@ -24,7 +24,8 @@ def trained_on_removed(name: str) -> Iterator[str]:
             data = _since(run, folder)
             split = by_digest.get(data.get("digest", ""))
             count = 0 if split is None else removed_since(split, data["since"])
-            if count:
+            begun = int(folder.name.removeprefix("nimg-")) > 0 or (split and _of_parent(run, folder, data))
+            if count and begun:  # the first checkpoint of a stage that was not grown has seen no picture
                 yield f"{folder.relative_to(home())}: trained on {count:,} samples that were removed since"
 
 

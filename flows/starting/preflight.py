@@ -83,6 +83,8 @@ def _data(preset: Preset) -> list[str]:
     sets = finished_sets(datasets(), name)
     if not sets and row.wants and not (sources() / name).exists():
         return [f"data: no finished data set {name}: `mdm data {name} --source PATH` makes it, of {row.wants}"]
+    if row.clips or (sets and "frames" in (read_json(sets[-1] / "train" / "manifest.json") or {})):
+        return [f"data: {name} is a set of clips, and no preset here trains on clips yet"]
     if sets and row.wants:
         return list(filter(None, (_unfit(sets[-1] / "train", px) for px in tops)))
     lacking = [px for px in tops if not any(tier.px % px == 0 for tier in row.tiers)]

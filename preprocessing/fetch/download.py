@@ -170,6 +170,11 @@ def _read_parquet(folder: Path) -> dict[str, list[Any]]:
 def _away(silent: Iterable[Counter[str]]) -> str:
     outcomes = sum(silent, Counter())
     said = ", ".join(f"{outcome}: {n:,}" for outcome, n in outcomes.most_common())
+    if outcomes.keys() <= UNASKED:
+        return (
+            f"none of {outcomes.total():,} URLs may be asked ({said}): addresses that are not public need --allow "
+            "HOST:PORT; http and https alone are fetched"
+        )
     return (
         f"none of {outcomes.total():,} URLs answered ({said}): is the network there? They are not counted as done; "
         "once it is, the same command goes on"

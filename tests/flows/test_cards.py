@@ -113,7 +113,9 @@ def test_checkpoints_of_removed_samples_are_named_and_no_others(root: Path) -> N
     (runs / "a" / "8").rename(runs / "c" / "8")
     (runs / "b" / "8").rename(runs / "c" / "16")
     lines = list(trained_on_removed("squares"))
-    assert lines == [f"runs/c/8/checkpoints/{name}: trained on 2 samples that were removed since" for name in after]
+    assert lines == [
+        f"runs/c/8/checkpoints/{name}: trained on 2 samples that were removed since" for name in after if int(name[5:])
+    ]
     write_json(runs / "c" / "config.json", {"stages": {"8": {"start": None}, "16": {"start": {"stage": "8"}}}})
     assert len(list(trained_on_removed("squares"))) > len(lines)
     remove_samples("squares", {"train003"}, False, print)

@@ -127,7 +127,7 @@ def test_an_unfinished_set_is_none_and_is_gone_on_with(root: Path, monkeypatch: 
         patch.setattr(making, "pack_shard", dies)
         make()
     (part,) = root.glob("*.part")
-    with pytest.raises(ValueError, match="no finished data set dozen"):
+    with pytest.raises(ValueError, match="no such finished data set dozen"):
         newest_set(root, "dozen")
     assert [entry.samples for entry in list_sets()] == ["unfinished"]
     before = {name: file for name, file in contents(part).items() if name != "recipe.json"}
@@ -357,9 +357,14 @@ def test_sets_are_listed_with_their_users_and_unused_ones_pruned(
     assert "training x (process" in lines[held.name] and lines[of_run.name].endswith("run r")
     before = contents(root)
     with Lease(held, "training x"):
-        assert main(["data", "--prune", "--dry-run"]) == 0
-        assert "2 unused, 0.2 MB would be freed" in capsys.readouterr().out and contents(root).keys() > before.keys()
-        assert main(["data", "--prune"]) == 0
+        assert main(["data", "--prune"]) == 0 and "`mdm data squares --prune` deletes it" in capsys.readouterr().out
+        assert is_finished(squares_here)  # what took a source is not deleted unnamed
+        assert main(["data", "squares", "--prune", "--dry-run"]) == 0
+        assert (
+            "2 unused sets would be deleted, 0.2 MB" in capsys.readouterr().out
+            and contents(root).keys() > before.keys()
+        )
+        assert main(["data", "squares", "--prune"]) == 0
     assert sorted(path.name for path in root.iterdir() if path.is_dir()) == [
         "damaged",
         "downloads",
@@ -368,7 +373,7 @@ def test_sets_are_listed_with_their_users_and_unused_ones_pruned(
         of_run.name,
     ]
     assert all(map(is_finished, (held, of_run, by_hand)))
-    assert main(["data", "tiny", "--prune"]) == 1 and main(["data", "--set", "seed=1"]) == 1
+    assert main(["data", "--set", "seed=1"]) == 1
 
 
 def test_a_link_to_another_disk_stays_and_nothing_ends_a_prune(
@@ -388,12 +393,12 @@ def test_a_link_to_another_disk_stays_and_nothing_ends_a_prune(
 
     monkeypatch.setattr(shutil, "rmtree", refuses)
     for settings in (["--dry-run"], []):
-        assert main(["data", "--prune", *settings]) == 0
+        assert main(["data", "squares", "--prune", *settings]) == 0
         out = capsys.readouterr().out
         for name in ("half.part", "left.deleted", "linked"):
             assert f"{name} stays: it is a link to {disk}; where unused, remove both by hand" in out
             assert (root / name).is_symlink() and is_finished(disk)
-    assert "squares stays: [Errno 16] Device or resource busy" in out and "1 unused, 0.1 MB" in out
+    assert "squares stays: [Errno 16] Device or resource busy" in out and "1 unused sets deleted, 0.1 MB" in out
     assert not (root / "squares-2").exists()
 
 
