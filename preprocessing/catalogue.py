@@ -19,7 +19,7 @@ from preprocessing.sources.coco import Coco
 from preprocessing.sources.folders import Pictures, caption_table
 from preprocessing.sources.foreign import ForeignTars
 from preprocessing.sources.imagenet import ImageNet
-from preprocessing.sources.listing import PICTURES
+from preprocessing.sources.listing import PICTURES, is_picture
 from preprocessing.sources.motion import COUNT, Motion
 from preprocessing.sources.openmoji import OpenMoji
 from preprocessing.sources.videos import VIDEOS, Videos, WebVid
@@ -84,13 +84,27 @@ def _needs(path: Path | None) -> Path:
 
 
 def tars_in(path: Path) -> bool:
-    """Whether a source is webdataset tars: one, those of a folder, or a pattern for them."""
-    return path.name.endswith(".tar") or (path.is_dir() and next(path.rglob("*.tar"), None) is not None)
+    """Whether a source is webdataset tars: one, those of a folder, or a pattern for them.
+
+    Raises ValueError for a folder of both tars and loose pictures: which of them is meant cannot be known.
+    """
+    if not path.is_dir():
+        return path.name.endswith(".tar")
+    tar = next(path.rglob("*.tar"), None)
+    loose = next((file for file in path.rglob("*") if file.is_file() and is_picture(file.name)), None)
+    if tar is not None and loose is not None:
+        raise ValueError(f"{path} holds tars ({tar.name}) and loose pictures ({loose.name}): give one of the two")
+    return tar is not None
 
 
 def _cc12m(path: Path | None, options: Options) -> Source:
     given = _needs(path)
-    return Cc12mMirror(given, options.limit) if given.is_dir() or tars_in(given) else Cc12m(given, options.limit)
+    if tars_in(given):
+        return Cc12mMirror(given, options.limit)
+    lists = sorted(given.glob("*.tsv")) if given.is_dir() else [given]
+    if len(lists) != 1:
+        raise ValueError(f"{given}: one list (cc12m.tsv) or webdataset tars are wanted, there are {len(lists)} lists")
+    return Cc12m(lists[0], options.limit)
 
 
 def _own(path: Path | None, options: Options) -> Source:

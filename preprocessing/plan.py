@@ -10,6 +10,7 @@ from preprocessing.items import Item, Source
 from preprocessing.pack.lists import SPLITS
 from preprocessing.pack.shards import Recipe
 
+TOLD = 3
 SAMPLED = 200  # pictures whose sizes are looked at
 STAGES_PX = (64, 256, 1024)  # of the paper
 # Per second and core, as benchmarks/results/2026-11-26-data.md has them: of a server nearby, a megapixel, a clip.
@@ -23,14 +24,22 @@ def plan_lines(source: Source, recipe: Recipe, parts: int, proxy: str) -> Iterat
     """Counted by listing the source once; nothing is fetched or written."""
     items, urls, problems = dict.fromkeys(SPLITS, 0), 0, 0
     sampled: list[Item] = []
+    told: list[str] = []  # why the first unusable ones are
     for item in source.items():
         items[item.split] += not item.problem
         urls += bool(item.url) and item.place is None
         problems += bool(item.problem)
+        if item.problem and len(told) < TOLD:
+            told.append(item.problem)
         if item.place is not None and len(sampled) < SAMPLED and hash_spread(item.key):
             sampled.append(item)
     usable = sum(items.values())
     total = usable + problems
+    if usable and usable <= recipe.least_val:
+        raise ValueError(
+            f"{usable} usable items are listed, at least {recipe.least_val + 1} are needed: {recipe.least_val} are held "
+            f"out{'; not usable: ' * bool(told)}{', '.join(told)}"
+        )
     if usable and items["val"] < recipe.least_val:  # as lists.py has it
         items = {"train": usable - recipe.least_val, "val": recipe.least_val}
     shards = sum(-(-count // recipe.per_shard) for count in items.values())

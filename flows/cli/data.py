@@ -1,6 +1,7 @@
 """Shards and caption states."""
 
 import argparse
+from glob import glob
 from pathlib import Path
 from typing import Any
 
@@ -95,7 +96,7 @@ def _make(name: str, options: Any, arguments: argparse.Namespace) -> int:
     from preprocessing.sets import finished_sets
 
     given = arguments.source
-    if given is not None and not given.exists() and not any(given.parent.glob(given.name)):
+    if given is not None and not given.exists() and not glob(str(given), recursive=True):
         raise ValueError(f"--source {given}: there is no such file or folder")
     policy = Policy(allow=tuple(arguments.allow), proxy=arguments.proxy, contact=arguments.contact)
     opened = open_source(name, options, given)

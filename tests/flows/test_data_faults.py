@@ -50,7 +50,10 @@ def told(capsys: pytest.CaptureFixture[str], *words: object) -> str:
         (["mine", "--source", "none"], "none: there is no such file or folder"),
         (["mine"], "mine needs a source: --source PATH, or "),
         (["mine", "--source", "empty"], "empty: no pictures: looked for *.png"),
-        (["cc12m", "--source", "empty"], "empty: no *.tar there; give a folder of webdataset tars"),
+        (
+            ["cc12m", "--source", "empty"],
+            "empty: one list (cc12m.tsv) or webdataset tars are wanted, there are 0 lists",
+        ),
         (["videos", "--source", "empty"], "empty has no table of captions: put one there (CSV, TSV"),
         (["imagenet", "--source", "empty"], "empty: no pictures: looked for folders of synsets"),
         (["coco2014-val", "--source", "empty"], "empty: no val2014.zip"),
