@@ -37,8 +37,8 @@ def plan_lines(source: Source, recipe: Recipe, parts: int, proxy: str) -> Iterat
     total = usable + problems
     if usable and usable <= recipe.least_val:
         raise ValueError(
-            f"{usable} usable items are listed, at least {recipe.least_val + 1} are needed: {recipe.least_val} are held "
-            f"out{'; not usable: ' * bool(told)}{', '.join(told)}"
+            f"{usable} usable items are listed, at least {recipe.least_val + 1} are needed: {recipe.least_val} are "
+            f"held out{'; not usable: ' * bool(told)}{', '.join(told)}"
         )
     if usable and items["val"] < recipe.least_val:  # as lists.py has it
         items = {"train": usable - recipe.least_val, "val": recipe.least_val}
