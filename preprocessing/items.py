@@ -64,5 +64,8 @@ class Source(Protocol):
     def items(self) -> Iterator[Item]:
         """In a fixed order, each key once. Raises ValueError naming file and line, member or key."""
 
+    def root(self) -> Path:
+        """What its items' files lie below: lists name them from there, so that the source may move meanwhile."""
+
     def notes(self) -> list[str]:
         """Lines for the data card, complete once ``items`` is exhausted: a header skipped, an unexpected count, …"""

@@ -39,6 +39,9 @@ class Drawn:
                 file.write_bytes(encode_png(rasterise_svg(paths[item.key], self.px)))
             yield replace(item, url="", place=Place(file))
 
+    def root(self) -> Path:
+        return self.folder
+
     def notes(self) -> list[str]:
         return []
 
@@ -81,5 +84,5 @@ def write_drawings(
         return [finish(folder / split) for split in SPLITS]
     make_folder(lists)
     plan = write_lists(Drawn(source, folder / "drawn", px), lists, per_shard, least_val=0)
-    make_shards(folder, lists, plan, wanted, PIXELS, 1, progress)
+    make_shards(folder, lists, folder / "drawn", plan, wanted, PIXELS, 1, progress)
     return finish_set(folder, plan, wanted, {"licence": "CC-BY-SA-4.0", "credit": "OpenMoji"}, removed)

@@ -45,6 +45,7 @@ class Web:
 def make_shards(
     folder: Path,
     lists: Path,
+    root: Path,
     plan: dict[str, Any],
     recipe: Recipe,
     pixels: Pixels,
@@ -55,8 +56,8 @@ def make_shards(
 ) -> None:
     """Write the shards of a part that are missing. In a finished set they must become what they were.
 
-    What is held out comes first: where nothing of it can be used, that is said before the long work. Raises ValueError
-    then, and as ``pack_shard`` and ``download`` do.
+    ``root``: what the lists' files lie below, now. What is held out comes first: where nothing of it can be used, that
+    is said before the long work. Raises ValueError then, and as ``pack_shard`` and ``download`` do.
     """
     for split in SPLITS:
         for tier in recipe.tiers:
@@ -76,11 +77,11 @@ def make_shards(
 
     def pack(shard: Shard) -> Future[None]:
         answers = None if web is None else partial(read_raw, raw, _code(shard))
-        return pool.submit(pack_shard, shard, lists, pixels, answers, known[shard.split].get(shard.number, ""))
+        return pool.submit(pack_shard, shard, lists, root, pixels, answers, known[shard.split].get(shard.number, ""))
 
     raw = folder / "raw" / f"{part[0]}-of-{part[1]}"  # of its own: parts go on at the same time
     with _pool(folder, min(workers, len(missing))) as pool:
-        ready = iter(missing) if web is None else _fetched(missing, lists, raw, web)
+        ready = iter(missing) if web is None else _fetched(missing, lists, root, raw, web)
         for shard in _packed(ready, pack, ahead=2 * workers):
             if web is not None:
                 discard_raw(raw, _code(shard))
@@ -107,12 +108,12 @@ def _made_before(folder: Path) -> dict[int, str]:
     return {int(Path(shard["file"]).stem): shard["sha256"] for shard in shards}
 
 
-def _fetched(missing: list[Shard], lists: Path, raw: Path, web: Web) -> Iterator[Shard]:
+def _fetched(missing: list[Shard], lists: Path, root: Path, raw: Path, web: Web) -> Iterator[Shard]:
     """The shards, each when its answers lie in ``raw``."""
     by_code = {_code(shard): shard for shard in missing}
 
     def rows(code: int) -> list[tuple[str, str]]:
-        items = read_items(lists, by_code[code].split, by_code[code].number)
+        items = read_items(lists, root, by_code[code].split, by_code[code].number)
         return [(item.key, web.address(item.key, item.url)) for item in items if not item.problem]
 
     for code in download(list(by_code), rows, raw, web.policy, web.processes, web.threads):

@@ -40,6 +40,9 @@ class Coco:
         return {"kind": "COCO 2014", "captions": captions, "pictures": digest(sizes), "seed": self.seed,
                 "limit": self.limit}  # fmt: skip
 
+    def root(self) -> Path:
+        return self.source
+
     def notes(self) -> list[str]:
         return self._notes
 

@@ -32,6 +32,9 @@ class Pictures:
         files = [(item.key, item.caption, item.problem, _sha256(item)) for item in self._listed]
         return {"kind": "folder of pictures", "files": digest(files), "held_out": self.held_out}
 
+    def root(self) -> Path:
+        return self._folder_and_table()[0]
+
     def notes(self) -> list[str]:
         return self._found[1]
 

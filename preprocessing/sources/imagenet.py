@@ -48,6 +48,9 @@ class ImageNet:
             listed.update(f"{synset}/{name} {size}\n".encode())
         return {"kind": "ImageNet", "pictures": listed.hexdigest(), "synsets": self._synsets, "limit": self.limit}
 
+    def root(self) -> Path:
+        return self.source
+
     def notes(self) -> list[str]:
         return self._notes
 

@@ -69,6 +69,9 @@ class Videos:
         for path, caption, problem in spread(rows, self.limit):
             yield Item(path.stem, caption, _split(path.stem, self.held_out), Place(path), problem=problem)
 
+    def root(self) -> Path:
+        return self.folder
+
     def notes(self) -> list[str]:
         return self._notes
 
@@ -141,6 +144,9 @@ class WebVid:
         if not seen:
             raise ValueError(f"{self.table} names no videos")
         self._notes = [f"{repeated:,} rows repeat a videoid: left out, one clip a video"] if repeated else []
+
+    def root(self) -> Path:
+        return self.folder
 
     def notes(self) -> list[str]:
         return self._notes

@@ -15,10 +15,11 @@ from drawn import Drawn, Inline
 from flows.cli import main
 from flows.data import pinned_set, wanted_set
 from flows.datasets import parts, removal
-from flows.datasets.making import Opened, make_set
+from flows.datasets.making import Opened, list_set, make_set, open_source
 from flows.datasets.removal import between_removals, remove_samples
 from flows.datasets.sets import list_sets, set_of_samples, sets_of_run
 from flows.home import Trouble, datasets
+from made import make_pictures
 from mdm.data import leases
 from mdm.data.leases import REMOVAL, Lease, live
 from mdm.files import write_json
@@ -133,6 +134,39 @@ def test_an_unfinished_set_is_none_and_is_gone_on_with(root: Path, monkeypatch: 
     before = {name: file for name, file in contents(part).items() if name != "recipe.json"}
     folder = make()
     assert not part.exists() and before.items() <= contents(folder).items()
+
+
+def test_an_unfinished_set_goes_on_after_its_source_and_its_home_were_moved(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Other pictures lie where the first command, run in another folder, named its own."""
+    captions = {f"p{i}": f"picture {i}" for i in range(10)}
+    make_pictures(tmp_path / "a" / "pics", captions)
+    make_pictures(tmp_path / "b" / "pics", dict(reversed(captions.items())))
+
+    def set_of(home: str, folder: str) -> Opened:
+        monkeypatch.setenv("MDM_HOME", str(tmp_path / home))
+        monkeypatch.chdir(tmp_path / folder)
+        found = open_source("mine", path=Path("pics"))
+        assert found is not None
+        return found
+
+    def finished(source: Opened) -> list[str]:
+        made = make_set(source, lambda done: None, lambda line: None)
+        assert made is not None
+        return [read_manifest(made / split)["digest"] for split in ("train", "val")]
+
+    whole = finished(set_of("whole", "a"))
+    listed = set_of("home", "a")
+    list_set(listed, lambda line: None)
+    monkeypatch.chdir(tmp_path / "b")
+    shutil.copytree(tmp_path / "home", tmp_path / "again")
+    with monkeypatch.context() as patch:
+        patch.setenv("MDM_HOME", str(tmp_path / "again"))
+        assert finished(listed) == whole  # of one that stays open
+    (tmp_path / "home").rename(tmp_path / "moved")
+    (tmp_path / "a").rename(tmp_path / "c")
+    assert finished(set_of("moved", "c")) == whole
 
 
 def test_of_two_makers_one_makes_and_the_other_takes_it(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:

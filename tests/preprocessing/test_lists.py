@@ -22,6 +22,9 @@ class Numbers:
     def items(self) -> Iterator[Item]:
         yield from (Item(f"{i}", f"{self.captions} {i}", url="https://example.org") for i in range(6))
 
+    def root(self) -> Path:
+        return Path()
+
     def notes(self) -> list[str]:
         return []
 
@@ -40,6 +43,6 @@ def test_a_list_is_opened_once_for_all_its_shards_and_again_when_it_is_another(
     for captions in ("first", "second"):
         (tmp_path / PLAN).unlink(missing_ok=True)
         write_lists(Numbers(captions), tmp_path, per_shard=2, least_val=0)
-        found = [item.caption for number in range(3) for item in read_items(tmp_path, "train", number)]
+        found = [item.caption for number in range(3) for item in read_items(tmp_path, Path(), "train", number)]
         assert found == [f"{captions} {i}" for i in range(6)]
     assert len(opened) == 2
