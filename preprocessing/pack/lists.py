@@ -31,6 +31,7 @@ COLUMNS = pa.schema(
         ("offset", pa.int64()),
         ("length", pa.int64()),
         ("member", pa.string()),
+        ("sha256", pa.string()),
         ("meta", pa.string()),
         ("problem", pa.string()),
     ]
@@ -122,6 +123,7 @@ def _row(item: Item, root: Path) -> dict[str, Any]:
         "offset": None if place is None else place.offset,
         "length": None if place is None else place.length,
         "member": None if place is None else place.member,
+        "sha256": None if place is None else place.sha256,
         "meta": json.dumps(item.meta, sort_keys=True),
         "problem": item.problem,
     }
@@ -151,7 +153,8 @@ def _opened(path: Path, mtime_ns: int, process: int) -> pq.ParquetFile:
 def _item(row: dict[str, Any], root: Path, split: Split) -> Item:
     place = None
     if row["file"] is not None:
-        place = Place(root / row["file"], row["offset"], row["length"], row["member"])
+        sha256 = row.get("sha256", "")  # lists that an earlier version wrote have none
+        place = Place(root / row["file"], row["offset"], row["length"], row["member"], sha256)
     return Item(row["key"], row["caption"], split, place, row["url"], json.loads(row["meta"]), row["problem"])
 
 
