@@ -7,7 +7,7 @@ same shard. Lists, shards and markers say what is done, so that the same command
 import os
 import threading
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, as_completed, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
@@ -25,7 +25,7 @@ from preprocessing.items import Split
 from preprocessing.manifest import all_there, as_made, data_digest, digest, make_folder, read_manifest, write_json
 from preprocessing.pack.lists import SPLITS, read_items, shard_numbers, shard_size
 from preprocessing.pack.shards import Pixels, Recipe, Shard, pack_shard, read_rows
-from preprocessing.remove import reapply
+from preprocessing.remove import Removed, reapply
 from preprocessing.sets import DROPPED
 
 Progress = Callable[[int], None]  # items of the list that are dealt with, of the part that is being made
@@ -191,11 +191,11 @@ def finish_set(
     plan: dict[str, Any],
     recipe: Recipe,
     terms: dict[str, str],
-    removed: Collection[str] = (),
+    removed: Removed = {},  # noqa: B006
 ) -> list[dict[str, Any]]:
     """The manifests of a set whose shards are all there -> those of its splits.
 
-    The samples with the keys ``removed``, and duplicates where the recipe drops them, are taken out before. Raises
+    What was ``removed`` from other sets, and duplicates where the recipe drops them, are taken out before. Raises
     ValueError where a split came out empty though its list is not.
     """
     dropped = duplicates(folder) if recipe.drop_duplicates else set()
@@ -231,7 +231,7 @@ def finish_set(
             manifest["digest"] = data_digest(manifest)
             if tier != recipe.tiers[0]:
                 digests[tier.name] = manifest["digest"]
-            manifest = reapply(place, manifest, {*removed, *dropped})
+            manifest = reapply(place, manifest, dropped, removed)
             write_json(place / "manifest.json", manifest)
         manifests.append(manifest)
     return manifests
