@@ -43,6 +43,9 @@ class Pictures:
     def items(self) -> Iterator[Item]:
         yield from (Item(path.stem, "a picture", place=Place(path)) for path in sorted(self.folder.glob("*.jpg")))
 
+    def root(self) -> Path:
+        return self.folder
+
     def notes(self) -> list[str]:
         return []
 
@@ -60,7 +63,7 @@ def measure(rounds: int) -> list[Row]:
             path.parent.mkdir(parents=True, exist_ok=True)
         for turn in range(rounds + 1):  # the first warms up
             began = time.process_time()
-            pack_shard(shard, folder, Pixels(read_rgb, centre_crop))
+            pack_shard(shard, folder, folder, Pixels(read_rgb, centre_crop))
             rates += [DIFFERENT / (time.process_time() - began)] if turn else []
     return [Row("packing", "1280 x 768 px, 256² crops and originals", rates, "pictures/s per core")]
 

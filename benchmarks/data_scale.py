@@ -49,6 +49,9 @@ class Dots:
         for i in range(self.count):
             yield Item(f"{i:06d}", "a dot", place=Place(self.file), url=f"https://example.org/dots/{i:06d}.png")
 
+    def root(self) -> Path:
+        return self.file.parent
+
     def notes(self) -> list[str]:
         return []
 
@@ -82,9 +85,9 @@ def costs(file: Path, count: int) -> tuple[dict[str, float], float]:
     steps = {"list": timed(lambda: write_lists(opened.source, lists, 1, 0))}
     plan = read_json(lists / "plan.json") or {}
     numbers = list(shard_numbers(plan))[:: max(1, count // READ)]
-    read_items(lists, *numbers[0])  # once in a process: it opens the list
-    steps["read the list"] = timed(lambda: [read_items(lists, *n) for n in numbers]) * count / len(numbers)
-    _fill(folder, recipe, lists, plan)
+    read_items(lists, file.parent, *numbers[0])  # once in a process: it opens the list
+    steps["read the list"] = timed(lambda: [read_items(lists, file.parent, *n) for n in numbers]) * count / len(numbers)
+    _fill(folder, recipe, lists, file, plan)
     steps["look"] = timed(lambda: unfinished(folder, plan, recipe))
     steps["finish"] = timed(lambda: (finish_set(folder, plan, recipe, dots.manifest_terms), write_card(folder, {})))
     write_json(folder / RECIPE, {"options": {}, "finished_s": time.time()})
@@ -117,12 +120,12 @@ def measure(rounds: int) -> list[Row]:
     return [*rows, Row("rerun", f"`make_set` over {MANY:,} finished shards", reruns, "s", most=RERUN_S)]
 
 
-def _fill(folder: Path, recipe: Any, lists: Path, plan: dict[str, Any]) -> None:
+def _fill(folder: Path, recipe: Any, lists: Path, file: Path, plan: dict[str, Any]) -> None:
     """All shards: the first as it is made, the others with its bytes."""
     (folder / "train").mkdir()
     (folder / "val").mkdir()
     first, *others = (Shard(folder, recipe, *number) for number in shard_numbers(plan))
-    pack_shard(first, lists, PIXELS)
+    pack_shard(first, lists, file.parent, PIXELS)
     (tar,) = first.paths.values()
     contents = {suffix: tar.with_suffix(suffix).read_bytes() for suffix in (".tar", ".idx.npy", ".rows.parquet")}
     marker = read_json(tar.with_suffix(".done.json")) or {}

@@ -1,5 +1,6 @@
 """What a source lists: samples with their captions, and where the bytes of each lie."""
 
+import hashlib
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -13,23 +14,33 @@ Split = Literal["train", "val"]
 
 @dataclass(frozen=True)
 class Place:
-    """Bytes on this machine: a whole file, a tar's member (``length`` bytes at ``offset``), or a zip's ``member``."""
+    """Bytes on this machine: a whole file, a tar's member (``length`` bytes at ``offset``), or a zip's ``member``.
+
+    They are as long, and have the sha256, that the source found when it listed them; of what it did not look at, any.
+    """
 
     file: Path
-    offset: int = 0
+    offset: int = 0  # 0: not in a tar, where a header stands first
     length: int | None = None
     member: str = ""
+    sha256: str = ""
 
     def __str__(self) -> str:
         return f"{self.file}: {self.member}" if self.member else str(self.file)
 
     def read(self) -> bytes:
-        """Raises OSError, or zipfile.BadZipFile."""
-        if self.member and self.length is None:
-            return _archive(self.file, self.file.stat().st_mtime_ns, os.getpid()).read(self.member)
-        with self.file.open("rb") as file:
-            file.seek(self.offset)
-            return file.read(self.length)
+        """Raises OSError, also where they are others than were listed, or zipfile.BadZipFile."""
+        if self.member and not self.offset:
+            data = _archive(self.file, self.file.stat().st_mtime_ns, os.getpid()).read(self.member)
+        else:
+            with self.file.open("rb") as file:
+                file.seek(self.offset)
+                data = file.read(self.length if self.offset else -1)
+        if self.length not in (None, len(data)):
+            raise OSError(f"{len(data):,} bytes, it was listed with {self.length:,}")
+        if self.sha256 not in ("", hashlib.sha256(data).hexdigest()):
+            raise OSError("other bytes than were listed")
+        return data
 
 
 @lru_cache(maxsize=2)
@@ -63,6 +74,9 @@ class Source(Protocol):
 
     def items(self) -> Iterator[Item]:
         """In a fixed order, each key once. Raises ValueError naming file and line, member or key."""
+
+    def root(self) -> Path:
+        """What its items' files lie below: lists name them from there, so that the source may move meanwhile."""
 
     def notes(self) -> list[str]:
         """Lines for the data card, complete once ``items`` is exhausted: a header skipped, an unexpected count, …"""

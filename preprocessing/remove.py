@@ -9,19 +9,18 @@ the samples (weights, samples' captions, reports) is not touched.
 ``removed.json`` is written before anything changes and the manifest after everything: between the two the removal is
 unfinished, readers refuse the folder, and the same command, or making the shards again, finishes it. It stays, so that
 samples that are drawn or fetched again are taken out again: {"revision", "keys": every key ever removed, "at": {key:
-the first revision without it}, "digest": of the set that the places are of, "shards": {file: {"sha256": as made,
-"places": [...]}}}.
+the first revision without it}, "known": {key: what else it can be known by}, "digest": of the set that the places are
+of, "shards": {file: {"sha256": as made, "places": [...]}}}.
 
 Whoever reads the folder must have left it (mdm/data/leases.py): a reader finds the shards changed, and ends with an
 error that names the shard.
 """
 
-import hashlib
 import json
 import os
 import tarfile
 from collections import defaultdict
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Collection, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from itertools import accumulate, pairwise
 from pathlib import Path
@@ -48,6 +47,8 @@ from preprocessing.members import END, index_tar, samples_in
 LIST = "removed.json"
 READERS = 32  # threads that look for keys: on networked storage each read is a wait
 
+IDENTITY = ("sha256", "url")  # fields of a sample's .json: of the bytes as they came, and where from
+Removed = dict[str, dict[str, list[str]]]  # key -> what else its pictures can be known by: values of those fields
 Places = dict[str, list[tuple[str, int]]]  # key -> the shard's file and the place there, of each sample that has it
 
 
@@ -63,22 +64,41 @@ def remove(folder: Path, keys: Iterable[str]) -> dict[str, Any]:
     return take_out(folder, found)
 
 
-def find(folder: Path, keys: set[str]) -> Places:
-    """Where the keys stand, of those that the folder has."""
+def find(folder: Path, keys: Collection[str], removed: Removed = {}) -> Places:  # noqa: B006
+    """Where the samples stand that have these keys, or were removed from another set."""
     manifest = read_manifest(folder)
     if unfinished_removal(folder, manifest):
         raise ValueError(f"{folder}: an earlier removal is unfinished: run it again first")
-    if not keys:
+    if not keys and not removed:
         return {}
+    goes = removal_rule(keys, removed)
     with ThreadPoolExecutor(READERS) as pool:
         names = [shard["file"] for shard in manifest["shards"]]
-        lists = pool.map(read_keys, (folder / name for name in names))
+        lists = pool.map(_read_metas, (folder / name for name in names))
         found: Places = defaultdict(list)
         for name, there in zip(names, lists, strict=True):
-            for place, key in enumerate(there):
-                if key in keys:
-                    found[key].append((name, place))
+            for place, meta in enumerate(there):
+                if meta and goes(meta):
+                    found[meta["key"]].append((name, place))
     return dict(found)
+
+
+def removal_rule(keys: Collection[str], removed: Removed) -> Callable[[dict[str, Any]], bool]:
+    """Whether a sample, by its .json, has one of the keys or is what was removed from another set of its name.
+
+    Another set may number its samples otherwise: what was removed is known by its bytes or its address, and by its key
+    only where these are not known of both.
+    """
+    gone = {field: {value for known in removed.values() for value in known.get(field, ())} for field in IDENTITY}
+
+    def goes(meta: dict[str, Any]) -> bool:
+        own = {field: meta[field] for field in IDENTITY if isinstance(meta.get(field), str)}
+        if meta["key"] in keys or any(value in gone[field] for field, value in own.items()):
+            return True
+        known = removed.get(meta["key"])
+        return known is not None and not any(known.get(field) for field in own)
+
+    return goes
 
 
 def refuse_unknown(folder: Path, unknown: set[str]) -> None:
@@ -125,7 +145,8 @@ def take_out(folder: Path, found: Places) -> dict[str, Any]:
         shards[entry["file"]] = {"sha256": as_made(entry)["sha256"], "places": places}
     revision = manifest.get("revision", 0) + 1
     at = {**dict.fromkeys(known["keys"], revision - 1), **known.get("at", {}), **dict.fromkeys(found, revision)}
-    record = {"revision": revision, "keys": sorted(at), "at": at}
+    about = {**known.get("known", {}), **describe(folder, found)}
+    record = {"revision": revision, "keys": sorted(at), "at": at, "known": about}
     write_json(folder / LIST, {**record, "digest": manifest["digest"], "shards": shards})
     return finish(folder)
 
@@ -142,18 +163,19 @@ def _check_names(tar: Path, entry: dict[str, Any], keys: dict[int, str]) -> None
             )
 
 
-def describe(folder: Path, found: Places) -> dict[str, dict[str, list[str]]]:
-    """What pictures can be known by when their bytes are gone: key -> their sha256, and URLs if they came from any."""
-    known: dict[str, dict[str, list[str]]] = {}
+def describe(folder: Path, found: Places) -> Removed:
+    """What samples can be known by in other sets, as far as their .json says it."""
+    metas: dict[str, list[dict[str, Any]]] = defaultdict(list)
     for key, places in found.items():
-        known[key] = {"sha256": [], "url": []}
         for file, place in places:
-            spans = np.load((folder / file).with_suffix(".idx.npy"))[place]
+            offset, length = np.load((folder / file).with_suffix(".idx.npy"))[place, -1]
             with (folder / file).open("rb") as tar:
-                *images, _, meta = (os.pread(tar.fileno(), int(length), int(offset)) for offset, length in spans)
-            known[key]["sha256"] += [hashlib.sha256(image).hexdigest() for image in images]
-            known[key]["url"] += [url] if isinstance(url := json.loads(meta).get("url"), str) else []
-    return known
+                metas[key].append(json.loads(os.pread(tar.fileno(), int(length), int(offset))))
+    return {key: _identity(of_key) for key, of_key in metas.items()}
+
+
+def _identity(metas: list[dict[str, Any]]) -> dict[str, list[str]]:
+    return {field: sorted({m[field] for m in metas if isinstance(m.get(field), str)}) for field in IDENTITY}
 
 
 def removed_places(manifest: dict[str, Any]) -> set[int]:
@@ -175,13 +197,18 @@ def finish(folder: Path) -> dict[str, Any]:
     return manifest
 
 
-def reapply(folder: Path, manifest: dict[str, Any], keys: Collection[str] = ()) -> dict[str, Any]:
-    """Take out of shards that lie in the folder whatever was ever removed, and the samples with these keys -> their
-    manifest, which is not written.
+def reapply(
+    folder: Path,
+    manifest: dict[str, Any],
+    keys: Collection[str] = (),
+    removed: Removed = {},  # noqa: B006
+) -> dict[str, Any]:
+    """Take out of shards that lie in the folder whatever was ever removed from it, the samples with these keys, and
+    what was removed from other sets -> their manifest, which is not written.
     """
     record = read_json(folder / LIST) or {"revision": 1, "keys": [], "digest": ""}
     if record["digest"] != manifest["digest"]:
-        record = _places(folder, manifest, record, {*record["keys"], *keys})
+        record = _places(folder, manifest, record, {*record["keys"], *keys}, removed)
         if not record["shards"]:
             return manifest
         write_json(folder / LIST, record)
@@ -199,30 +226,40 @@ def reapply(folder: Path, manifest: dict[str, Any], keys: Collection[str] = ()) 
     return {**manifest, "shards": shards, "revision": record["revision"]}
 
 
-def _places(folder: Path, manifest: dict[str, Any], record: dict[str, Any], keys: set[str]) -> dict[str, Any]:
-    """The record of a removal of those of the keys that a newly made set has."""
-    there: set[str] = set()
-    shards = {}
-    for entry in manifest["shards"] if keys else ():
+def _places(
+    folder: Path, manifest: dict[str, Any], record: dict[str, Any], keys: set[str], removed: Removed
+) -> dict[str, Any]:
+    """The record of a removal of what a newly made set has of it."""
+    there: dict[str, dict[str, list[str]]] = {}
+    shards, goes = {}, removal_rule(keys, removed)
+    for entry in manifest["shards"] if keys or removed else ():
         made, known = as_made(entry)["sha256"], record.get("shards", {}).get(entry["file"])
         if known is None or known["sha256"] != made:
-            found = {place: key for place, key in enumerate(read_keys(folder / entry["file"])) if key in keys}
-            there.update(found.values())
+            metas = enumerate(_read_metas(folder / entry["file"]))
+            found = {place: meta for place, meta in metas if meta and goes(meta)}
+            there |= {meta["key"]: _identity([meta]) for meta in found.values()}
             known = {"sha256": made, "places": list(found)}
         if known["places"]:
             shards[entry["file"]] = known
     listed = sorted({*record["keys"], *there})
     at = {key: record.get("at", {}).get(key, record["revision"]) for key in listed}
-    return {"revision": record["revision"], "keys": listed, "at": at, "digest": manifest["digest"], "shards": shards}
+    about = {"keys": listed, "at": at, "known": {**record.get("known", {}), **there}}
+    return {"revision": record["revision"], **about, "digest": manifest["digest"], "shards": shards}
 
 
 def read_keys(tar: Path) -> list[str | None]:
     """The keys of a shard's samples, through its index; None for a removed one. Raises ValueError naming the shard."""
+    return [None if meta is None else meta["key"] for meta in _read_metas(tar)]
+
+
+def _read_metas(tar: Path) -> list[dict[str, Any] | None]:
+    """Their .json, likewise."""
     try:
         spans = np.load(tar.with_suffix(".idx.npy"))
         with tar.open("rb") as file:
-            metas = [os.pread(file.fileno(), int(length), int(offset)) for offset, length in spans[:, -1]]
-        return [json.loads(meta)["key"] if meta else None for meta in metas]
+            texts = [os.pread(file.fileno(), int(length), int(offset)) for offset, length in spans[:, -1]]
+        metas = [json.loads(text) if text else None for text in texts]
+        return [None if meta is None else {**meta, "key": meta["key"]} for meta in metas]
     except (OSError, ValueError, EOFError, KeyError, TypeError) as error:
         raise ValueError(f"{tar} or its index cannot be read ({error}): make the shards again") from error
 

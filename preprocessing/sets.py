@@ -4,8 +4,10 @@ A set is ``NAME-<12 hex digits of its recipe's digest>/{train,val}``; while it i
 finished set is never made into another: other settings or another source are another folder. A folder put in place by
 hand is a set of NAME if it is called NAME, or NAME-anything and its manifests say that name.
 
-``NAME.removed.json`` beside the sets has whatever was removed from any set of that name, {"format": 1, "removed": {key:
-{"sha256": of the pictures' bytes, "url": where their metadata had one}}}: every later set is made without it.
+``NAME.removed.json`` beside the sets has whatever was removed from any set of that name, {"format": 2, "removed": {key:
+{"sha256": of the bytes as they came, "url": where from, as far as the samples' .json said it}}}: every later set is
+made without it (preprocessing/remove.py:removal_rule says what that is). In format 1 the sha256 was of the stored
+pictures.
 """
 
 from pathlib import Path
@@ -14,12 +16,11 @@ from typing import Any
 from preprocessing.manifest import digest, read_json, write_json
 from preprocessing.pack.lists import SPLITS
 from preprocessing.pack.shards import Recipe
+from preprocessing.remove import IDENTITY, LIST, Removed, removal_rule
 
 RECIPE, CLEARED, CARD, PAGE = "recipe.json", "cleared.json", "card.json", "card.html"
 DROPPED = "dropped.json"  # keys of duplicates that were left out: no removals, another set may have them
 FORMERLY = {"openmoji": ("openmoji-people-64",)}  # names that data sets had in earlier versions
-
-Removed = dict[str, dict[str, list[str]]]  # key -> what else its pictures can be known by
 
 
 def recipe_folder(root: Path, recipe: Recipe) -> Path:
@@ -104,15 +105,21 @@ def removals(root: Path, name: str) -> Removed:
     known: Removed = {}
     for path in (removal_list(root, former) for former in names_of(name)):
         listed = read_json(path)
-        if path.exists() and (listed is None or listed.get("format") != 1):
+        if path.exists() and (listed is None or listed.get("format") not in (1, 2)):
             raise ValueError(f"{path} is damaged or of another version: what was removed would come back; restore it")
-        known |= {} if listed is None else listed["removed"]
-    for folder in finished_sets(root, name):  # removed before there was a list
+        listed = listed or {"format": 2, "removed": {}}
+        fields = IDENTITY if listed["format"] == 2 else ("url",)  # no sample's .json has the sha256 of format 1
+        for key, about in listed["removed"].items():
+            known[key] = {field: about[field] for field in fields if field in about}
+    listed_too = removal_rule((), dict(known))
+    for folder in finished_sets(root, name):  # removed before there was a list, or while it was elsewhere
         dropped = set((read_json(folder / DROPPED) or {"keys": []})["keys"])
         for split in SPLITS:
-            for key in (read_json(folder / split / "removed.json") or {"keys": []})["keys"]:
-                if key not in dropped:
-                    known.setdefault(key, {})
+            record = read_json(folder / split / LIST) or {"keys": []}
+            for key in record["keys"]:
+                about = record.get("known", {}).get(key, {})
+                if key not in dropped and not listed_too({"key": key, **{f: v[0] for f, v in about.items() if v}}):
+                    known.setdefault(key, about)
     return known
 
 
@@ -121,14 +128,14 @@ def removal_list(root: Path, name: str) -> Path:
 
 
 def write_removals(root: Path, name: str, removed: Removed) -> None:
-    write_json(removal_list(root, name), {"format": 1, "removed": dict(sorted(removed.items()))})
+    write_json(removal_list(root, name), {"format": 2, "removed": dict(sorted(removed.items()))})
 
 
 def is_cleared(folder: Path, removed: Removed) -> bool:
     """Whether a set was made or left without everything in a list of removals."""
-    return not removed or (read_json(folder / CLEARED) or {}).get("keys") == digest(sorted(removed))
+    return not removed or (read_json(folder / CLEARED) or {}).get("removed") == digest(removed)
 
 
 def mark_cleared(folder: Path, removed: Removed) -> None:
     if removed:
-        write_json(folder / CLEARED, {"keys": digest(sorted(removed))})
+        write_json(folder / CLEARED, {"removed": digest(removed)})

@@ -1,6 +1,6 @@
 """Sets of a few drawings, made without a download and without processes, which take seconds each."""
 
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,7 +13,7 @@ from preprocessing.pack.images import encode_png, rasterise_svg
 from preprocessing.pack.lists import SPLITS, write_lists
 from preprocessing.pack.making import finish_set, is_whole, make_shards
 from preprocessing.pack.shards import Pixels, Recipe, Tier
-from preprocessing.remove import finish
+from preprocessing.remove import Removed, finish
 from preprocessing.sources.openmoji import OpenMoji
 
 PIXELS = Pixels(read_rgb, centre_crop)
@@ -38,6 +38,9 @@ class Drawn:
             if not file.exists():
                 file.write_bytes(encode_png(rasterise_svg(paths[item.key], self.px)))
             yield replace(item, url="", place=Place(file))
+
+    def root(self) -> Path:
+        return self.folder
 
     def notes(self) -> list[str]:
         return []
@@ -70,7 +73,7 @@ def write_drawings(
     px: int = 16,
     per_shard: int = 4,
     name: str = "dozen",
-    removed: Collection[str] = (),
+    removed: Removed | None = None,
     progress: Callable[[int], None] = lambda done: None,
     **changes: Any,
 ) -> list[dict[str, Any]]:
@@ -81,5 +84,5 @@ def write_drawings(
         return [finish(folder / split) for split in SPLITS]
     make_folder(lists)
     plan = write_lists(Drawn(source, folder / "drawn", px), lists, per_shard, least_val=0)
-    make_shards(folder, lists, plan, wanted, PIXELS, 1, progress)
-    return finish_set(folder, plan, wanted, {"licence": "CC-BY-SA-4.0", "credit": "OpenMoji"}, removed)
+    make_shards(folder, lists, folder / "drawn", plan, wanted, PIXELS, 1, progress)
+    return finish_set(folder, plan, wanted, {"licence": "CC-BY-SA-4.0", "credit": "OpenMoji"}, removed or {})

@@ -34,7 +34,7 @@ def make_own_set(root: Path, pictures: Path, name: str = "mine") -> Path:
     make_folder(folder / "lists")
     plan = write_lists(source, folder / "lists", recipe.per_shard, row.least_val)
     for split, number in shard_numbers(plan):
-        pack_shard(Shard(folder, recipe, split, number), folder / "lists", Pixels(read_rgb, centre_crop))
+        pack_shard(Shard(folder, recipe, split, number), folder / "lists", source.root(), Pixels(read_rgb, centre_crop))
     finish_set(folder, plan, recipe, row.manifest_terms)
     write_json(folder / RECIPE, {"name": name, "options": {"limit": 0, "held_out": 0.0}, "finished_s": 1.0})
     return folder

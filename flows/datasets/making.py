@@ -65,6 +65,7 @@ def open_source(name: str, options: Options = Options(), path: Path | None = Non
     """None where the set needs a source and none is at hand. Raises ValueError as the source does."""
     if path is None and (here := sources() / name).exists():
         path = here
+    path = None if path is None else path.absolute()
     row = find(name, path)
     if row.wants and path is None:
         return None
@@ -157,7 +158,18 @@ def _make_part(
 ) -> None:
     with ExitStack() as stack:
         web = _web(opened, plan, policy, part, stack)
-        make_shards(target, target / "lists", plan, opened.recipe, PIXELS, cpu_count(), progress, part, web)
+        make_shards(
+            target,
+            target / "lists",
+            opened.source.root(),
+            plan,
+            opened.recipe,
+            PIXELS,
+            cpu_count(),
+            progress,
+            part,
+            web,
+        )
 
 
 def _web(opened: Opened, plan: dict[str, Any], policy: Policy, part: Part, stack: ExitStack) -> Web | None:

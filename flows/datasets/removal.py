@@ -14,6 +14,7 @@ from mdm.data.leases import give_way, live, removal
 from preprocessing.manifest import read_json, read_manifest
 from preprocessing.remove import (
     Places,
+    Removed,
     describe,
     find,
     finish,
@@ -25,7 +26,6 @@ from preprocessing.remove import (
 from preprocessing.sets import (
     PAGE,
     SPLITS,
-    Removed,
     finished_sets,
     folders_of,
     is_cleared,
@@ -65,16 +65,17 @@ def remove_samples(name: str, keys: set[str], dry_run: bool, say: Say) -> None:
     for folder in () if dry_run else folders:
         clear_set(folder, listed, say)  # what an earlier removal left to do
     found: set[str] = set()
-    for part in chain.from_iterable(map(folders_of, folders)):
-        there, shown = find(part, keys), part.relative_to(root)
+    parts = list(chain.from_iterable(map(folders_of, folders)))
+    for part in parts:
+        there = find(part, keys)
         found |= set(there)
-        if dry_run:
-            already = len(removed_keys(part) & keys)
-            say(f"{shown}: {_count(there)} would be removed, {already} are already")
         for key, known in describe(part, there).items():
             before = listed.get(key, {})
             listed[key] = {what: sorted({*before.get(what, ()), *values}) for what, values in known.items()}
     refuse_unknown(root / name, keys - set(listed))
+    for part in parts if dry_run else ():
+        already = len(removed_keys(part) & keys)
+        say(f"{part.relative_to(root)}: {_count(find(part, keys, listed))} would be removed, {already} are already")
     if not dry_run and found:
         write_removals(root, name, listed)  # first: whatever is made from now on is made without them
     for folder in () if dry_run else folders:
@@ -92,7 +93,7 @@ def clear_set(folder: Path, removed: Removed, say: Say) -> None:
         (folder / PAGE).unlink(missing_ok=True)  # it may show them; cards.py makes another
         for part in folders_of(folder):
             finish(part)
-            take_out(part, find(part, set(removed) - removed_keys(part)))
+            take_out(part, find(part, (), removed))
         mark_cleared(folder, removed)
 
 

@@ -31,6 +31,7 @@ COLUMNS = pa.schema(
         ("offset", pa.int64()),
         ("length", pa.int64()),
         ("member", pa.string()),
+        ("sha256", pa.string()),
         ("meta", pa.string()),
         ("problem", pa.string()),
     ]
@@ -49,7 +50,8 @@ def write_lists(source: Source, folder: Path, per_shard: int, least_val: int) ->
     """
     if (plan := read_json(folder / PLAN)) is not None:
         return plan
-    counts = _write(source.items(), folder, per_shard)
+    root = source.root()
+    counts = _write(source.items(), root, folder, per_shard)
     notes = source.notes()
     if counts["val"] < least_val and counts["train"]:
         short = least_val - counts["val"]
@@ -62,7 +64,7 @@ def write_lists(source: Source, folder: Path, per_shard: int, least_val: int) ->
         usable = (item.key for item in source.items() if item.split == "train" and not item.problem)
         chosen = set(heapq.nsmallest(short, usable, key=hashed))
         again = (replace(item, split="val") if item.key in chosen else item for item in source.items())
-        counts = _write(again, folder, per_shard)
+        counts = _write(again, root, folder, per_shard)
         notes.append(
             f"the rule held out fewer than {least_val} samples: {short} more were chosen by hash of their keys"
         )
@@ -79,7 +81,7 @@ def write_lists(source: Source, folder: Path, per_shard: int, least_val: int) ->
     return plan
 
 
-def _write(items: Iterable[Item], folder: Path, per_shard: int) -> dict[str, int]:
+def _write(items: Iterable[Item], root: Path, folder: Path, per_shard: int) -> dict[str, int]:
     """How many items there are of each split; of train's, how many have no problem (``usable``); ``urls``: to fetch."""
     counts = {"train": 0, "val": 0, "usable": 0, "urls": 0}
     paths = {split: list_path(folder, split) for split in SPLITS}
@@ -90,7 +92,7 @@ def _write(items: Iterable[Item], folder: Path, per_shard: int) -> dict[str, int
             writers = {"train": train, "val": val}
             for item in items:
                 rows = waiting[item.split]
-                rows.append(_row(item))
+                rows.append(_row(item, root))
                 counts[item.split] += 1
                 counts["usable"] += item.split == "train" and not item.problem
                 counts["urls"] += bool(item.url) and item.place is None
@@ -111,29 +113,35 @@ def _write(items: Iterable[Item], folder: Path, per_shard: int) -> dict[str, int
     return counts
 
 
-def _row(item: Item) -> dict[str, Any]:
+def _row(item: Item, root: Path) -> dict[str, Any]:
     place = item.place
     return {
         "key": item.key,
         "caption": item.caption,
         "url": item.url,
-        "file": None if place is None else str(place.file),
+        "file": None if place is None else str(_below(root, place.file)),
         "offset": None if place is None else place.offset,
         "length": None if place is None else place.length,
         "member": None if place is None else place.member,
+        "sha256": None if place is None else place.sha256,
         "meta": json.dumps(item.meta, sort_keys=True),
         "problem": item.problem,
     }
 
 
-def read_items(folder: Path, split: Split, number: int) -> list[Item]:
-    """The items of a shard. Raises ValueError naming a list that cannot be read."""
+def _below(root: Path, file: Path) -> Path:
+    """A file's path from the source's root; of what a table names elsewhere, the whole."""
+    return file.relative_to(root) if file.is_relative_to(root) else file
+
+
+def read_items(folder: Path, root: Path, split: Split, number: int) -> list[Item]:
+    """The items of a shard; ``root``: where the source is now. Raises ValueError naming a list that cannot be read."""
     path = list_path(folder, split)
     try:
         rows = _opened(path, path.stat().st_mtime_ns, os.getpid()).read_row_group(number).to_pylist()
     except (OSError, pa.ArrowException) as error:
         raise ValueError(f"{path} cannot be read ({error}): delete {path.parent} and run the same command") from error
-    return [_item(row, split) for row in rows]
+    return [_item(row, root, split) for row in rows]
 
 
 @lru_cache(maxsize=2)
@@ -142,10 +150,11 @@ def _opened(path: Path, mtime_ns: int, process: int) -> pq.ParquetFile:
     return pq.ParquetFile(path)
 
 
-def _item(row: dict[str, Any], split: Split) -> Item:
+def _item(row: dict[str, Any], root: Path, split: Split) -> Item:
     place = None
     if row["file"] is not None:
-        place = Place(Path(row["file"]), row["offset"], row["length"], row["member"])
+        sha256 = row.get("sha256", "")  # lists that an earlier version wrote have none
+        place = Place(root / row["file"], row["offset"], row["length"], row["member"], sha256)
     return Item(row["key"], row["caption"], split, place, row["url"], json.loads(row["meta"]), row["problem"])
 
 

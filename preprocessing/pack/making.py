@@ -7,7 +7,7 @@ same shard. Lists, shards and markers say what is done, so that the same command
 import os
 import threading
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, as_completed, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
@@ -25,7 +25,7 @@ from preprocessing.items import Split
 from preprocessing.manifest import all_there, as_made, data_digest, digest, make_folder, read_manifest, write_json
 from preprocessing.pack.lists import SPLITS, read_items, shard_numbers, shard_size
 from preprocessing.pack.shards import Pixels, Recipe, Shard, pack_shard, read_rows
-from preprocessing.remove import reapply
+from preprocessing.remove import Removed, reapply
 from preprocessing.sets import DROPPED
 
 Progress = Callable[[int], None]  # items of the list that are dealt with, of the part that is being made
@@ -45,6 +45,7 @@ class Web:
 def make_shards(
     folder: Path,
     lists: Path,
+    root: Path,
     plan: dict[str, Any],
     recipe: Recipe,
     pixels: Pixels,
@@ -55,8 +56,8 @@ def make_shards(
 ) -> None:
     """Write the shards of a part that are missing. In a finished set they must become what they were.
 
-    What is held out comes first: where nothing of it can be used, that is said before the long work. Raises ValueError
-    then, and as ``pack_shard`` and ``download`` do.
+    ``root``: what the lists' files lie below, now. What is held out comes first: where nothing of it can be used, that
+    is said before the long work. Raises ValueError then, and as ``pack_shard`` and ``download`` do.
     """
     for split in SPLITS:
         for tier in recipe.tiers:
@@ -76,11 +77,11 @@ def make_shards(
 
     def pack(shard: Shard) -> Future[None]:
         answers = None if web is None else partial(read_raw, raw, _code(shard))
-        return pool.submit(pack_shard, shard, lists, pixels, answers, known[shard.split].get(shard.number, ""))
+        return pool.submit(pack_shard, shard, lists, root, pixels, answers, known[shard.split].get(shard.number, ""))
 
     raw = folder / "raw" / f"{part[0]}-of-{part[1]}"  # of its own: parts go on at the same time
     with _pool(folder, min(workers, len(missing))) as pool:
-        ready = iter(missing) if web is None else _fetched(missing, lists, raw, web)
+        ready = iter(missing) if web is None else _fetched(missing, lists, root, raw, web)
         for shard in _packed(ready, pack, ahead=2 * workers):
             if web is not None:
                 discard_raw(raw, _code(shard))
@@ -107,12 +108,12 @@ def _made_before(folder: Path) -> dict[int, str]:
     return {int(Path(shard["file"]).stem): shard["sha256"] for shard in shards}
 
 
-def _fetched(missing: list[Shard], lists: Path, raw: Path, web: Web) -> Iterator[Shard]:
+def _fetched(missing: list[Shard], lists: Path, root: Path, raw: Path, web: Web) -> Iterator[Shard]:
     """The shards, each when its answers lie in ``raw``."""
     by_code = {_code(shard): shard for shard in missing}
 
     def rows(code: int) -> list[tuple[str, str]]:
-        items = read_items(lists, by_code[code].split, by_code[code].number)
+        items = read_items(lists, root, by_code[code].split, by_code[code].number)
         return [(item.key, web.address(item.key, item.url)) for item in items if not item.problem]
 
     for code in download(list(by_code), rows, raw, web.policy, web.processes, web.threads):
@@ -190,11 +191,11 @@ def finish_set(
     plan: dict[str, Any],
     recipe: Recipe,
     terms: dict[str, str],
-    removed: Collection[str] = (),
+    removed: Removed = {},  # noqa: B006
 ) -> list[dict[str, Any]]:
     """The manifests of a set whose shards are all there -> those of its splits.
 
-    The samples with the keys ``removed``, and duplicates where the recipe drops them, are taken out before. Raises
+    What was ``removed`` from other sets, and duplicates where the recipe drops them, are taken out before. Raises
     ValueError where a split came out empty though its list is not.
     """
     dropped = duplicates(folder) if recipe.drop_duplicates else set()
@@ -230,7 +231,7 @@ def finish_set(
             manifest["digest"] = data_digest(manifest)
             if tier != recipe.tiers[0]:
                 digests[tier.name] = manifest["digest"]
-            manifest = reapply(place, manifest, {*removed, *dropped})
+            manifest = reapply(place, manifest, dropped, removed)
             write_json(place / "manifest.json", manifest)
         manifests.append(manifest)
     return manifests

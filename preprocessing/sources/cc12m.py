@@ -42,6 +42,9 @@ class Cc12m:
         except OSError as error:
             raise ValueError(f"{self.path} cannot be read: {error.strerror}") from error
 
+    def root(self) -> Path:
+        return self.path
+
     def notes(self) -> list[str]:
         return self._notes
 

@@ -40,6 +40,9 @@ class Coco:
         return {"kind": "COCO 2014", "captions": captions, "pictures": digest(sizes), "seed": self.seed,
                 "limit": self.limit}  # fmt: skip
 
+    def root(self) -> Path:
+        return self.source
+
     def notes(self) -> list[str]:
         return self._notes
 
@@ -120,10 +123,12 @@ class Coco:
         """File name -> bytes, the zip's checksum, where it is."""
         where = self._where
         if where.is_dir():
-            return {path.name: (path.stat().st_size, 0, Place(path)) for path in where.iterdir() if path.is_file()}
+            sizes = {path: path.stat().st_size for path in where.iterdir() if path.is_file()}
+            return {path.name: (size, 0, Place(path, length=size)) for path, size in sizes.items()}
         try:
             with ZipFile(where) as archive:
                 members = [member for member in archive.infolist() if not member.is_dir()]
         except (OSError, BadZipFile) as error:
             raise ValueError(f"{where} is truncated or damaged: {error}: get it again") from error
-        return {Path(m.filename).name: (m.file_size, m.CRC, Place(where, member=m.filename)) for m in members}
+        places = {m: Place(where, length=m.file_size, member=m.filename) for m in members}
+        return {Path(m.filename).name: (m.file_size, m.CRC, place) for m, place in places.items()}

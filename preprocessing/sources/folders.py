@@ -29,8 +29,11 @@ class Pictures:
 
     def fingerprint(self) -> dict[str, Any]:
         """By what every picture and caption is."""
-        files = [(item.key, item.caption, item.problem, _sha256(item)) for item in self._listed]
+        files = [(item.key, item.caption, item.problem, item.place and item.place.sha256) for item in self._listed]
         return {"kind": "folder of pictures", "files": digest(files), "held_out": self.held_out}
+
+    def root(self) -> Path:
+        return self._folder_and_table()[0]
 
     def notes(self) -> list[str]:
         return self._found[1]
@@ -41,7 +44,7 @@ class Pictures:
 
     @cached_property
     def _listed(self) -> list[Item]:
-        return list(spread(self._found[0], self.limit))
+        return [replace(item, place=_known(item)) for item in spread(self._found[0], self.limit)]
 
     @cached_property
     def _found(self) -> tuple[list[Item], list[str]]:
@@ -98,10 +101,11 @@ def _is_table(path: Path) -> bool:
     return path.suffix.lower() in TABLES and not path.name.startswith(".") and path.is_file()
 
 
-def _sha256(item: Item) -> str:
+def _known(item: Item) -> Place:
+    """An item's place, with its sha256."""
     assert item.place is not None
     try:
-        return file_sha256(item.place.file)
+        return replace(item.place, sha256=file_sha256(item.place.file))
     except OSError as error:
         raise ValueError(f"{item.place} cannot be read: {error.strerror}") from error
 

@@ -45,6 +45,9 @@ class ForeignTars:
         edges = [(name, path.stat().st_size, _edges(path)) for path, name in self._tars()]
         return {"kind": self.kind, "tars": digest(edges), "limit": self.limit, "held_out": self.held_out}
 
+    def root(self) -> Path:
+        return self._paths()[0]
+
     def notes(self) -> list[str]:
         return self._notes
 
@@ -60,6 +63,11 @@ class ForeignTars:
 
     def _tars(self) -> list[tuple[Path, str]]:
         """Each tar, and its name below the folder that all are in, in the names' order."""
+        root, paths = self._paths()
+        return sorted((path, path.relative_to(root).as_posix()) for path in paths)
+
+    def _paths(self) -> tuple[Path, list[Path]]:
+        """The folder that all tars are in, and the tars."""
         source = Path(self.source)
         if source.is_dir():
             paths = [path for path in source.rglob("*.tar") if path.is_file()]
@@ -67,8 +75,7 @@ class ForeignTars:
             paths = [source] if source.is_file() else [Path(path) for path in glob(str(self.source), recursive=True)]
         if not paths:
             raise ValueError(f"{self.source}: no *.tar there; give a folder of webdataset tars, one tar, or a pattern")
-        root = Path(os.path.commonpath([path.parent for path in paths]))
-        return sorted((path, path.relative_to(root).as_posix()) for path in paths)
+        return Path(os.path.commonpath([path.parent for path in paths])), paths
 
     def _listed(self) -> Iterator[Item]:
         self._notes.clear()

@@ -48,6 +48,9 @@ class ImageNet:
             listed.update(f"{synset}/{name} {size}\n".encode())
         return {"kind": "ImageNet", "pictures": listed.hexdigest(), "synsets": self._synsets, "limit": self.limit}
 
+    def root(self) -> Path:
+        return self.source
+
     def notes(self) -> list[str]:
         return self._notes
 
@@ -145,8 +148,8 @@ def _pictures(root: Path) -> Iterator[Picture]:
 def _in_folders(root: Path) -> Iterator[tuple[str, list[tuple[str, int, Place]]]]:
     for folder in sorted(root.iterdir()) if root.is_dir() else ():
         if folder.is_dir() and folder.name != "val" and not folder.name.startswith("."):
-            names = sorted(path for path in folder.iterdir() if is_picture(path.name))
-            yield folder.name, [(path.name, path.stat().st_size, Place(path)) for path in names]
+            sizes = [(path, path.stat().st_size) for path in sorted(folder.iterdir()) if is_picture(path.name)]
+            yield folder.name, [(path.name, size, Place(path, length=size)) for path, size in sizes]
 
 
 def _in_tar(path: Path) -> Iterator[tuple[str, list[tuple[str, int, Place]]]]:

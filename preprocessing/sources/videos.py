@@ -67,7 +67,10 @@ class Videos:
         bare = [path.relative_to(self.folder).as_posix() for path in files if path not in used]
         self._notes = [f"{len(bare):,} videos without a caption, left out: {first(bare)}"] if bare else []
         for path, caption, problem in spread(rows, self.limit):
-            yield Item(path.stem, caption, _split(path.stem, self.held_out), Place(path), problem=problem)
+            yield Item(path.stem, caption, _split(path.stem, self.held_out), _place(path), problem=problem)
+
+    def root(self) -> Path:
+        return self.folder
 
     def notes(self) -> list[str]:
         return self._notes
@@ -134,7 +137,7 @@ class WebVid:
                 key,
                 caption,
                 _split(key, self.held_out),
-                None if path is None else Place(path),
+                None if path is None else _place(path),
                 meta={name: row[name] for name in ("contentUrl", "duration", "page_dir") if row.get(name)},
                 problem="no such video" if path is None else problem,
             )
@@ -142,8 +145,15 @@ class WebVid:
             raise ValueError(f"{self.table} names no videos")
         self._notes = [f"{repeated:,} rows repeat a videoid: left out, one clip a video"] if repeated else []
 
+    def root(self) -> Path:
+        return self.folder
+
     def notes(self) -> list[str]:
         return self._notes
+
+
+def _place(path: Path) -> Place:
+    return Place(path, length=path.stat().st_size)
 
 
 def _split(key: str, held_out: float) -> Split:

@@ -15,10 +15,11 @@ from drawn import Drawn, Inline
 from flows.cli import main
 from flows.data import pinned_set, wanted_set
 from flows.datasets import parts, removal
-from flows.datasets.making import Opened, make_set
+from flows.datasets.making import Opened, list_set, make_set, open_source
 from flows.datasets.removal import between_removals, remove_samples
 from flows.datasets.sets import list_sets, set_of_samples, sets_of_run
 from flows.home import Trouble, datasets
+from made import make_pictures
 from mdm.data import leases
 from mdm.data.leases import REMOVAL, Lease, live
 from mdm.files import write_json
@@ -30,7 +31,7 @@ from preprocessing.manifest import read_json, read_manifest
 from preprocessing.pack import making
 from preprocessing.pack.shards import Shard, Tier
 from preprocessing.remove import read_keys, removed_keys
-from preprocessing.sets import is_finished, newest_set, removals
+from preprocessing.sets import is_cleared, is_finished, newest_set, removals
 from preprocessing.sources.openmoji import OpenMoji
 from small import small_job, write_dataset
 
@@ -135,6 +136,39 @@ def test_an_unfinished_set_is_none_and_is_gone_on_with(root: Path, monkeypatch: 
     assert not part.exists() and before.items() <= contents(folder).items()
 
 
+def test_an_unfinished_set_goes_on_after_its_source_and_its_home_were_moved(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Other pictures lie where the first command, run in another folder, named its own."""
+    captions = {f"p{i}": f"picture {i}" for i in range(10)}
+    make_pictures(tmp_path / "a" / "pics", captions)
+    make_pictures(tmp_path / "b" / "pics", dict(reversed(captions.items())))
+
+    def set_of(home: str, folder: str) -> Opened:
+        monkeypatch.setenv("MDM_HOME", str(tmp_path / home))
+        monkeypatch.chdir(tmp_path / folder)
+        found = open_source("mine", path=Path("pics"))
+        assert found is not None
+        return found
+
+    def finished(source: Opened) -> list[str]:
+        made = make_set(source, lambda done: None, lambda line: None)
+        assert made is not None
+        return [read_manifest(made / split)["digest"] for split in ("train", "val")]
+
+    whole = finished(set_of("whole", "a"))
+    listed = set_of("home", "a")
+    list_set(listed, lambda line: None)
+    monkeypatch.chdir(tmp_path / "b")
+    shutil.copytree(tmp_path / "home", tmp_path / "again")
+    with monkeypatch.context() as patch:
+        patch.setenv("MDM_HOME", str(tmp_path / "again"))
+        assert finished(listed) == whole  # of one that stays open
+    (tmp_path / "home").rename(tmp_path / "moved")
+    (tmp_path / "a").rename(tmp_path / "c")
+    assert finished(set_of("moved", "c")) == whole
+
+
 def test_of_two_makers_one_makes_and_the_other_takes_it(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     packed: list[str] = []
     said: list[str] = []
@@ -236,7 +270,7 @@ def test_the_verb_looks_in_every_split_of_every_set_of_the_name(
     for folder in (squares_here, other):
         assert removed_keys(folder / "train") == {"train001"} and read_keys(folder / "val" / "00002.tar") == [None]
     listed = removals(root, "squares")
-    assert set(listed) == {"train001", "val008"} and len(listed["val008"]["sha256"][0]) == 64
+    assert set(listed) == {"train001", "val008"} and listed["val008"] == {"sha256": [], "url": []}
     before = contents(root)
     assert main(verb(tmp_path, "train002", "nobody")) == 1
     assert "has no sample 'nobody' (1 unknown): nothing was removed" in capsys.readouterr().err
@@ -256,6 +290,43 @@ def test_later_sets_of_the_name_are_made_without_what_was_removed(root: Path) ->
     (root / "dozen.removed.json").write_text("{")
     with pytest.raises(ValueError, match="what was removed would come back"):
         make(FEW)
+
+
+def test_a_picture_stays_removed_under_another_key_and_its_old_key_takes_no_other(root: Path, tmp_path: Path) -> None:
+    names = [f"p{i}" for i in range(10)]
+
+    def made_of(folder: str, named: list[str], held_out: float = 0.05) -> Path:
+        pictures = make_pictures(tmp_path / folder, dict.fromkeys(named, "a picture"))
+        source = open_source("mine", Options(held_out=held_out), pictures)
+        assert source is not None
+        made = make_set(source, lambda done: None, lambda line: None)
+        assert made is not None
+        return made
+
+    def gone_from(folder: Path) -> set[str]:
+        return set().union(*(removed_keys(folder / split) for split in ("train", "val")))
+
+    first, said = made_of("pictures", names), list[str]()
+    remove_samples("mine", {"p0"}, False, said.append)
+    later = made_of("numbered_anew", [*names[1:], "p0"])  # p1 is what p0 was
+    third = made_of("pictures", names, held_out=0.9)
+    assert (gone_from(first), gone_from(later), gone_from(third)) == ({"p0"}, {"p1"}, {"p0"})
+    listed = removals(root, "mine")
+    assert set(listed) == {"p0"} and all(is_cleared(folder, listed) for folder in (first, later, third))
+    remove_samples("mine", {"p5"}, True, said.append)
+    assert sum(int(line.split(": ")[1].split()[0]) for line in said[-6:]) == 6
+    remove_samples("mine", {"p5"}, False, said.append)
+    # In sets that are there a key is taken at its word; what it names in any of them is p5 or p4 of the first.
+    assert gone_from(first) == gone_from(third) == {"p0", "p4", "p5"} and gone_from(later) == {"p1", "p5", "p6"}
+
+
+def test_sha256_of_an_earlier_format_were_of_the_stored_pictures(root: Path) -> None:
+    key = DOZEN.split("train")[1].key
+    about = {key: {"sha256": ["0" * 64], "url": []}}
+    write_json(root / "dozen.removed.json", {"format": 1, "removed": about})
+    assert removed_keys(make() / "train") == {key}
+    write_json(root / "dozen.removed.json", {"format": 2, "removed": about})
+    assert removed_keys(make(FEW) / "train") == set()
 
 
 def test_a_removal_that_was_cut_off_is_finished_before_a_set_is_used(

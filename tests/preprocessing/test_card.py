@@ -58,7 +58,9 @@ def test_it_counts_what_is_there(folder: Path) -> None:
     equal = card["equal_bytes"]
     assert (equal["groups"], equal["beyond_the_first"], equal["under_several_captions"]) == (1, 3, 1)
     assert [(line["samples"], line["captions"]) for line in equal["most_often"]] == [(4, 3)]
-    splits = {split: {item.key for item in read_items(folder / "lists", split, 0)} for split in ("train", "val")}
+    splits = {
+        split: {item.key for item in read_items(folder / "lists", Path(), split, 0)} for split in ("train", "val")
+    }
     twins = {"p01", "t1", "t2", "t3"}
     assert equal["in_both"] == (len(twins & splits["val"]) if twins & splits["train"] else 0)
     assert card["data"]["train"]["px"] == 256 and card["data"]["train"]["bytes"] > 0
@@ -93,7 +95,7 @@ def test_strangers_pictures_are_shown_only_where_asked(folder: Path) -> None:
 def test_what_was_removed_is_on_it_no_more(folder: Path) -> None:
     before = write_page(folder, card_of(folder)).read_text()
     captions = re.findall(r'alt="(picture number \d\d)"', before)
-    items = read_items(folder / "lists", "train", 0)
+    items = read_items(folder / "lists", Path(), "train", 0)
     key = next(item.key for item in items if item.caption == captions[1])
     take_out(folder / "train", find_keys(folder / "train", {key}))
     assert not is_current(folder)

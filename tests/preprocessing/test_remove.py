@@ -21,7 +21,7 @@ from mdm.stage import Storage
 from preprocessing.embed import embed_captions, finished_set, read_captions
 from preprocessing.manifest import read_manifest, verify_dataset
 from preprocessing.pack import making
-from preprocessing.remove import finish, remove, removed_keys
+from preprocessing.remove import finish, removal_rule, remove, removed_keys
 from preprocessing.sources.openmoji import OpenMoji
 from small import FAKE, fake_encode
 
@@ -180,7 +180,7 @@ def test_made_again_they_stay_removed(tmp_path: Path, monkeypatch: pytest.Monkey
     monkeypatch.setattr(making, "ProcessPoolExecutor", Inline)
 
     def make(name: str = "set", px: int = 16, source: OpenMoji = SOURCE, keys: Iterable[str] = ()) -> dict[str, Any]:
-        return write_drawings(tmp_path / name, source, px, removed=list(keys))[0]
+        return write_drawings(tmp_path / name, source, px, removed={key: {} for key in keys})[0]
 
     folder, drawings = tmp_path / "set" / "train", SOURCE.split("train")
     first, keys = make(), {drawings[1].key, drawings[6].key}
@@ -218,3 +218,23 @@ def test_killed_while_a_shard_is_made_again_its_removed_samples_do_not_come_back
     (folder / "00000.tar").write_bytes(whole)  # as the kill left it: made again, nothing taken out yet
     make()
     assert contents(folder) == expected
+
+
+@pytest.mark.parametrize(
+    ("known", "sample", "gone"),
+    [
+        ({"sha256": ["s"], "url": ["u"]}, {"key": "other", "sha256": "s", "url": "v"}, True),
+        ({"sha256": ["s"], "url": ["u"]}, {"key": "other", "sha256": "t", "url": "u"}, True),  # it was fetched anew
+        ({"sha256": ["s"], "url": ["u"]}, {"key": "k", "sha256": "t", "url": "v"}, False),
+        ({"sha256": ["s"], "url": ["u"]}, {"key": "k", "sha256": "t"}, False),
+        ({"sha256": ["s"], "url": ["u"]}, {"key": "k"}, True),
+        ({"sha256": [], "url": ["u"]}, {"key": "k", "sha256": "t"}, True),
+        ({}, {"key": "k", "sha256": "t", "url": "v"}, True),
+        ({}, {"key": "other", "sha256": "t", "url": ["v"]}, False),
+    ],
+)
+def test_what_was_removed_is_known_in_other_sets_by_more_than_its_key(
+    known: dict[str, list[str]], sample: dict[str, Any], gone: bool
+) -> None:
+    assert removal_rule((), {"k": known})(sample) is gone
+    assert removal_rule({"k"}, {"k": known})({**sample, "key": "k"})  # of this very set

@@ -35,7 +35,7 @@ def test_videos_come_in_the_order_of_the_table_by_name_or_stem(tmp_path: Path) -
     table = table_of(tmp_path, "d,dee", 'sub/c.webm,"see, here"', "b.MOV,bee", "a,ay")
     items = list(Videos(folder, table).items())
     assert [(item.key, item.caption) for item in items] == [("d", "dee"), ("c", "see, here"), ("b", "bee"), ("a", "ay")]
-    assert items[1].place == Place(folder / "sub" / "c.webm") and not any(item.problem for item in items)
+    assert items[1].place == Place(folder / "sub" / "c.webm", length=10) and not any(item.problem for item in items)
 
 
 def test_a_video_without_a_caption_is_named_and_counted(tmp_path: Path) -> None:
@@ -165,8 +165,8 @@ def test_webvid_lists_its_csv(tmp_path: Path) -> None:
         ("3", "", "caption empty: line 6"),
     ]
     assert [item.place for item in items[:3]] == [
-        Place(folder / "000_050" / "21179416.mp4"),
-        Place(folder / "1.mp4"),
+        Place(folder / "000_050" / "21179416.mp4", length=20),
+        Place(folder / "1.mp4", length=5),
         None,
     ]
     assert items[0].meta == {"contentUrl": "https://a/b.mp4", "duration": "PT00H00M11S", "page_dir": "000_050"}
