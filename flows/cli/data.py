@@ -181,12 +181,12 @@ def _remove(name: str, arguments: argparse.Namespace) -> int:
 
 def _keys(file: Path) -> set[str]:
     try:
-        keys = {line.strip() for line in file.read_text(encoding="utf-8-sig").splitlines()} - {""}
+        lines = file.read_bytes().decode("utf-8-sig").split("\n")  # an old set's key may hold any other end of a line
     except OSError as error:
         raise ValueError(f"{file}: {error.strerror}; --remove takes a file with a key per line") from error
     except UnicodeDecodeError as error:
         raise ValueError(f"{file} is no UTF-8 text (at byte {error.start}): a key per line") from error
-    if not keys:
+    if not (keys := {line.rstrip("\r") for line in lines if line.strip()}):
         raise ValueError(f"{file} names no key: give one per line")
     return keys
 

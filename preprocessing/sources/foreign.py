@@ -14,7 +14,7 @@ from typing import Any
 
 from preprocessing.items import Item, Place, Split
 from preprocessing.manifest import digest
-from preprocessing.members import END, Stored, dotted_name, grouped, tar_members
+from preprocessing.members import END, Stored, check_key, dotted_name, grouped, tar_members
 from preprocessing.sources.listing import PICTURES, Problem, first, hashed, held_out_rule, read_caption
 
 META = {"url": str, "label": int, "original_width": int, "original_height": int}  # fields that are kept
@@ -143,7 +143,7 @@ def _item(path: Path, file: int, sample: Stored, key: str, where: str, unread: l
         return os.pread(file, length, offset)
 
     pictures = sorted(PICTURES & set(sample.members))
-    if problem := _unusable(sample, pictures, where):
+    if problem := _unusable(sample, key, pictures, where):
         return Item(key, "", problem=problem)
     about = _object(read("json")) if "json" in sample.members else {}
     if about is None:
@@ -161,8 +161,12 @@ def _item(path: Path, file: int, sample: Stored, key: str, where: str, unread: l
     return Item(key, caption, place=place, meta=meta, problem=problem)
 
 
-def _unusable(sample: Stored, pictures: list[str], where: str) -> str:
-    """The problem of a sample that has not one picture."""
+def _unusable(sample: Stored, key: str, pictures: list[str], where: str) -> str:
+    """The problem of a sample that has not one picture, or no key of ours."""
+    try:
+        check_key(key)
+    except ValueError as error:
+        return Problem.ODD_KEY.at(f"{where}: {error}")
     if sample.twice:
         return Problem.KEY_TWICE.at(f"{where}: {first(sample.twice)} again")
     if not pictures and (dotted := dotted_name(sample)) is not None:

@@ -240,6 +240,8 @@ def test_the_verb_looks_in_every_split_of_every_set_of_the_name(
     before = contents(root)
     assert main(verb(tmp_path, "train002", "nobody")) == 1
     assert "has no sample 'nobody' (1 unknown): nothing was removed" in capsys.readouterr().err
+    assert main(verb(tmp_path, "train002\r", " train003\u2028x ")) == 1  # a key is a line as it stands
+    assert r"has no sample ' train003\u2028x ' (1 unknown): nothing was removed" in capsys.readouterr().err
     assert contents(root) == before
 
 

@@ -92,6 +92,12 @@ def test_a_key_with_a_dot_is_refused_by_name(tmp_path: Path) -> None:
     ]
 
 
+def test_a_key_that_no_list_of_keys_can_hold_is_a_problem(tmp_path: Path) -> None:
+    captions, problems = listed(tmp_path, flat([*WHOLE, sample("a\u2028b", b"x")]))
+    assert captions == CAPTIONS
+    assert len(problems) == 1 and problems[0].startswith(r"odd key: 'a\u2028b' in x.tar: the key 'a\u2028b' has")
+
+
 def test_two_samples_of_one_key_are_both_refused(tmp_path: Path) -> None:
     members = sample("001", b"first") + sample("001", b"second") + sample("002", b"third", 80)
     assert listed(tmp_path, members) == (
