@@ -16,7 +16,7 @@ from flows.cli import main
 from flows.data import pinned_set, wanted_set
 from flows.datasets import parts, removal
 from flows.datasets.making import Opened, make_set
-from flows.datasets.removal import between_removals, remove_samples
+from flows.datasets.removal import between_removals, kept_elsewhere, remove_samples
 from flows.datasets.sets import list_sets, set_of_samples, sets_of_run
 from flows.home import Trouble, datasets
 from mdm.data import leases
@@ -438,6 +438,18 @@ def test_what_still_shows_removed_samples_is_listed(
     assert main(verb(tmp_path, "val000")) == 0
     out = capsys.readouterr().out
     assert parts in out and f"{run / 'mlflow.json'} cannot be read (IsADirectoryError" in out
+
+
+def test_an_unfinished_set_that_may_hold_removed_samples_is_named(root: Path) -> None:
+    keys = {DOZEN.split("train")[1].key, DOZEN.split("val")[0].key}
+    made = make(FEW)
+    part = made.rename(made.with_name(f"{made.name}.part"))
+    (line,) = kept_elsewhere("dozen", keys)
+    assert line == f"{part}: an unfinished set that lists 2 of them: it holds them until it is finished or deleted"
+    assert not list(kept_elsewhere("dozen", {"another"})) and not list(kept_elsewhere("doz", keys))
+    (part / "lists" / "val.list.parquet").write_bytes(b"torn")
+    (line,) = kept_elsewhere("dozen", keys)
+    assert line.startswith(f"{part} cannot be read (ArrowInvalid: ")
 
 
 def test_what_cannot_be_read_may_show_removed_samples_and_ends_no_list(
