@@ -26,7 +26,8 @@ class ForeignTars:
     """The tars of a folder and its subfolders, of a pattern, or one tar. Keys become ours: a slash becomes "_".
 
     Where tars number their samples anew, each key gets its tar's name before it. A sample that cannot be used is an
-    item with its problem: two of one key, both of them.
+    item with its problem: two of one key in one tar, both of them; in several tars, all but that of the first by name,
+    since tars are read one after another.
     """
 
     source: str | Path
@@ -81,6 +82,7 @@ class ForeignTars:
             self._notes.append("the tars number their samples anew: each key has its tar's name before it")
         seen: set[int] = set()  # 8 bytes of each key's hash: of twelve million, about 1 GB
         unread: list[str] = []  # samples whose .json cannot be read
+        again = 0  # samples with a key of a tar before theirs
         for path, name in tars:
             samples = grouped(path)
             keys = _keys(path, samples, name.removesuffix(".tar") if anew else "")
@@ -88,11 +90,14 @@ class ForeignTars:
                 for sample, key in zip(samples, keys, strict=True):
                     where = f"{sample.key!r} in {name}"
                     if (known := hashed(key) >> 192) in seen:
+                        again += 1
                         problem = Problem.KEY_TWICE.at(f"{where}, and in a tar before it")
                         yield Item(_ours(f"{name.removesuffix('.tar')}/{sample.key}"), "", problem=problem)
                         continue
                     seen.add(known)
                     yield _item(path, file.fileno(), sample, key, where, unread)
+        if again:
+            self._notes.append(f"{again:,} samples have a key of a tar before theirs, whose sample is kept")
         if unread:
             self._notes.append(f"{len(unread):,} .json cannot be read as an object: {first(unread, repr_of=str)}")
 

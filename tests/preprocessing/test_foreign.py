@@ -175,7 +175,9 @@ def test_tars_that_number_their_samples_anew(tmp_path: Path) -> None:
 def test_a_key_of_an_earlier_tar_is_a_problem_of_the_later_sample(tmp_path: Path) -> None:
     for name, samples in (("0.tar", WHOLE[:2]), ("1.tar", WHOLE[2:4]), ("2.tar", WHOLE[1:6:4])):
         write_tar(tmp_path / name, flat(samples))
-    items = list(AllTraining(tmp_path).items())
+    source = AllTraining(tmp_path)
+    items = list(source.items())
+    assert source.notes() == ["1 samples have a key of a tar before theirs, whose sample is kept"]
     assert [item.key for item in items if not item.problem] == ["000", "001", "002", "003", "005"]
     assert [(i.key, i.problem) for i in items if i.problem] == [
         ("2_001", "key twice: '001' in 2.tar, and in a tar before it")
