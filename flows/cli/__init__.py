@@ -47,7 +47,9 @@ def main(argv: list[str] | None = None) -> int:
             add_options(sub)
     arguments = parser.parse_args(argv)
     from flows.home import Trouble
+    from mdm.run.watch import stops_as_ctrl_c
 
+    stops_as_ctrl_c()  # a trainer and a flow, which save first, take them over
     try:
         return arguments.verb(arguments)
     except (Trouble, ValueError, FileNotFoundError) as error:

@@ -1,6 +1,7 @@
 """Shards and caption states."""
 
 import argparse
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ def data_options(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("name", metavar="NAME", nargs="?", help="a data set; none: list them; a new name: your pictures")
     field_options(sub)
     sub.add_argument("--source", type=Path, metavar="PATH", help="what it is made of; default: MDM_HOME/sources/NAME")
-    sub.add_argument("--limit", type=_count, metavar="N", help="only the first N that the source lists")
+    sub.add_argument("--limit", type=_count, metavar="N", help="only N of what the source lists")
     sub.add_argument("--held-out", type=float, default=0.0, metavar="SHARE", help="another share than the set's own")
     sub.add_argument("--part", type=_part, default=(1, 1), metavar="I/N", help="make only every N-th shard, from I on")
     sub.add_argument(
@@ -175,7 +176,8 @@ def _remove(name: str, arguments: argparse.Namespace) -> int:
     remove_samples(name, keys, arguments.dry_run, print)
     for folder in () if arguments.dry_run else finished_sets(datasets(), name):
         keep_card(folder, find(name).about, print)
-    print(*kept_elsewhere(name, keys), *trained_on_removed(name), sep="\n")
+    for line in chain(kept_elsewhere(name, keys), trained_on_removed(name)):
+        print(line)
     return 0
 
 

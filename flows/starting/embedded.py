@@ -23,7 +23,6 @@ from flows.home import (
 from flows.starting.preflight import on_this_machine
 from mdm.files import load_json
 from mdm.presets import resolve
-from mdm.run.watch import stops_as_ctrl_c
 
 
 def run_embedded(preset: str, overrides: dict[str, Any]) -> int:
@@ -58,7 +57,6 @@ def _ended(flow: Callable[[], None]) -> int:
     """Exit code of a flow; prints the one line that says what went wrong."""
     from flows.reproduction import explain
 
-    stops_as_ctrl_c()
     end_stale_servers()
     try:
         flow()
