@@ -92,6 +92,7 @@ def _make(name: str, options: Any, arguments: argparse.Namespace) -> int:
     from flows.home import datasets, make_home, sources
     from preprocessing.catalogue import find
     from preprocessing.fetch.download import Policy
+    from preprocessing.items import printable
     from preprocessing.plan import plan_lines
     from preprocessing.sets import finished_sets
 
@@ -108,7 +109,8 @@ def _make(name: str, options: Any, arguments: argparse.Namespace) -> int:
     if opened.made() is None and not arguments.dry_run:
         make_home()
     if opened.row.wants and opened.made() is None:
-        print(*plan_lines(opened.source, opened.recipe, arguments.part[1], arguments.proxy), sep="\n")
+        for line in plan_lines(opened.source, opened.recipe, arguments.part[1], arguments.proxy):
+            print(printable(line))
     if arguments.dry_run:
         made = opened.made()
         print(f"to be made: {opened.folder}" if made is None else f"made already: {made}")

@@ -94,6 +94,16 @@ def test_a_home_that_cannot_be_written_is_said_before_the_plan(
     assert "cannot be written" in shown.err and "set MDM_HOME" in shown.err and "plan:" not in shown.out
 
 
+def test_names_of_files_cannot_command_the_terminal(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    mine = pictures(tmp_path / "mine", 60)
+    (mine / "x.\x1b[2Jpart").touch()  # what is said of other files, in the plan
+    assert run("mine", "--source", mine, "--dry-run") == 0
+    assert "passed over: 1 .\ufffd[2jpart" in capsys.readouterr().out
+    (mine / "\x1b[2Jx.png").symlink_to("gone")
+    line = told(capsys, "mine", "--source", mine)
+    assert line == f"mdm: {mine}/\ufffd[2Jx.png is no file, but perhaps a link to one that is gone: take it away"
+
+
 def test_a_batch_systems_sigterm_ends_as_ctrl_c_does(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
