@@ -66,6 +66,11 @@ class Item:
     problem: str = ""
 
 
+def printable(text: str) -> str:
+    """Text from anyone, to be shown: no control characters, none that turn the direction of writing."""
+    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
+
+
 class Source(Protocol):
     """Where items come from. Two sources of equal fingerprints list equal items in the same order."""
 

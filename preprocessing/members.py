@@ -5,6 +5,7 @@ Shards of other writers hold a sample's members in any order, and more of them t
 
 import re
 import tarfile
+import unicodedata
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -16,6 +17,7 @@ END = bytes(2 * tarfile.BLOCKSIZE)  # of every tar; padding after it may be miss
 IMAGES = ("png", "jpg", "jpeg", "webp")
 READ = (*IMAGES, "txt", "json")
 FRAME = re.compile(r"[0-9]{2}[.]jpg")  # an extension: clips have several pictures, 00.jpg, 01.jpg, …
+NO_TEXT = frozenset({"Cc", "Cs", "Zl", "Zp"})  # control characters, halves of pairs, ends of lines
 NAME = re.compile(r"((?:.*/|)[^.]+)[.]([^/]*)")  # webdataset's: the key ends at the first dot of the file's name
 
 
@@ -31,9 +33,13 @@ class Stored:
 
 
 def check_key(key: str) -> None:
-    """Raises ValueError for a key that webdataset would not read back as it is."""
+    """Raises ValueError for a key that webdataset would not read back as it is, or no list of keys can name."""
     if not key or "." in key or "/" in key:
         raise ValueError(f"the key {key!r} cannot be stored: webdataset ends a key at its first dot or slash")
+    if key != key.strip() or any(unicodedata.category(letter) in NO_TEXT for letter in key):
+        raise ValueError(
+            f"the key {key!r} has a space at an end, or characters that are not text: `--remove` takes lines"
+        )
 
 
 def samples_in(path: Path) -> list[Stored]:

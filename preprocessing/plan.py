@@ -1,14 +1,15 @@
 """What a set will cost before it is made: downloads, hours, storage, files; and how large its pictures are."""
 
+import heapq
 import io
 from collections.abc import Iterator
-from itertools import islice
 
 from PIL import Image
 
 from preprocessing.items import Item, Source
 from preprocessing.pack.lists import SPLITS
 from preprocessing.pack.shards import Recipe
+from preprocessing.sources.listing import hashed
 
 TOLD = 3
 SAMPLED = 200  # pictures whose sizes are looked at
@@ -23,16 +24,20 @@ CROP_BYTES, ORIGINAL_BYTES, CLIP_BYTES = 33_000, 190_000, 266_000
 def plan_lines(source: Source, recipe: Recipe, parts: int, proxy: str) -> Iterator[str]:
     """Counted by listing the source once; nothing is fetched or written."""
     items, urls, problems = dict.fromkeys(SPLITS, 0), 0, 0
-    sampled: list[Item] = []
     told: list[str] = []  # why the first unusable ones are
-    for item in source.items():
-        items[item.split] += not item.problem
-        urls += bool(item.url) and item.place is None
-        problems += bool(item.problem)
-        if item.problem and len(told) < TOLD:
-            told.append(item.problem)
-        if item.place is not None and len(sampled) < SAMPLED and hash_spread(item.key):
-            sampled.append(item)
+
+    def at_hand() -> Iterator[Item]:
+        nonlocal urls, problems
+        for item in source.items():
+            items[item.split] += not item.problem
+            urls += bool(item.url) and item.place is None
+            problems += bool(item.problem)
+            if item.problem and len(told) < TOLD:
+                told.append(item.problem)
+            if item.place is not None:
+                yield item
+
+    sampled = heapq.nsmallest(SAMPLED, at_hand(), key=lambda item: hashed(item.key))  # from all over the list
     usable = sum(items.values())
     total = usable + problems
     if usable and usable <= recipe.least_val:
@@ -63,14 +68,9 @@ def plan_lines(source: Source, recipe: Recipe, parts: int, proxy: str) -> Iterat
         yield from _sizes(sampled)
 
 
-def hash_spread(key: str) -> bool:
-    """About one key in eight, so that what is sampled is not all of one shard."""
-    return sum(key.encode()) % 8 == 0
-
-
 def _sizes(sampled: list[Item]) -> Iterator[str]:
     sides = []
-    for item in islice(sampled, SAMPLED):
+    for item in sampled:
         assert item.place is not None
         try:
             with Image.open(io.BytesIO(item.place.read())) as picture:

@@ -47,11 +47,14 @@ def main(argv: list[str] | None = None) -> int:
             add_options(sub)
     arguments = parser.parse_args(argv)
     from flows.home import Trouble
+    from mdm.run.watch import stops_as_ctrl_c
+    from preprocessing.items import printable
 
+    stops_as_ctrl_c()  # a trainer and a flow, which save first, take them over
     try:
         return arguments.verb(arguments)
     except (Trouble, ValueError, FileNotFoundError) as error:
-        print(f"mdm: {error}", file=sys.stderr)
+        print(*map(printable, f"mdm: {error}".split("\n")), sep="\n", file=sys.stderr)  # names of files are anyone's
         return 1
     except BrokenPipeError:  # `mdm models | head`: nobody reads on; nor may the interpreter complain at its end
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

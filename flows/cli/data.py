@@ -2,6 +2,7 @@
 
 import argparse
 from glob import glob
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ def data_options(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("name", metavar="NAME", nargs="?", help="a data set; none: list them; a new name: your pictures")
     field_options(sub)
     sub.add_argument("--source", type=Path, metavar="PATH", help="what it is made of; default: MDM_HOME/sources/NAME")
-    sub.add_argument("--limit", type=_count, metavar="N", help="only the first N that the source lists")
+    sub.add_argument("--limit", type=_count, metavar="N", help="only N of what the source lists")
     sub.add_argument("--held-out", type=float, default=0.0, metavar="SHARE", help="another share than the set's own")
     sub.add_argument("--part", type=_part, default=(1, 1), metavar="I/N", help="make only every N-th shard, from I on")
     sub.add_argument(
@@ -92,6 +93,7 @@ def _make(name: str, options: Any, arguments: argparse.Namespace) -> int:
     from flows.home import datasets, make_home, sources
     from preprocessing.catalogue import find
     from preprocessing.fetch.download import Policy
+    from preprocessing.items import printable
     from preprocessing.plan import plan_lines
     from preprocessing.sets import finished_sets
 
@@ -108,7 +110,8 @@ def _make(name: str, options: Any, arguments: argparse.Namespace) -> int:
     if opened.made() is None and not arguments.dry_run:
         make_home()
     if opened.row.wants and opened.made() is None:
-        print(*plan_lines(opened.source, opened.recipe, arguments.part[1], arguments.proxy), sep="\n")
+        for line in plan_lines(opened.source, opened.recipe, arguments.part[1], arguments.proxy):
+            print(printable(line))
     if arguments.dry_run:
         made = opened.made()
         print(f"to be made: {opened.folder}" if made is None else f"made already: {made}")
@@ -176,18 +179,19 @@ def _remove(name: str, arguments: argparse.Namespace) -> int:
     remove_samples(name, keys, arguments.dry_run, print)
     for folder in () if arguments.dry_run else finished_sets(datasets(), name):
         keep_card(folder, find(name).about, print)
-    print(*kept_elsewhere(name, keys), *trained_on_removed(name), sep="\n")
+    for line in chain(kept_elsewhere(name, keys), trained_on_removed(name)):
+        print(line)
     return 0
 
 
 def _keys(file: Path) -> set[str]:
     try:
-        keys = {line.strip() for line in file.read_text(encoding="utf-8-sig").splitlines()} - {""}
+        lines = file.read_bytes().decode("utf-8-sig").split("\n")  # an old set's key may hold any other end of a line
     except OSError as error:
         raise ValueError(f"{file}: {error.strerror}; --remove takes a file with a key per line") from error
     except UnicodeDecodeError as error:
         raise ValueError(f"{file} is no UTF-8 text (at byte {error.start}): a key per line") from error
-    if not keys:
+    if not (keys := {line.rstrip("\r") for line in lines if line.strip()}):
         raise ValueError(f"{file} names no key: give one per line")
     return keys
 

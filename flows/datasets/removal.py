@@ -12,6 +12,7 @@ from flows.home import Trouble, datasets, home, mlflow_uri, without_secrets
 from flows.launch import JobDied
 from mdm.data.leases import give_way, live, removal
 from preprocessing.manifest import read_json, read_manifest
+from preprocessing.pack.lists import count_listed
 from preprocessing.remove import (
     Places,
     Removed,
@@ -30,6 +31,7 @@ from preprocessing.sets import (
     folders_of,
     is_cleared,
     mark_cleared,
+    names_of,
     removals,
     write_removals,
 )
@@ -107,6 +109,7 @@ def kept_elsewhere(name: str, keys: set[str]) -> Iterator[str]:
 
     What cannot be read is named as well: it may show them.
     """
+    yield from _unfinished(name, keys)
     folders = finished_sets(datasets(), name)
     gone = {folder.name: removed_places(read_manifest(folder / "train")) for folder in folders}
     for run in sorted((home() / "runs").glob("*")):
@@ -115,6 +118,18 @@ def kept_elsewhere(name: str, keys: set[str]) -> Iterator[str]:
                 yield from _of_run(run, keys, [gone[name] for name in used])
         except OSError as error:
             yield _unread(Path(error.filename or run), error)
+
+
+def _unfinished(name: str, keys: set[str]) -> Iterator[str]:
+    """A line for each set under way whose list names some of these: its shards and downloads may hold them."""
+    named = (f"{known}-{12 * '[0-9a-f]'}.part" for known in names_of(name))
+    for part in sorted(chain.from_iterable(map(datasets().glob, named))):
+        try:
+            if count := count_listed(part / "lists", keys):
+                holds = "it holds them until it is finished or deleted"
+                yield f"{part}: an unfinished set that lists {count:,} of them: {holds}"
+        except (OSError, ValueError) as error:
+            yield _unread(part, error)
 
 
 def _unread(path: Path, error: Exception) -> str:

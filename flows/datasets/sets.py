@@ -12,8 +12,8 @@ from flows.datasets.parts import locks_folder, part_lock, set_lock
 from flows.home import Trouble, datasets, home
 from mdm.data.leases import live, names
 from mdm.data.tars import load_manifest
-from preprocessing.cards.card import printable
 from preprocessing.catalogue import CATALOGUE, find
+from preprocessing.items import printable
 from preprocessing.manifest import read_json, read_manifest
 from preprocessing.sets import CARD, RECIPE, SPLITS, current_name, is_finished, name_of, newest_set
 

@@ -23,7 +23,7 @@ from flows.home import (
 from flows.starting.preflight import on_this_machine
 from mdm.files import load_json
 from mdm.presets import resolve
-from mdm.run.watch import stops_as_ctrl_c
+from preprocessing.items import printable
 
 
 def run_embedded(preset: str, overrides: dict[str, Any]) -> int:
@@ -58,7 +58,6 @@ def _ended(flow: Callable[[], None]) -> int:
     """Exit code of a flow; prints the one line that says what went wrong."""
     from flows.reproduction import explain
 
-    stops_as_ctrl_c()
     end_stale_servers()
     try:
         flow()
@@ -66,7 +65,7 @@ def _ended(flow: Callable[[], None]) -> int:
         line = explain(error) or (ended_server() if isinstance(error, Exception) else None)
         if line is None:  # not the user's to mend: the traceback is the report
             raise
-        print(f"\nmdm: {line}", file=sys.stderr)
+        print("", *map(printable, f"mdm: {line}".split("\n")), sep="\n", file=sys.stderr)
         return 1
     return 0
 
@@ -145,7 +144,6 @@ def end_stale_servers() -> None:
 def where_things_are(name: str) -> str:
     """The closing lines: the page, the servers' commands, the checkpoint, a prompt of one's own."""
     from evaluation.captions import read_lines  # torch, which a run that cannot start need not wait for
-    from preprocessing.cards.card import printable
 
     run = run_folder(name)
     bin_folder = Path(_shown(Path(sys.executable).parent))

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+MAX_PIXELS = 2**26  # by the header, before any memory is taken; Pillow itself warns from 1.3 times as many on
 DEEP = {"I", "I;16", "I;16B", "I;16L", "I;16N"}  # Pillow's modes of 16-bit grey
 
 
@@ -26,6 +27,8 @@ def read_rgb(data: bytes) -> NDArray[np.uint8]:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)  # before anything is decoded
             with Image.open(io.BytesIO(data)) as picture:
+                if picture.width * picture.height > MAX_PIXELS:
+                    raise Image.DecompressionBombError
                 ImageOps.exif_transpose(picture, in_place=True)
                 return np.asarray(_deep_grey(picture) if picture.mode in DEEP else _on_white(picture))
     except (Image.DecompressionBombWarning, Image.DecompressionBombError):

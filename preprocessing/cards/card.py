@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from preprocessing.items import printable
 from preprocessing.manifest import read_json, read_manifest, write_json
 from preprocessing.pack.lists import PLAN, SPLITS, list_path
 from preprocessing.pack.shards import OK, read_rows
@@ -213,8 +214,3 @@ def equal(card: dict[str, Any]) -> str:
         most = max(line["samples"] for line in found["most_often"])
         line += f", {found['under_several_captions']:,} under several captions (the commonest {most:,} times)"
     return f"{line}; {found['in_both']:,} of those held out are trained on, too"
-
-
-def printable(text: str) -> str:
-    """Text from anyone, to be shown: no control characters, none that turn the direction of writing."""
-    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)

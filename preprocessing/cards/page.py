@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from preprocessing.cards.card import card_facts, printable
+from preprocessing.cards.card import card_facts
+from preprocessing.items import printable
 from preprocessing.manifest import read_manifest, write_file
 from preprocessing.pack.shards import OK
 from preprocessing.sets import PAGE

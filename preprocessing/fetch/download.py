@@ -68,8 +68,9 @@ def download(
     those of an earlier run, of the same rows under the same rules, are not fetched again. ``policy.per_host`` is for
     all ``processes`` together; ``progress`` gets the number of URLs asked since it was called last.
 
-    Raises ValueError if nothing answers (the network is away), a shard could not be written or verified, or another
-    process is at work in ``raw``; OSError for ``raw`` itself. What was finished stays, and the same call goes on.
+    Raises ValueError if what answered before does no more (the network is away), a shard could not be written or
+    verified, or another process is at work in ``raw``; OSError for ``raw`` itself. What was finished stays, and the
+    same call goes on.
     """
     raw.mkdir(parents=True, exist_ok=True)
     with (raw / "lock").open("w") as lock:  # a second run would take over what the first has under way
@@ -150,12 +151,6 @@ def rules(policy: Policy) -> dict[str, Any]:
     }
 
 
-def _answered(answers: list[dict[str, Any]]) -> bool:
-    """Whether anything came from the network, or nothing was asked of it."""
-    outcomes = {a["outcome"] for a in answers}
-    return not outcomes & NETWORK or not outcomes <= NETWORK | UNASKED
-
-
 def _read_answers(folder: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (folder / "answers.jsonl").read_text("ascii").splitlines()]
 
@@ -175,10 +170,12 @@ def _away(silent: Iterable[Counter[str]]) -> str:
             f"none of {outcomes.total():,} URLs may be asked ({said}): addresses that are not public need --allow "
             "HOST:PORT; http and https alone are fetched"
         )
-    return (
-        f"none of {outcomes.total():,} URLs answered ({said}): is the network there? They are not counted as done; "
-        "once it is, the same command goes on"
-    )
+    if outcomes.keys() <= NETWORK | UNASKED:
+        nobody = f"none of {outcomes.total():,} URLs answered ({said})"
+    else:
+        lost = sum(outcomes[outcome] for outcome in NETWORK)
+        nobody = f"{lost:,} of {outcomes.total():,} URLs had no answer ({said}), nor has one now that answered before"
+    return f"{nobody}: is the network there? They are not counted as done; once it is, the same command goes on"
 
 
 @dataclass
@@ -189,6 +186,7 @@ class _Run:
     threads: int
     progress: Callable[[int], None]
     answered: dict[str, str] = field(default_factory=dict)  # host -> its URL that answered last
+    there_s: float = 0.0  # when one of these was asked last, and answered again
 
     def __post_init__(self) -> None:
         with suppress(OSError, ValueError):
@@ -196,9 +194,9 @@ class _Run:
 
     def all(self, numbers: Iterable[int], rows: Callable[[int], Rows]) -> Iterator[int]:
         for left in self.raw.glob("work-*"):
-            for finished in left.glob("verified/*"):
+            for finished in sorted(left.glob("verified/*")):
                 with suppress(OSError, ValueError, KeyError):  # it is damaged, or there is one already
-                    if _answered(_read_answers(finished)):
+                    if self.believed(_read_answers(finished)):
                         finished.rename(self.raw / finished.name)
             shutil.rmtree(left, ignore_errors=True)
         listed = self.missing(numbers, rows)
@@ -231,13 +229,31 @@ class _Run:
         for host in list(self.answered)[:-3]:
             del self.answered[host]
 
+    def believed(self, answers: list[dict[str, Any]]) -> bool:
+        """Whether it is the links where there was no answer: another URL, that had one, has one again since.
+
+        A network may go away in mid-shard: what answered before that says nothing of the rest.
+        """
+        self.note(answers)
+        failed_s = [a["fetched_s"] for a in answers if a["outcome"] in NETWORK]
+        if not failed_s:
+            return True
+        if not self.answered:
+            return not {a["outcome"] for a in answers} <= NETWORK | UNASKED
+        if self.there_s <= max(failed_s):
+            asked_s = time.time()
+            if not self.network_is_there():
+                return False
+            self.there_s = asked_s
+        return True
+
     def network_is_there(self) -> bool:
         ask = replace(self.policy, robots=False, deadline_s=min(10.0, self.policy.deadline_s))
         return any(fetch(url, ask).status for url in reversed(self.answered.values()))
 
     def batch(self, todo: dict[int, Rows]) -> Generator[int, None, dict[int, Counter[str]]]:
-        """Yields numbers as they are put in place -> those in which nothing answered, with the outcomes of each, where
-        it cannot be told yet whether that is the links or the network.
+        """Yields numbers as they are put in place -> those that are not believed, with the outcomes of each, where it
+        cannot be told yet whether that is the links or the network.
         """
         work = Path(tempfile.mkdtemp(prefix="work-", dir=self.raw))
         child = None
@@ -254,8 +270,7 @@ class _Run:
                         continue
                     waiting.remove(number)
                     answers = _read_answers(done)
-                    self.note(answers)
-                    if not _answered(answers) and not (self.answered and self.network_is_there()):
+                    if not self.believed(answers):
                         silent[number] = Counter(a["outcome"] for a in answers)
                         if self.answered or len(silent) >= SILENT_SHARDS:
                             raise ValueError(_away(silent.values()))

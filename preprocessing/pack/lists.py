@@ -6,7 +6,7 @@ Millions of items are never held at once, and any process can begin at any shard
 import heapq
 import json
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import replace
 from functools import lru_cache
@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from preprocessing.items import Item, Place, Source, Split
@@ -156,6 +157,13 @@ def _item(row: dict[str, Any], root: Path, split: Split) -> Item:
         sha256 = row.get("sha256", "")  # lists that an earlier version wrote have none
         place = Place(root / row["file"], row["offset"], row["length"], row["member"], sha256)
     return Item(row["key"], row["caption"], split, place, row["url"], json.loads(row["meta"]), row["problem"])
+
+
+def count_listed(folder: Path, keys: Collection[str]) -> int:
+    """How many of these keys both lists name, as far as they are written. Raises OSError or ValueError."""
+    wanted = pc.field("key").isin(sorted(keys))
+    paths = (list_path(folder, split) for split in SPLITS)
+    return sum(pq.read_table(path, columns=["key"], filters=wanted).num_rows for path in paths if path.exists())
 
 
 def shard_numbers(plan: dict[str, Any], part: tuple[int, int] = (1, 1)) -> Iterator[tuple[Split, int]]:

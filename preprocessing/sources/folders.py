@@ -10,6 +10,7 @@ from typing import Any
 
 from preprocessing.items import Item, Place
 from preprocessing.manifest import digest, file_sha256
+from preprocessing.members import check_key
 from preprocessing.sources.listing import Problem, first, held_out_rule, is_picture, passed_over, read_caption, spread
 from preprocessing.sources.tables import TABLES, read_captions
 
@@ -181,7 +182,7 @@ def _read(path: Path) -> bytes:
 
 
 def _keys(folder: Path, files: list[str]) -> list[str]:
-    """The key of each file. Raises ValueError naming two files that would have the same."""
+    """The key of each file. Raises ValueError naming a file that can have none, and two that would have the same."""
     keys, owners = [], dict[str, str]()
     for file in files:
         key = Path(file).stem.replace(".", "_")
@@ -189,6 +190,10 @@ def _keys(folder: Path, files: list[str]) -> list[str]:
             key.encode()
         except UnicodeEncodeError as error:
             raise ValueError(f"{folder}: the name of {file!r} is not UTF-8: rename it") from error
+        try:
+            check_key(key)
+        except ValueError as error:
+            raise ValueError(f"{folder}: {error}: rename {file!r}") from error
         if (other := owners.setdefault(key, file)) != file:
             raise ValueError(f"{folder}: {other!r} and {file!r} would both have the key {key!r}: rename one")
         keys.append(key)

@@ -14,7 +14,7 @@ from typing import Any
 
 from preprocessing.items import Item, Place, Split
 from preprocessing.manifest import digest
-from preprocessing.members import END, Stored, dotted_name, grouped, tar_members
+from preprocessing.members import END, Stored, check_key, dotted_name, grouped, tar_members
 from preprocessing.sources.listing import PICTURES, Problem, first, hashed, held_out_rule, read_caption
 
 META = {"url": str, "label": int, "original_width": int, "original_height": int}  # fields that are kept
@@ -26,7 +26,8 @@ class ForeignTars:
     """The tars of a folder and its subfolders, of a pattern, or one tar. Keys become ours: a slash becomes "_".
 
     Where tars number their samples anew, each key gets its tar's name before it. A sample that cannot be used is an
-    item with its problem: two of one key, both of them.
+    item with its problem: two of one key in one tar, both of them; in several tars, all but that of the first by name,
+    since tars are read one after another.
     """
 
     source: str | Path
@@ -88,6 +89,7 @@ class ForeignTars:
             self._notes.append("the tars number their samples anew: each key has its tar's name before it")
         seen: set[int] = set()  # 8 bytes of each key's hash: of twelve million, about 1 GB
         unread: list[str] = []  # samples whose .json cannot be read
+        again = 0  # samples with a key of a tar before theirs
         for path, name in tars:
             samples = grouped(path)
             keys = _keys(path, samples, name.removesuffix(".tar") if anew else "")
@@ -95,11 +97,14 @@ class ForeignTars:
                 for sample, key in zip(samples, keys, strict=True):
                     where = f"{sample.key!r} in {name}"
                     if (known := hashed(key) >> 192) in seen:
+                        again += 1
                         problem = Problem.KEY_TWICE.at(f"{where}, and in a tar before it")
                         yield Item(_ours(f"{name.removesuffix('.tar')}/{sample.key}"), "", problem=problem)
                         continue
                     seen.add(known)
                     yield _item(path, file.fileno(), sample, key, where, unread)
+        if again:
+            self._notes.append(f"{again:,} samples have a key of a tar before theirs, whose sample is kept")
         if unread:
             self._notes.append(f"{len(unread):,} .json cannot be read as an object: {first(unread, repr_of=str)}")
 
@@ -150,7 +155,7 @@ def _item(path: Path, file: int, sample: Stored, key: str, where: str, unread: l
         return os.pread(file, length, offset)
 
     pictures = sorted(PICTURES & set(sample.members))
-    if problem := _unusable(sample, pictures, where):
+    if problem := _unusable(sample, key, pictures, where):
         return Item(key, "", problem=problem)
     about = _object(read("json")) if "json" in sample.members else {}
     if about is None:
@@ -168,8 +173,12 @@ def _item(path: Path, file: int, sample: Stored, key: str, where: str, unread: l
     return Item(key, caption, place=place, meta=meta, problem=problem)
 
 
-def _unusable(sample: Stored, pictures: list[str], where: str) -> str:
-    """The problem of a sample that has not one picture."""
+def _unusable(sample: Stored, key: str, pictures: list[str], where: str) -> str:
+    """The problem of a sample that has not one picture, or no key of ours."""
+    try:
+        check_key(key)
+    except ValueError as error:
+        return Problem.ODD_KEY.at(f"{where}: {error}")
     if sample.twice:
         return Problem.KEY_TWICE.at(f"{where}: {first(sample.twice)} again")
     if not pictures and (dotted := dotted_name(sample)) is not None:

@@ -32,6 +32,7 @@ class Problem(StrEnum):
     SEVERAL_IMAGES = "several images"
     KEY_TWICE = "key twice"
     DOT_IN_KEY = "dot in key"
+    ODD_KEY = "odd key"
 
     def at(self, where: str) -> str:
         return f"{self}: {where}"

@@ -171,8 +171,6 @@ def _is_file(path: Path) -> bool:
 def _check_key(at: str, key: str) -> None:
     try:
         check_key(key)
-        if not key.isprintable():
-            raise ValueError(f"the key {key!r} has characters that are not text")
     except ValueError as error:
         raise ValueError(f"{at}: {error}: rename the video") from error
 

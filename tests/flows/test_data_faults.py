@@ -3,6 +3,7 @@
 import errno
 import os
 import shutil
+import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -94,6 +95,31 @@ def test_a_home_that_cannot_be_written_is_said_before_the_plan(
     assert run("mine", "--source", pictures(tmp_path / "mine", 9)) == 1
     shown = capsys.readouterr()
     assert "cannot be written" in shown.err and "set MDM_HOME" in shown.err and "plan:" not in shown.out
+
+
+def test_names_of_files_cannot_command_the_terminal(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    mine = pictures(tmp_path / "mine", 60)
+    (mine / "x.\x1b[2Jpart").touch()  # what is said of other files, in the plan
+    assert run("mine", "--source", mine, "--dry-run") == 0
+    assert "passed over: 1 .\ufffd[2jpart" in capsys.readouterr().out
+    (mine / "\x1b[2Jx.png").symlink_to("gone")
+    line = told(capsys, "mine", "--source", mine)
+    assert line == f"mdm: {mine}/\ufffd[2Jx.png is no file, but perhaps a link to one that is gone: take it away"
+
+
+def test_a_batch_systems_sigterm_ends_as_ctrl_c_does(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def unheard(*_: object) -> None:
+        raise AssertionError("nobody took the signal over")
+
+    before = signal.signal(signal.SIGTERM, unheard)
+    monkeypatch.setattr("preprocessing.pack.making.pack_shard", lambda *_: signal.raise_signal(signal.SIGTERM))
+    try:
+        assert run("mine", "--source", pictures(tmp_path / "mine", 60)) == 130
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert capsys.readouterr().err.endswith("mdm: interrupted; the same command goes on from here\n")
 
 
 def test_a_lock_of_another_user_is_one_line_and_nobody_waits_for_it(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from flows.cli import main
 from flows.data import pinned_set, wanted_set
 from flows.datasets import parts, removal
 from flows.datasets.making import Opened, list_set, make_set, open_source
-from flows.datasets.removal import between_removals, remove_samples
+from flows.datasets.removal import between_removals, kept_elsewhere, remove_samples
 from flows.datasets.sets import list_sets, set_of_samples, sets_of_run
 from flows.home import Trouble, datasets
 from made import make_pictures
@@ -266,7 +266,8 @@ def test_the_verb_looks_in_every_split_of_every_set_of_the_name(
     assert "squares/val: 1 samples in 1 shards would be removed, 0 are already" in capsys.readouterr().out
     assert contents(root) == before
     assert main(remove) == 0 and main(remove) == 0
-    assert "squares-other/train: 1 of 2 keys removed; revision 1" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "squares-other/train: 1 of 2 keys removed; revision 1" in out and "" not in out.splitlines()
     for folder in (squares_here, other):
         assert removed_keys(folder / "train") == {"train001"} and read_keys(folder / "val" / "00002.tar") == [None]
     listed = removals(root, "squares")
@@ -274,6 +275,8 @@ def test_the_verb_looks_in_every_split_of_every_set_of_the_name(
     before = contents(root)
     assert main(verb(tmp_path, "train002", "nobody")) == 1
     assert "has no sample 'nobody' (1 unknown): nothing was removed" in capsys.readouterr().err
+    assert main(verb(tmp_path, "train002\r", " train003\u2028x ")) == 1  # a key is a line as it stands
+    assert r"has no sample ' train003\u2028x ' (1 unknown): nothing was removed" in capsys.readouterr().err
     assert contents(root) == before
 
 
@@ -507,6 +510,18 @@ def test_what_still_shows_removed_samples_is_listed(
     assert main(verb(tmp_path, "val000")) == 0
     out = capsys.readouterr().out
     assert parts in out and f"{run / 'mlflow.json'} cannot be read (IsADirectoryError" in out
+
+
+def test_an_unfinished_set_that_may_hold_removed_samples_is_named(root: Path) -> None:
+    keys = {DOZEN.split("train")[1].key, DOZEN.split("val")[0].key}
+    made = make(FEW)
+    part = made.rename(made.with_name(f"{made.name}.part"))
+    (line,) = kept_elsewhere("dozen", keys)
+    assert line == f"{part}: an unfinished set that lists 2 of them: it holds them until it is finished or deleted"
+    assert not list(kept_elsewhere("dozen", {"another"})) and not list(kept_elsewhere("doz", keys))
+    (part / "lists" / "val.list.parquet").write_bytes(b"torn")
+    (line,) = kept_elsewhere("dozen", keys)
+    assert line.startswith(f"{part} cannot be read (ArrowInvalid: ")
 
 
 def test_what_cannot_be_read_may_show_removed_samples_and_ends_no_list(

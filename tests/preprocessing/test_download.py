@@ -10,8 +10,10 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -202,12 +204,31 @@ def test_other_rules_ask_again_and_other_speeds_do_not(story: Story) -> None:
 
 
 def test_what_was_finished_when_the_run_was_killed_is_taken_over(story: Story, tmp_path: Path) -> None:
-    """Unless nothing in it answered: then it is asked for again."""
-    verified = tmp_path / "raw" / "work-x" / "verified"
-    for number in (1, 3):
-        shutil.copytree(story.raw / f"{number:05d}", verified / f"{number:05d}")
-    assert list(download([1], story.rows.__getitem__, tmp_path / "raw", story.policy)) == [1]
-    assert {path.name for path in (tmp_path / "raw").iterdir()} == {"00001", "lock"}
+    """Unless it cannot be told whether its links are dead: then it is asked for again."""
+    for raw, left, taken in ((tmp_path / "both", (1, 3), {"00001", "00003"}), (tmp_path / "dead", (3,), set[str]())):
+        for number in left:
+            shutil.copytree(story.raw / f"{number:05d}", raw / "work-x" / "verified" / f"{number:05d}")
+        list(download([], story.rows.__getitem__, raw, story.policy))
+        assert {path.name for path in raw.iterdir()} == taken | {"lock"}
+
+
+def test_a_network_that_goes_away_in_mid_shard_makes_no_dead_links(tmp_path: Path) -> None:
+    """What had answered in that shard says nothing of the rest."""
+    port = free_port()
+    policy = Policy(allow=(f"127.0.0.1:{port}",), deadline_s=2.0)
+    rows = [(f"{i}", f"http://127.0.0.1:{port}/slow/{i}.jpg") for i in range(12)]
+    again = partial(download, [0], lambda _: rows, tmp_path, policy, threads=4)
+    said = r"\d+ of 12 URLs had no answer \(.*\), nor has one now that answered before: is the network there\? "
+    with HostileServer(port) as server, ThreadPoolExecutor(1) as pool:
+        first = pool.submit(list, again())
+        while server.hits.total() < 4:
+            time.sleep(0.01)
+        server.__exit__()
+        with pytest.raises(ValueError, match=said + "They are not counted as done"):
+            first.result()
+    with HostileServer(port):
+        assert list(again()) == [0]
+    assert {answer.outcome for answer in read_raw(tmp_path, 0).values()} == {"ok"}
 
 
 def test_bytes_that_rotted_are_named(story: Story, tmp_path: Path) -> None:

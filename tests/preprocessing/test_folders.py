@@ -130,9 +130,16 @@ def test_two_files_that_would_have_one_key_are_refused(tmp_path: Path) -> None:
         Pictures(folder).items()
 
 
+@pytest.mark.parametrize("name", ["a ", " a", "a\nb", "a\u2028b", "a\x1b[2J"])
+def test_a_name_that_no_list_of_keys_can_hold_is_refused(tmp_path: Path, name: str) -> None:
+    (fill(tmp_path) / f"{name}.png").write_bytes(png())
+    with pytest.raises(ValueError, match=r"has a space at an end, or characters that are not text.*: rename '"):
+        Pictures(tmp_path).items()
+
+
 def test_odd_names_come_back_from_a_tar_as_they_are(tmp_path: Path) -> None:
     folder = fill(tmp_path / "mine")
-    odd = ["track 2.0", "50% off?", "a#b&c", "été", "雪", "'quoted\" ;$(x)", "*", "b\\c", "-x", "~"]
+    odd = ["track 2.0", "50% off?", "a#b&c", "été", "雪", "'quoted\" ;$(x)", "at 3.04\u202fPM", "*", "b\\c", "-x", "~"]
     for name in odd:
         (folder / f"{name}.png").write_bytes(png())
         (folder / f"{name}.txt").write_text(f"of {name}")

@@ -92,6 +92,12 @@ def test_a_key_with_a_dot_is_refused_by_name(tmp_path: Path) -> None:
     ]
 
 
+def test_a_key_that_no_list_of_keys_can_hold_is_a_problem(tmp_path: Path) -> None:
+    captions, problems = listed(tmp_path, flat([*WHOLE, sample("a\u2028b", b"x")]))
+    assert captions == CAPTIONS
+    assert len(problems) == 1 and problems[0].startswith(r"odd key: 'a\u2028b' in x.tar: the key 'a\u2028b' has")
+
+
 def test_two_samples_of_one_key_are_both_refused(tmp_path: Path) -> None:
     members = sample("001", b"first") + sample("001", b"second") + sample("002", b"third", 80)
     assert listed(tmp_path, members) == (
@@ -169,7 +175,9 @@ def test_tars_that_number_their_samples_anew(tmp_path: Path) -> None:
 def test_a_key_of_an_earlier_tar_is_a_problem_of_the_later_sample(tmp_path: Path) -> None:
     for name, samples in (("0.tar", WHOLE[:2]), ("1.tar", WHOLE[2:4]), ("2.tar", WHOLE[1:6:4])):
         write_tar(tmp_path / name, flat(samples))
-    items = list(AllTraining(tmp_path).items())
+    source = AllTraining(tmp_path)
+    items = list(source.items())
+    assert source.notes() == ["1 samples have a key of a tar before theirs, whose sample is kept"]
     assert [item.key for item in items if not item.problem] == ["000", "001", "002", "003", "005"]
     assert [(i.key, i.problem) for i in items if i.problem] == [
         ("2_001", "key twice: '001' in 2.tar, and in a tar before it")

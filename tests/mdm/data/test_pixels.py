@@ -52,9 +52,9 @@ def chunk(kind: bytes, data: bytes) -> bytes:
     return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
 
-def huge() -> bytes:
-    """The beginning of a PNG of 20,000 x 20,000 px: its pixels must not be asked for."""
-    header = struct.pack(">IIBBBBB", 20_000, 20_000, 1, 0, 0, 0, 0)
+def huge(width: int = 20_000, height: int = 20_000) -> bytes:
+    """The beginning of a PNG of so many pixels, which must not be asked for."""
+    header = struct.pack(">IIBBBBB", width, height, 1, 0, 0, 0, 0)
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
 
 
@@ -125,10 +125,22 @@ def test_of_an_animation_the_first_frame_counts() -> None:
         (encoded(halves(), "JPEG")[:400], "it cannot be decoded"),
         (encoded(halves(), "PNG")[:-40], "it cannot be decoded"),
         (huge(), "it has too many pixels"),
+        (huge(2**13, 2**13 + 1), "it has too many pixels"),  # Pillow alone would take these
+        (huge(2**13, 2**13), "it cannot be decoded"),
         (encoded(Image.new("F", (8, 8), 0.5), "TIFF"), "floating-point"),
         (encoded(Image.fromarray(np.full((8, 8), 70_000, np.int32)), "TIFF"), "more than 16 bits"),
     ],
-    ids=["empty", "a page", "half a JPEG", "most of a PNG", "too large", "floats", "32-bit grey"],
+    ids=[
+        "empty",
+        "a page",
+        "half a JPEG",
+        "most of a PNG",
+        "too large",
+        "larger than ours",
+        "not too large",
+        "floats",
+        "32-bit grey",
+    ],
 )
 def test_what_cannot_be_read_right_is_refused_with_the_reason(data: bytes, reason: str) -> None:
     with pytest.raises(ValueError, match=reason):
