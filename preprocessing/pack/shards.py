@@ -171,16 +171,17 @@ def pack_shard(
 ) -> None:
     """Write a shard in all its tiers.
 
-    ``lists``: where its set's lists lie; ``fetched``: the answers to its items' URLs; ``made``: the sha256 that the
-    first tier's tar must have, where it is lost from a finished set. Raises ValueError where it has not, or naming a
-    file that cannot be read or written.
+    ``lists``: where its set's lists lie; ``fetched``: the answers to its items' URLs, if any can be asked; ``made``:
+    the sha256 that the first tier's tar must have, where it is lost from a finished set. Raises ValueError where it has
+    not, or naming a file that cannot be read or written.
     """
-    answers = {} if fetched is None else fetched()
+    items = read_items(lists, shard.split, shard.number)
+    answers = {} if fetched is None or all(item.problem for item in items) else fetched()
     rows, paths, first = [], shard.paths, shard.recipe.tiers[0]
     try:
         with ExitStack() as stack:
             tars = {tier: stack.enter_context(TarFile(path)) for tier, path in paths.items()}
-            for item in read_items(lists, shard.split, shard.number):
+            for item in items:
                 row, members = _sample(item, answers.get(item.key), shard.recipe, pixels)
                 rows.append({**row, "place": tars[first].samples if members else -1})
                 for tier, parts in members.items():
