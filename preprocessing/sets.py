@@ -8,11 +8,13 @@ hand is a set of NAME if it is called NAME, or NAME-anything and its manifests s
 {"sha256": of the pictures' bytes, "url": where their metadata had one}}}: every later set is made without it.
 """
 
+import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from preprocessing.manifest import digest, read_json, write_json
-from preprocessing.pack.lists import SPLITS
+from preprocessing.pack.lists import PLAN, SPLITS
 from preprocessing.pack.shards import Recipe
 
 RECIPE, CLEARED, CARD, PAGE = "recipe.json", "cleared.json", "card.json", "card.html"
@@ -42,8 +44,26 @@ def made_set(root: Path, recipe: Recipe, first_inputs: dict[str, list[str]]) -> 
 
 
 def is_finished(folder: Path) -> bool:
+    """Whether both splits have their manifests; one that is torn is as good as lost."""
     making_or_unmaking = folder.name.endswith((".part", ".deleted"))
-    return not making_or_unmaking and all((folder / split / "manifest.json").exists() for split in SPLITS)
+    return not making_or_unmaking and all(read_json(folder / split / "manifest.json") for split in SPLITS)
+
+
+def unfinished_folder(root: Path, recipe: Recipe) -> Path:
+    """Where the set of a recipe is made: NAME.part, or its own folder where a finished set lost a manifest. Raises
+    ValueError where such a folder does not hold what the manifest could be made from.
+    """
+    folder = recipe_folder(root, recipe)
+    if not folder.exists():
+        return folder.with_name(folder.name + ".part")
+    said = read_json(folder / RECIPE) or {}
+    wanted = json.loads(json.dumps(asdict(recipe)))  # as it was written
+    if not is_finished(folder) and ({**said, **wanted} != said or read_json(folder / "lists" / PLAN) is None):
+        raise ValueError(
+            f"{folder} has lost a manifest, and {RECIPE} or lists/{PLAN}, which it could be made from: restore them, "
+            "or move it away to have the set made anew"
+        )
+    return folder
 
 
 def finished_sets(root: Path, name: str) -> list[Path]:

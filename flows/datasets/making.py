@@ -31,6 +31,7 @@ from preprocessing.sets import (
     newest_set,
     recipe_folder,
     removals,
+    unfinished_folder,
 )
 from preprocessing.sources.openmoji import OpenMoji
 
@@ -82,22 +83,21 @@ def list_set(opened: Opened, say: Say) -> Path:
     """The folder of a set, finished or with its lists ready: what its source holds, item by item."""
     if (made := opened.made()) is not None:
         return made
-    target = _unfinished(opened)
     with hold_in_turn(opened.folder, say):
         if (made := opened.made()) is not None:
             return made
+        target = unfinished_folder(datasets(), opened.recipe)
         make_folder(target / "lists")
-        write_json(target / RECIPE, _recipe_json(opened))
+        write_json(target / RECIPE, _recipe_json(opened, target))
         write_lists(opened.source, target / "lists", opened.recipe.per_shard, opened.row.least_val)
     return target
 
 
-def _unfinished(opened: Opened) -> Path:
-    return opened.folder.with_name(opened.folder.name + ".part")
-
-
-def _recipe_json(opened: Opened) -> dict[str, Any]:
-    return {**asdict(opened.recipe), "options": {"limit": opened.options.limit, "held_out": opened.options.held_out}}
+def _recipe_json(opened: Opened, target: Path) -> dict[str, Any]:
+    """What recipe.json says; a set that is mended is as old as it was."""
+    was = read_json(target / RECIPE) or {}
+    options = {"limit": opened.options.limit, "held_out": opened.options.held_out}
+    return {**was, **asdict(opened.recipe), "options": options}
 
 
 def count_items(folder: Path, part: Part = (1, 1)) -> int:
@@ -141,7 +141,7 @@ def _make(opened: Opened, progress: Progress, say: Say, part: Part, policy: Poli
     if made is not None and is_whole(made, opened.recipe):
         progress(count_items(made, part))
         return made
-    target = made or _unfinished(opened)
+    target = made or unfinished_folder(datasets(), opened.recipe)
     plan = read_json(target / "lists" / "plan.json") or {}
     if made is not None:  # nobody may change a finished set while what it lacks is made again
         with hold_in_turn(opened.folder, say):
@@ -181,7 +181,7 @@ def _finish(opened: Opened, target: Path, plan: dict[str, Any], part: Part, say:
     shutil.rmtree(target / "raw", ignore_errors=True)
     finish_set(target, plan, opened.recipe, opened.row.manifest_terms, removed)
     mark_cleared(target, removed)
-    write_json(target / RECIPE, {**_recipe_json(opened), "finished_s": time.time()})
+    write_json(target / RECIPE, {"finished_s": time.time(), **_recipe_json(opened, target)})
     return target if target == opened.folder else target.rename(opened.folder)
 
 

@@ -22,7 +22,16 @@ from typing import Any
 from preprocessing.cards.card import duplicates
 from preprocessing.fetch.download import Policy, discard_raw, download, read_raw
 from preprocessing.items import Split
-from preprocessing.manifest import all_there, as_made, data_digest, digest, make_folder, read_manifest, write_json
+from preprocessing.manifest import (
+    all_there,
+    as_made,
+    data_digest,
+    digest,
+    make_folder,
+    read_json,
+    read_manifest,
+    write_json,
+)
 from preprocessing.pack.lists import SPLITS, read_items, shard_numbers, shard_size
 from preprocessing.pack.shards import Pixels, Recipe, Shard, pack_shard, read_rows
 from preprocessing.remove import reapply
@@ -101,7 +110,7 @@ def _refuse_empty_val(folder: Path, plan: dict[str, Any], recipe: Recipe) -> Non
 
 def _made_before(folder: Path) -> dict[int, str]:
     """The sha256 of every shard of a finished split, as it was made."""
-    if not (folder / "manifest.json").exists():
+    if read_json(folder / "manifest.json") is None:
         return {}
     shards = [as_made(shard) for shard in read_manifest(folder)["shards"]]
     return {int(Path(shard["file"]).stem): shard["sha256"] for shard in shards}
@@ -172,10 +181,12 @@ def missing_shards(folder: Path, plan: dict[str, Any], recipe: Recipe) -> list[S
 
 
 def is_whole(folder: Path, recipe: Recipe) -> bool:
-    """Whether a finished set still has every file that its manifests name."""
+    """Whether a finished set still has its manifests and every file that they name."""
     for split in SPLITS:
         for tier in recipe.tiers:
             place = recipe.tier_folder(folder / split, tier)
+            if read_json(place / "manifest.json") is None:
+                return False
             manifest = read_manifest(place)
             if not all_there(place, manifest, ".tar", ".idx.npy"):
                 return False

@@ -59,6 +59,12 @@ def contents(folder: Path) -> dict[str, tuple[int, bytes]]:
     return {str(path.relative_to(folder)): (path.stat().st_mtime_ns, path.read_bytes()) for path in files}
 
 
+def made_of(files: dict[str, tuple[int, bytes]]) -> dict[str, bytes]:
+    """What a set holds, without what tells of its times."""
+    timed = (".rows.parquet", "card.json", "card.html")
+    return {name: data for name, (_, data) in files.items() if not name.endswith(timed)}
+
+
 @pytest.fixture(autouse=True)
 def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty MDM_HOME's datasets/. Shards are packed here: processes take seconds to start."""
@@ -133,6 +139,47 @@ def test_an_unfinished_set_is_none_and_is_gone_on_with(root: Path, monkeypatch: 
     before = {name: file for name, file in contents(part).items() if name != "recipe.json"}
     folder = make()
     assert not part.exists() and before.items() <= contents(folder).items()
+
+
+@pytest.mark.parametrize("torn", [False, True])
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_a_lost_manifest_of_a_finished_set_is_made_again_from_its_markers(
+    root: Path, monkeypatch: pytest.MonkeyPatch, split: str, torn: bool
+) -> None:
+    folder = make()
+    remove_samples("dozen", {DOZEN.split("train")[0].key}, False, print)
+    before, recipe = contents(folder), read_json(folder / "recipe.json")
+    path = folder / split / "manifest.json"
+    path.unlink()
+    if torn:
+        path.write_text('{"format": 1, "na')
+    monkeypatch.setattr(making, "pack_shard", None)  # nothing is packed
+    assert make() == folder and not list(root.glob("*.part"))
+    assert made_of(contents(folder)) == made_of(before)
+    assert read_json(folder / "recipe.json") == recipe  # as old as it was
+
+
+@pytest.mark.parametrize("lost", ["recipe.json", "lists/plan.json"])
+def test_a_manifest_that_cannot_be_made_again_is_one_line_before_any_work(root: Path, lost: str) -> None:
+    folder = make()
+    (folder / "val" / "manifest.json").unlink()
+    (folder / lost).unlink()
+    before = contents(folder)
+    with pytest.raises(ValueError, match=rf"{folder} has lost a manifest, and .*restore them, or move it away"):
+        make()
+    assert contents(folder) == before and not list(root.glob("*.part"))
+
+
+@pytest.mark.parametrize("lost", ["originals", "originals/manifest.json"])
+def test_a_lost_tier_of_a_finished_set_is_made_again(root: Path, lost: str) -> None:
+    plain = opened()
+    two = replace(plain, recipe=replace(plain.recipe, tiers=(Tier(16, "png"), Tier(0))))
+    folder = make_set(two, lambda done: None, print)
+    assert folder is not None
+    before, path = contents(folder), folder / "train" / lost
+    shutil.rmtree(path) if path.is_dir() else path.unlink()
+    assert make_set(two, lambda done: None, print) == folder
+    assert made_of(contents(folder)) == made_of(before)
 
 
 def test_of_two_makers_one_makes_and_the_other_takes_it(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
