@@ -1,12 +1,13 @@
 """What a source lists: samples with their captions, and where the bytes of each lie."""
 
 import os
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal, Protocol
-from zipfile import ZipFile
+from zipfile import BadZipFile, ZipFile
 
 Split = Literal["train", "val"]
 
@@ -24,9 +25,12 @@ class Place:
         return f"{self.file}: {self.member}" if self.member else str(self.file)
 
     def read(self) -> bytes:
-        """Raises OSError, or zipfile.BadZipFile."""
+        """Raises OSError, also for a member that is damaged, encrypted or gone."""
         if self.member and self.length is None:
-            return _archive(self.file, self.file.stat().st_mtime_ns, os.getpid()).read(self.member)
+            try:
+                return _archive(self.file, self.file.stat().st_mtime_ns, os.getpid()).read(self.member)
+            except (BadZipFile, KeyError, EOFError, RuntimeError, zlib.error) as error:  # RuntimeError: encrypted
+                raise OSError(str(error)) from error
         with self.file.open("rb") as file:
             file.seek(self.offset)
             return file.read(self.length)

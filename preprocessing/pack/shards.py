@@ -16,7 +16,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any
-from zipfile import BadZipFile
 
 import numpy as np
 import pyarrow as pa
@@ -228,7 +227,7 @@ def _bytes(item: Item, answer: Fetched | None) -> bytes:
     if item.place is not None:
         try:
             return item.place.read()
-        except (OSError, BadZipFile, KeyError) as error:
+        except OSError as error:
             raise ValueError(
                 f"{item.place} cannot be read any more ({error}): the source has changed since it was listed. Put it "
                 "back, or run the same command again with one that stays as it is"
