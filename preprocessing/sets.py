@@ -13,7 +13,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from preprocessing.manifest import digest, read_json, write_json
+from preprocessing.manifest import digest, read_json, samples_left, write_json
 from preprocessing.pack.lists import PLAN, SPLITS
 from preprocessing.pack.shards import Recipe
 
@@ -73,6 +73,16 @@ def finished_sets(root: Path, name: str) -> list[Path]:
     return sorted(filter(is_finished, named), key=_finished_at)
 
 
+def emptied(folder: Path) -> str:
+    """Why a finished set is of no use: a removal left nothing of a split; "" where it is."""
+    for split in SPLITS:
+        manifest = read_json(folder / split / "manifest.json")
+        if manifest is not None and not samples_left(manifest):
+            advice = f"list others for `mdm data {name_of(folder)}` (--limit, --held-out, --source)"
+            return f"{folder / split} has no sample that was not removed: {advice}"
+    return ""
+
+
 def folders_of(folder: Path) -> list[Path]:
     """Every folder of a finished set that has a manifest: its splits, and their other tiers."""
     found = []
@@ -91,12 +101,19 @@ def newest_set(root: Path, name: str, options: dict[str, Any] | None = None) -> 
     """What a name means, or a name with options. Raises ValueError where it has no finished set."""
     found = finished_sets(root, name)
     if options is not None:
-        found = [folder for folder in found if (read_json(folder / RECIPE) or {}).get("options") == options]
+        found = [folder for folder in found if _options(folder) == options]
     if not found:
-        asked = [f"--{field.replace('_', '-')} {value:g}" for field, value in (options or {}).items() if value]
+        given = {f"--{field.replace('_', '-')}": value for field, value in (options or {}).items() if value}
+        asked = [field if value is True else f"{field} {value:g}" for field, value in given.items()]
         command = " ".join(["mdm data", name, "--source …", *asked])
         raise ValueError(f"no such finished data set {name} or {name}-… in {root}: `{command}` makes it")
     return found[-1]
+
+
+def _options(folder: Path) -> dict[str, Any]:
+    """What a set was asked for with."""
+    recipe = read_json(folder / RECIPE) or {}
+    return {**recipe.get("options", {}), "drop_duplicates": recipe.get("drop_duplicates", False)}
 
 
 def current_name(name: str) -> str:

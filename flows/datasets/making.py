@@ -19,7 +19,7 @@ from preprocessing.catalogue import DataSet, Options, find
 from preprocessing.fetch.download import Policy
 from preprocessing.items import Source
 from preprocessing.manifest import make_folder, read_json, read_manifest, write_json
-from preprocessing.pack.lists import SPLITS, shard_numbers, shard_size, write_lists
+from preprocessing.pack.lists import PLAN, SPLITS, shard_numbers, shard_size, write_lists
 from preprocessing.pack.making import Progress, Web, finish_set, is_whole, make_shards, missing_shards
 from preprocessing.pack.shards import Pixels, Recipe, Shard
 from preprocessing.sets import (
@@ -75,8 +75,8 @@ def open_source(name: str, options: Options = Options(), path: Path | None = Non
 
 def newest_made(name: str, options: Options) -> Path:
     """What a name with options means where its source is not at hand. Raises ValueError where no such set is made."""
-    wanted = None if options == Options() else {"limit": options.limit, "held_out": options.held_out}
-    return newest_set(datasets(), name, wanted)
+    wanted = {field: getattr(options, field) for field in ("limit", "held_out", "drop_duplicates")}
+    return newest_set(datasets(), name, None if options == Options() else wanted)
 
 
 def list_set(opened: Opened, say: Say) -> Path:
@@ -142,7 +142,12 @@ def _make(opened: Opened, progress: Progress, say: Say, part: Part, policy: Poli
         progress(count_items(made, part))
         return made
     target = made or unfinished_folder(datasets(), opened.recipe)
-    plan = read_json(target / "lists" / "plan.json") or {}
+    plan = read_json(target / "lists" / PLAN)
+    if plan is None:
+        raise ValueError(
+            f"{target / 'lists' / PLAN} is missing or torn, and the set lacks shards: restore it, or move {target} "
+            "away to have the set made anew"
+        )
     if made is not None:  # nobody may change a finished set while what it lacks is made again
         with hold_in_turn(opened.folder, say):
             _make_part(opened, target, plan, progress, part, policy)

@@ -30,11 +30,12 @@ from preprocessing.manifest import (
     make_folder,
     read_json,
     read_manifest,
+    samples_left,
     write_json,
 )
 from preprocessing.pack.lists import SPLITS, read_items, shard_numbers, shard_size
 from preprocessing.pack.shards import Pixels, Recipe, Shard, pack_shard, read_rows
-from preprocessing.remove import reapply
+from preprocessing.remove import reapply, removed_keys
 from preprocessing.sets import DROPPED
 
 Progress = Callable[[int], None]  # items of the list that are dealt with, of the part that is being made
@@ -206,7 +207,7 @@ def finish_set(
     """The manifests of a set whose shards are all there -> those of its splits.
 
     The samples with the keys ``removed``, and duplicates where the recipe drops them, are taken out before. Raises
-    ValueError where a split came out empty though its list is not.
+    ValueError where a split came out empty though its list is not, or nothing is left of it.
     """
     dropped = duplicates(folder) if recipe.drop_duplicates else set()
     if dropped:
@@ -242,6 +243,8 @@ def finish_set(
             if tier != recipe.tiers[0]:
                 digests[tier.name] = manifest["digest"]
             manifest = reapply(place, manifest, {*removed, *dropped})
+            if entries and not samples_left(manifest):
+                raise _emptied(place, manifest["samples"], len(removed_keys(place) & dropped))
             write_json(place / "manifest.json", manifest)
         manifests.append(manifest)
     return manifests
@@ -253,6 +256,13 @@ def _empty(folder: Path, listed: int) -> ValueError:
     return ValueError(
         f"{folder}: none of {listed:,} listed items became a sample ({said}). Mend that, or list others (--limit, "
         f"--source); to try these again, delete {folder} and run the same command: all else stays"
+    )
+
+
+def _emptied(folder: Path, made: int, dropped: int) -> ValueError:
+    return ValueError(
+        f"{folder}: none of {made:,} samples is left ({dropped:,} had the bytes of an earlier one, {made - dropped:,} "
+        "were removed): leave out --drop-duplicates, or list others (--limit, --held-out, --source)"
     )
 
 

@@ -13,12 +13,13 @@ import pytest
 
 from drawn import Drawn, Inline
 from flows.cli import main
-from flows.data import pinned_set, wanted_set
+from flows.data import fitted, pinned_set, wanted_set
 from flows.datasets import parts, removal
-from flows.datasets.making import Opened, make_set
+from flows.datasets.making import Opened, make_set, newest_made
 from flows.datasets.removal import between_removals, remove_samples
 from flows.datasets.sets import list_sets, set_of_samples, sets_of_run
 from flows.home import Trouble, datasets
+from flows.starting.preflight import _data
 from mdm.data import leases
 from mdm.data.leases import REMOVAL, Lease, live
 from mdm.files import write_json
@@ -30,7 +31,7 @@ from preprocessing.manifest import read_json, read_manifest
 from preprocessing.pack import making
 from preprocessing.pack.shards import Shard, Tier
 from preprocessing.remove import read_keys, removed_keys
-from preprocessing.sets import is_finished, newest_set, removals
+from preprocessing.sets import emptied, is_finished, newest_set, removals
 from preprocessing.sources.openmoji import OpenMoji
 from small import small_job, write_dataset
 
@@ -516,6 +517,53 @@ def test_duplicates_are_dropped_where_asked_and_are_no_removals(root: Path) -> N
     gone = set().union(*(removed_keys(fewer / split) for split in ("train", "val")))
     assert len(gone) == 1 and gone < set(twins) and read_json(fewer / "dropped.json") == {"keys": sorted(gone)}
     assert removals(root, "dozen") == {} and removed_keys(whole / "train") == set()
+
+
+def test_a_split_of_which_nothing_is_left_is_named_and_the_set_is_not(root: Path) -> None:
+    plain = opened()
+    files = [item.place.file for item in plain.source.items() if item.place is not None]
+    for file in files:
+        file.write_bytes(files[0].read_bytes())
+    asked = replace(plain, recipe=replace(plain.recipe, drop_duplicates=True))
+    for _ in range(2):
+        with pytest.raises(ValueError, match=r"val: none of 3 samples is left \(3 had .* 0 were removed\): leave out"):
+            make_set(asked, lambda done: None, lambda line: None)
+    removed: dict[str, Any] = {drawing.key: {} for drawing in DOZEN.split("val")}
+    write_json(root / "dozen.removed.json", {"format": 1, "removed": removed})
+    with pytest.raises(ValueError, match=r"val: none of 3 samples is left \(0 had .* 3 were removed\)"):
+        make()
+    assert not any(map(is_finished, root.iterdir()))
+
+
+def test_a_set_that_a_removal_emptied_is_refused_and_the_removed_are_not_counted(squares_here: Path) -> None:
+    wanted = preset("squares")
+    keys = [key for key in read_keys(squares_here / "val" / "00000.tar") if key]
+    remove_samples("squares", set(keys[:1]), False, print)
+    assert fitted(wanted, squares_here, print).evaluation.num_samples == 8 and not emptied(squares_here)
+    every = {key for tar in squares_here.glob("val/*.tar") for key in read_keys(tar) if key}
+    remove_samples("squares", every, False, print)
+    with pytest.raises(ValueError, match="val has no sample that was not removed: list others for `mdm data squares`"):
+        fitted(wanted, squares_here, print)
+    assert any("val has no sample that was not removed" in line for line in _data(wanted))
+
+
+def test_a_name_with_options_means_the_set_that_was_made_with_them(root: Path) -> None:
+    plain = opened()
+    without = Options(limit=13, drop_duplicates=True)
+    fewer = make_set(replace(plain, recipe=replace(plain.recipe, drop_duplicates=True)), lambda done: None, print)
+    whole = make()
+    assert newest_made("dozen", without) == fewer and newest_made("dozen", Options(limit=13)) == whole
+    (whole / "recipe.json").rename(whole / "away")
+    with pytest.raises(ValueError, match="`mdm data dozen --source … --limit 9 --drop-duplicates` makes it"):
+        newest_made("dozen", replace(without, limit=9))
+
+
+def test_a_lost_plan_is_one_line(root: Path) -> None:
+    folder = make()
+    (folder / "lists" / "plan.json").unlink()
+    (folder / "train" / "00000.tar").unlink()
+    with pytest.raises(ValueError, match=r"plan\.json is missing or torn, and the set lacks shards: restore it"):
+        make()
 
 
 def test_a_lease_renewed_meanwhile_ends_no_list(squares_here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
