@@ -26,6 +26,7 @@ from mdm.files import write_json
 from mdm.presets import Preset, resolve
 from mdm.structure import to_dict
 from mdm.training.train import main as train
+from preprocessing.cards.card import write_card
 from preprocessing.catalogue import Options, find
 from preprocessing.manifest import read_json, read_manifest
 from preprocessing.pack import making
@@ -33,6 +34,7 @@ from preprocessing.pack.shards import Shard, Tier
 from preprocessing.remove import read_keys, removed_keys
 from preprocessing.sets import emptied, is_finished, newest_set, removals
 from preprocessing.sources.openmoji import OpenMoji
+from preprocessing.verify import verify_set
 from small import small_job, write_dataset
 
 DOZEN, FEW = OpenMoji(limit=13, val_fraction=0.2), OpenMoji(limit=9, val_fraction=0.2)
@@ -181,6 +183,38 @@ def test_a_lost_tier_of_a_finished_set_is_made_again(root: Path, lost: str) -> N
     shutil.rmtree(path) if path.is_dir() else path.unlink()
     assert make_set(two, lambda done: None, print) == folder
     assert made_of(contents(folder)) == made_of(before)
+
+
+def test_another_sets_tier_is_found_and_made_again(root: Path) -> None:
+    tiers = (Tier(16, "png"), Tier(0))
+    mine, others = (replace(one, recipe=replace(one.recipe, tiers=tiers)) for one in (opened(), opened(FEW)))
+    folder, other = (make_set(one, lambda done: None, print) for one in (mine, others))
+    assert folder is not None and other is not None
+    verify_set(folder)
+    before = contents(folder)
+    shutil.rmtree(folder / "train" / "originals")
+    shutil.copytree(other / "train" / "originals", folder / "train" / "originals")
+    with pytest.raises(ValueError, match=r"train/originals is not the one that .* delete it and make the shards again"):
+        verify_set(folder)
+    shutil.rmtree(folder / "train" / "originals")
+    assert make_set(mine, lambda done: None, print) == folder and made_of(contents(folder)) == made_of(before)
+
+
+@pytest.mark.parametrize("damage", ["gone", "torn", "another's"])
+def test_rows_that_are_lost_under_a_finished_set_are_named(root: Path, damage: str) -> None:
+    folder = make()
+    verify_set(folder)
+    path, other = (folder / split / "00000.rows.parquet" for split in ("train", "val"))
+    data = path.read_bytes()
+    path.unlink()
+    if damage != "gone":
+        path.write_bytes(data[:-20] if damage == "torn" else other.read_bytes())
+    said = rf"{folder}/train/.*rows.*what became of its items is lost. Restore it, or move {folder} away"
+    with pytest.raises(ValueError, match=said):
+        verify_set(folder)
+    with pytest.raises(ValueError, match=said):
+        write_card(folder, opened().row.about)
+    assert Shard(folder, opened().recipe, "train", 0).entries() is None or damage == "another's"
 
 
 def test_of_two_makers_one_makes_and_the_other_takes_it(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
