@@ -21,8 +21,8 @@ from flows.records.artifacts import StageProgress, show_card
 from mdm.data.embeddings import TextSource
 from mdm.presets import Preset
 from preprocessing.catalogue import Options, find
-from preprocessing.manifest import read_json, read_manifest
-from preprocessing.sets import SPLITS, newest_set, removals
+from preprocessing.manifest import read_json, read_manifest, samples_left
+from preprocessing.sets import SPLITS, emptied, newest_set, removals
 
 
 def options_of(preset: Preset) -> Options:
@@ -107,8 +107,13 @@ def pinned_set(run: Path, name: str, say: Callable[[str], None]) -> Path | None:
 
 
 def fitted(preset: Preset, folder: Path, say: Say) -> Preset:
-    """The preset for a set that may be small: at most as many samples are measured as are held out."""
-    there, asked = read_manifest(folder / "val")["samples"], preset.evaluation.num_samples
+    """The preset for a set that may be small: at most as many samples are measured as are held out.
+
+    Raises ValueError where a removal left none of a split.
+    """
+    if empty := emptied(folder):
+        raise ValueError(empty)
+    there, asked = samples_left(read_manifest(folder / "val")), preset.evaluation.num_samples
     if asked <= there:
         return preset
     say(f"{there} samples are drawn and measured, not {asked}: {folder.name} holds out no more")

@@ -26,6 +26,7 @@ from preprocessing.manifest import (
     mark_finished,
     read_json,
     read_manifest,
+    read_marker,
     unfinished_removal,
     write_file,
     write_json,
@@ -139,8 +140,8 @@ def _states_file(target: Path, shard: dict[str, Any]) -> Path:
 
 def _written(path: Path, inputs: str) -> dict[str, Any] | None:
     """The entry of a shard that some part wrote, by its marker alone: to read the files of all parts takes hours."""
-    marker = read_json(path.with_suffix(".done.json"))
-    return marker["shard"] if marker is not None and marker.get("inputs") == inputs and path.exists() else None
+    marker = read_marker(path)
+    return marker["shard"] if marker is not None and marker["inputs"] == inputs and path.exists() else None
 
 
 def _embed_shard(

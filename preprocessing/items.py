@@ -2,12 +2,13 @@
 
 import hashlib
 import os
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal, Protocol
-from zipfile import ZipFile
+from zipfile import BadZipFile, ZipFile
 
 Split = Literal["train", "val"]
 
@@ -29,9 +30,12 @@ class Place:
         return f"{self.file}: {self.member}" if self.member else str(self.file)
 
     def read(self) -> bytes:
-        """Raises OSError, also where they are others than were listed, or zipfile.BadZipFile."""
+        """Raises OSError, also for bytes other than were listed, or a member that is damaged, encrypted or gone."""
         if self.member and not self.offset:
-            data = _archive(self.file, self.file.stat().st_mtime_ns, os.getpid()).read(self.member)
+            try:
+                data = _archive(self.file, self.file.stat().st_mtime_ns, os.getpid()).read(self.member)
+            except (BadZipFile, KeyError, EOFError, RuntimeError, zlib.error) as error:  # RuntimeError: encrypted
+                raise OSError(str(error)) from error
         else:
             with self.file.open("rb") as file:
                 file.seek(self.offset)

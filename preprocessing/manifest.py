@@ -95,9 +95,15 @@ def mark_finished(path: Path, inputs: str, entry: dict[str, Any]) -> None:
     write_json(path.with_suffix(".done.json"), {"inputs": inputs, "sha256": entry["sha256"], "shard": entry})
 
 
+def read_marker(path: Path) -> dict[str, Any] | None:
+    """What ``mark_finished`` wrote of a shard, or None where there is no marker or it is torn."""
+    marker = read_json(path.with_suffix(".done.json"))
+    return marker if marker and "inputs" in marker and isinstance(marker.get("shard"), dict) else None
+
+
 def update_marker(path: Path, entry: dict[str, Any]) -> None:
     """Say that a shard that was made is whole in its new form, if there was a marker."""
-    marker = read_json(path.with_suffix(".done.json"))
+    marker = read_marker(path)
     if marker is not None:
         mark_finished(path, marker["inputs"], entry)
 
@@ -107,10 +113,10 @@ def finished(path: Path, inputs: str) -> dict[str, Any] | None:
 
     Its bytes are not compared: among thousands of files that takes hours (``verify_dataset`` does it).
     """
-    marker = read_json(path.with_suffix(".done.json"))
-    if marker is None or marker.get("inputs") != inputs or not path.exists():
+    marker = read_marker(path)
+    if marker is None or marker["inputs"] != inputs or not path.exists():
         return None
-    entry = marker["shard"]
+    entry: dict[str, Any] = marker["shard"]
     whole = path.stat().st_size == entry["bytes"] if "bytes" in entry else file_sha256(path) == marker.get("sha256")
     return entry if whole else None
 
@@ -153,6 +159,11 @@ def _check_fields(path: Path, prefix: str, value: dict[str, Any], fields: dict[s
 def as_made(entry: dict[str, Any]) -> dict[str, Any]:
     """A shard's entry as it was before samples were removed from it."""
     return {k: v for k, v in {**entry, **entry.get("made", {})}.items() if k not in ("made", "removed")}
+
+
+def samples_left(manifest: dict[str, Any]) -> int:
+    """How many samples a folder still has; ``samples`` counts those that were removed, too, which keep their places."""
+    return int(manifest["samples"]) - sum(len(shard.get("removed", ())) for shard in manifest["shards"])
 
 
 def data_digest(manifest: dict[str, Any]) -> str:

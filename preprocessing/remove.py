@@ -37,6 +37,7 @@ from preprocessing.manifest import (
     index_bytes,
     read_json,
     read_manifest,
+    read_marker,
     unfinished_removal,
     update_marker,
     write_file,
@@ -311,7 +312,7 @@ def _blank_captions(path: Path, places: list[int], samples: int) -> None:
     data = to_bytes(blank)
     if data != path.read_bytes():
         write_file(path, data)
-    marker = read_json(path.with_suffix(".done.json"))
+    marker = read_marker(path)
     if marker is not None:
         update_marker(path, {**marker["shard"], "sha256": file_sha256(path)})
 
@@ -321,7 +322,7 @@ def _update_set(path: Path) -> None:
     manifest = read_json(path)
     if manifest is None:
         return
-    markers = [read_json((path.parent / shard["file"]).with_suffix(".done.json")) for shard in manifest["shards"]]
+    markers = [read_marker(path.parent / shard["file"]) for shard in manifest["shards"]]
     shards = [marker["shard"] if marker else shard for shard, marker in zip(manifest["shards"], markers, strict=True)]
     if shards != manifest["shards"]:
         write_json(path, {**manifest, "shards": shards})

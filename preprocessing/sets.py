@@ -10,11 +10,13 @@ made without it (preprocessing/remove.py:removal_rule says what that is). In for
 pictures.
 """
 
+import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from preprocessing.manifest import digest, read_json, write_json
-from preprocessing.pack.lists import SPLITS
+from preprocessing.manifest import digest, read_json, samples_left, write_json
+from preprocessing.pack.lists import PLAN, SPLITS
 from preprocessing.pack.shards import Recipe
 from preprocessing.remove import IDENTITY, LIST, Removed, removal_rule
 
@@ -43,8 +45,26 @@ def made_set(root: Path, recipe: Recipe, first_inputs: dict[str, list[str]]) -> 
 
 
 def is_finished(folder: Path) -> bool:
+    """Whether both splits have their manifests; one that is torn is as good as lost."""
     making_or_unmaking = folder.name.endswith((".part", ".deleted"))
-    return not making_or_unmaking and all((folder / split / "manifest.json").exists() for split in SPLITS)
+    return not making_or_unmaking and all(read_json(folder / split / "manifest.json") for split in SPLITS)
+
+
+def unfinished_folder(root: Path, recipe: Recipe) -> Path:
+    """Where the set of a recipe is made: NAME.part, or its own folder where a finished set lost a manifest. Raises
+    ValueError where such a folder does not hold what the manifest could be made from.
+    """
+    folder = recipe_folder(root, recipe)
+    if not folder.exists():
+        return folder.with_name(folder.name + ".part")
+    said = read_json(folder / RECIPE) or {}
+    wanted = json.loads(json.dumps(asdict(recipe)))  # as it was written
+    if not is_finished(folder) and ({**said, **wanted} != said or read_json(folder / "lists" / PLAN) is None):
+        raise ValueError(
+            f"{folder} has lost a manifest, and {RECIPE} or lists/{PLAN}, which it could be made from: restore them, "
+            "or move it away to have the set made anew"
+        )
+    return folder
 
 
 def finished_sets(root: Path, name: str) -> list[Path]:
@@ -52,6 +72,16 @@ def finished_sets(root: Path, name: str) -> list[Path]:
     names = names_of(name)
     named = [path for path in root.glob("*") if path.name in names or any(_says(path, name) for name in names)]
     return sorted(filter(is_finished, named), key=_finished_at)
+
+
+def emptied(folder: Path) -> str:
+    """Why a finished set is of no use: a removal left nothing of a split; "" where it is."""
+    for split in SPLITS:
+        manifest = read_json(folder / split / "manifest.json")
+        if manifest is not None and not samples_left(manifest):
+            advice = f"list others for `mdm data {name_of(folder)}` (--limit, --held-out, --source)"
+            return f"{folder / split} has no sample that was not removed: {advice}"
+    return ""
 
 
 def folders_of(folder: Path) -> list[Path]:
@@ -72,12 +102,19 @@ def newest_set(root: Path, name: str, options: dict[str, Any] | None = None) -> 
     """What a name means, or a name with options. Raises ValueError where it has no finished set."""
     found = finished_sets(root, name)
     if options is not None:
-        found = [folder for folder in found if (read_json(folder / RECIPE) or {}).get("options") == options]
+        found = [folder for folder in found if _options(folder) == options]
     if not found:
-        asked = [f"--{field.replace('_', '-')} {value:g}" for field, value in (options or {}).items() if value]
+        given = {f"--{field.replace('_', '-')}": value for field, value in (options or {}).items() if value}
+        asked = [field if value is True else f"{field} {value:g}" for field, value in given.items()]
         command = " ".join(["mdm data", name, "--source …", *asked])
         raise ValueError(f"no such finished data set {name} or {name}-… in {root}: `{command}` makes it")
     return found[-1]
+
+
+def _options(folder: Path) -> dict[str, Any]:
+    """What a set was asked for with."""
+    recipe = read_json(folder / RECIPE) or {}
+    return {**recipe.get("options", {}), "drop_duplicates": recipe.get("drop_duplicates", False)}
 
 
 def current_name(name: str) -> str:

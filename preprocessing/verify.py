@@ -1,4 +1,4 @@
-"""Every picture of a finished folder, decoded: what a digest cannot tell of a set that came from elsewhere."""
+"""A finished set as a whole, and every picture decoded: what no digest of one folder can tell."""
 
 import json
 import os
@@ -9,7 +9,30 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from preprocessing.manifest import read_manifest
+from preprocessing.manifest import read_json, read_manifest, verify_dataset
+from preprocessing.pack.lists import PLAN, SPLITS
+from preprocessing.pack.shards import check_rows
+from preprocessing.sets import folders_of
+
+
+def verify_set(folder: Path) -> None:
+    """Compare every folder of a set with its manifest, its tiers with one another, and its shards with their rows.
+
+    Raises ValueError naming the first file that differs.
+    """
+    for place in folders_of(folder):
+        verify_dataset(place)
+    plan = read_json(folder / "lists" / PLAN)  # none: an earlier version, or somebody else, made it
+    for split in SPLITS:
+        manifest = read_manifest(folder / split)
+        for tier, wanted in manifest.get("tiers", {}).items():
+            if read_manifest(folder / split / tier)["digest"] != wanted:
+                raise ValueError(
+                    f"{folder / split / tier} is not the one that {folder / split} was made with (its digest differs): "
+                    "delete it and make the shards again"
+                )
+        if plan is not None:
+            check_rows(folder, split, plan, {shard["file"]: shard["samples"] for shard in manifest["shards"]})
 
 
 def decode_all(

@@ -140,14 +140,13 @@ def _show(folder: Path, row: Any, arguments: argparse.Namespace) -> int:
 def _verify(name: str, decode: bool) -> int:
     from flows.datasets.making import PIXELS
     from flows.home import datasets
-    from preprocessing.manifest import verify_dataset
     from preprocessing.sets import folders_of, newest_set
-    from preprocessing.verify import decode_all
+    from preprocessing.verify import decode_all, verify_set
 
     folder = newest_set(datasets(), name)
-    for part in folders_of(folder):
-        verify_dataset(part)
-        if decode:
+    verify_set(folder)
+    if decode:
+        for part in folders_of(folder):
             with tqdm(desc=str(part.relative_to(folder)), unit="img") as bar:
                 decode_all(part, PIXELS.read_rgb, bar.update)
     print(f"{folder} is whole" + (", and every picture can be read" if decode else ""))

@@ -19,7 +19,7 @@ from preprocessing.catalogue import DataSet, Options, find
 from preprocessing.fetch.download import Policy
 from preprocessing.items import Source
 from preprocessing.manifest import make_folder, read_json, read_manifest, write_json
-from preprocessing.pack.lists import SPLITS, shard_numbers, shard_size, write_lists
+from preprocessing.pack.lists import PLAN, SPLITS, shard_numbers, shard_size, write_lists
 from preprocessing.pack.making import Progress, Web, finish_set, is_whole, make_shards, missing_shards
 from preprocessing.pack.shards import Pixels, Recipe, Shard
 from preprocessing.sets import (
@@ -31,6 +31,7 @@ from preprocessing.sets import (
     newest_set,
     recipe_folder,
     removals,
+    unfinished_folder,
 )
 from preprocessing.sources.openmoji import OpenMoji
 
@@ -75,30 +76,29 @@ def open_source(name: str, options: Options = Options(), path: Path | None = Non
 
 def newest_made(name: str, options: Options) -> Path:
     """What a name with options means where its source is not at hand. Raises ValueError where no such set is made."""
-    wanted = None if options == Options() else {"limit": options.limit, "held_out": options.held_out}
-    return newest_set(datasets(), name, wanted)
+    wanted = {field: getattr(options, field) for field in ("limit", "held_out", "drop_duplicates")}
+    return newest_set(datasets(), name, None if options == Options() else wanted)
 
 
 def list_set(opened: Opened, say: Say) -> Path:
     """The folder of a set, finished or with its lists ready: what its source holds, item by item."""
     if (made := opened.made()) is not None:
         return made
-    target = _unfinished(opened)
     with hold_in_turn(opened.folder, say):
         if (made := opened.made()) is not None:
             return made
+        target = unfinished_folder(datasets(), opened.recipe)
         make_folder(target / "lists")
-        write_json(target / RECIPE, _recipe_json(opened))
+        write_json(target / RECIPE, _recipe_json(opened, target))
         write_lists(opened.source, target / "lists", opened.recipe.per_shard, opened.row.least_val)
     return target
 
 
-def _unfinished(opened: Opened) -> Path:
-    return opened.folder.with_name(opened.folder.name + ".part")
-
-
-def _recipe_json(opened: Opened) -> dict[str, Any]:
-    return {**asdict(opened.recipe), "options": {"limit": opened.options.limit, "held_out": opened.options.held_out}}
+def _recipe_json(opened: Opened, target: Path) -> dict[str, Any]:
+    """What recipe.json says; a set that is mended is as old as it was."""
+    was = read_json(target / RECIPE) or {}
+    options = {"limit": opened.options.limit, "held_out": opened.options.held_out}
+    return {**was, **asdict(opened.recipe), "options": options}
 
 
 def count_items(folder: Path, part: Part = (1, 1)) -> int:
@@ -142,8 +142,13 @@ def _make(opened: Opened, progress: Progress, say: Say, part: Part, policy: Poli
     if made is not None and is_whole(made, opened.recipe):
         progress(count_items(made, part))
         return made
-    target = made or _unfinished(opened)
-    plan = read_json(target / "lists" / "plan.json") or {}
+    target = made or unfinished_folder(datasets(), opened.recipe)
+    plan = read_json(target / "lists" / PLAN)
+    if plan is None:
+        raise ValueError(
+            f"{target / 'lists' / PLAN} is missing or torn, and the set lacks shards: restore it, or move {target} "
+            "away to have the set made anew"
+        )
     if made is not None:  # nobody may change a finished set while what it lacks is made again
         with hold_in_turn(opened.folder, say):
             _make_part(opened, target, plan, progress, part, policy)
@@ -193,7 +198,7 @@ def _finish(opened: Opened, target: Path, plan: dict[str, Any], part: Part, say:
     shutil.rmtree(target / "raw", ignore_errors=True)
     finish_set(target, plan, opened.recipe, opened.row.manifest_terms, removed)
     mark_cleared(target, removed)
-    write_json(target / RECIPE, {**_recipe_json(opened), "finished_s": time.time()})
+    write_json(target / RECIPE, {"finished_s": time.time(), **_recipe_json(opened, target)})
     return target if target == opened.folder else target.rename(opened.folder)
 
 

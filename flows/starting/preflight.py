@@ -18,8 +18,8 @@ from mdm.data.tars import load_manifest
 from mdm.data.text import how_to_get
 from mdm.presets import Preset
 from preprocessing.catalogue import find
-from preprocessing.manifest import read_json
-from preprocessing.sets import finished_sets
+from preprocessing.manifest import read_json, samples_left
+from preprocessing.sets import emptied, finished_sets
 
 
 def check_machine(preset: Preset) -> None:
@@ -85,6 +85,8 @@ def _data(preset: Preset) -> list[str]:
         return [f"data: no finished data set {name}: `mdm data {name} --source PATH` makes it, of {row.wants}"]
     if row.clips or (sets and "frames" in (read_json(sets[-1] / "train" / "manifest.json") or {})):
         return [f"data: {name} is a set of clips, and no preset here trains on clips yet"]
+    if sets and row.wants and (empty := emptied(sets[-1])):
+        return [f"data: {empty}"]
     if sets and row.wants:
         return list(filter(None, (_unfit(sets[-1] / "train", px) for px in tops)))
     lacking = [px for px in tops if not any(tier.px % px == 0 for tier in row.tiers)]
@@ -157,4 +159,4 @@ def _counts(preset: Preset) -> dict[str, int]:
     """Samples of each split of the newest set of that name; 0 where there is none."""
     sets = finished_sets(datasets(), preset.data.name)
     manifests = {split: (read_json(sets[-1] / split / "manifest.json") if sets else None) for split in SPLITS}
-    return {split: 0 if manifest is None else manifest.get("samples", 0) for split, manifest in manifests.items()}
+    return {split: 0 if manifest is None else samples_left(manifest) for split, manifest in manifests.items()}

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 from preprocessing.items import printable
 from preprocessing.manifest import read_json, read_manifest, write_json
 from preprocessing.pack.lists import PLAN, SPLITS, list_path
-from preprocessing.pack.shards import OK, read_rows
+from preprocessing.pack.shards import OK, lost_rows, read_rows
 from preprocessing.plan import STAGES_PX
 from preprocessing.remove import removed_keys
 from preprocessing.sets import CARD, DROPPED, folders_of
@@ -30,16 +30,19 @@ REMOVED = "removed since"
 
 
 def write_card(folder: Path, about: dict[str, Any]) -> dict[str, Any]:
-    """card.json of a finished set from its rows.
+    """card.json of a finished set from its rows. Raises ValueError where some are lost.
 
     ``about``: the fields of ``ABOUT``. ``published``: how many items there are, say its authors; 0: nobody does.
     ``sheet``: its page shows samples.
     """
+    plan = read_json(folder / "lists" / PLAN) or {}
     rows = {split: _rows(folder, split) for split in SPLITS}
+    for split, table in rows.items():
+        if plan and len(table) != plan["items"][split]:
+            raise lost_rows(folder / split / "*.rows.parquet", f"{len(table)} rows of {plan['items'][split]} items")
     whole = pa.concat_tables(rows.values())
     made = whole.filter(pc.equal(whole["outcome"], OK))
     short_side = pc.min_element_wise(made["width"], made["height"])
-    plan = read_json(folder / "lists" / PLAN) or {}
     tiers = {place: read_manifest(place) for place in folders_of(folder)}
     stages_px = {*STAGES_PX, *(manifest["resolution_px"] for manifest in tiers.values())} - {0}
     card = {

@@ -65,8 +65,9 @@ def download(
     progress: Callable[[int], None] = lambda asked: None,
 ) -> Iterator[int]:
     """Yields each of ``numbers`` once its raw shard lies verified in ``raw``, in the order in which they are finished;
-    those of an earlier run, of the same rows under the same rules, are not fetched again. ``policy.per_host`` is for
-    all ``processes`` together; ``progress`` gets the number of URLs asked since it was called last.
+    those of an earlier run, of the same rows under the same rules, are not fetched again, and one without rows has no
+    raw shard. ``policy.per_host`` is for all ``processes`` together; ``progress`` gets the number of URLs asked since
+    it was called last.
 
     Raises ValueError if what answered before does no more (the network is away), a shard could not be written or
     verified, or another process is at work in ``raw``; OSError for ``raw`` itself. What was finished stays, and the
@@ -213,8 +214,11 @@ class _Run:
         """Numbers that are finished; with their rows, those that are not."""
         for number in numbers:
             listed = list(rows(number))
-            if not listed or len({key for key, _ in listed}) < len(listed):
-                raise ValueError(f"shard {number} has no rows, or a key twice")
+            if len({key for key, _ in listed}) < len(listed):
+                raise ValueError(f"shard {number} has a key twice")
+            if not listed:
+                yield number
+                continue
             try:
                 self.note(verify(self.raw / f"{number:05d}", listed, self.policy))
                 yield number

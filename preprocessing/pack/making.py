@@ -22,10 +22,20 @@ from typing import Any
 from preprocessing.cards.card import duplicates
 from preprocessing.fetch.download import Policy, discard_raw, download, read_raw
 from preprocessing.items import Split
-from preprocessing.manifest import all_there, as_made, data_digest, digest, make_folder, read_manifest, write_json
+from preprocessing.manifest import (
+    all_there,
+    as_made,
+    data_digest,
+    digest,
+    make_folder,
+    read_json,
+    read_manifest,
+    samples_left,
+    write_json,
+)
 from preprocessing.pack.lists import SPLITS, read_items, shard_numbers, shard_size
 from preprocessing.pack.shards import Pixels, Recipe, Shard, pack_shard, read_rows
-from preprocessing.remove import Removed, reapply
+from preprocessing.remove import Removed, reapply, removed_keys
 from preprocessing.sets import DROPPED
 
 Progress = Callable[[int], None]  # items of the list that are dealt with, of the part that is being made
@@ -102,7 +112,7 @@ def _refuse_empty_val(folder: Path, plan: dict[str, Any], recipe: Recipe) -> Non
 
 def _made_before(folder: Path) -> dict[int, str]:
     """The sha256 of every shard of a finished split, as it was made."""
-    if not (folder / "manifest.json").exists():
+    if read_json(folder / "manifest.json") is None:
         return {}
     shards = [as_made(shard) for shard in read_manifest(folder)["shards"]]
     return {int(Path(shard["file"]).stem): shard["sha256"] for shard in shards}
@@ -173,10 +183,12 @@ def missing_shards(folder: Path, plan: dict[str, Any], recipe: Recipe) -> list[S
 
 
 def is_whole(folder: Path, recipe: Recipe) -> bool:
-    """Whether a finished set still has every file that its manifests name."""
+    """Whether a finished set still has its manifests and every file that they name."""
     for split in SPLITS:
         for tier in recipe.tiers:
             place = recipe.tier_folder(folder / split, tier)
+            if read_json(place / "manifest.json") is None:
+                return False
             manifest = read_manifest(place)
             if not all_there(place, manifest, ".tar", ".idx.npy"):
                 return False
@@ -196,7 +208,7 @@ def finish_set(
     """The manifests of a set whose shards are all there -> those of its splits.
 
     What was ``removed`` from other sets, and duplicates where the recipe drops them, are taken out before. Raises
-    ValueError where a split came out empty though its list is not.
+    ValueError where a split came out empty though its list is not, or nothing is left of it.
     """
     dropped = duplicates(folder) if recipe.drop_duplicates else set()
     if dropped:
@@ -232,6 +244,8 @@ def finish_set(
             if tier != recipe.tiers[0]:
                 digests[tier.name] = manifest["digest"]
             manifest = reapply(place, manifest, dropped, removed)
+            if entries and not samples_left(manifest):
+                raise _emptied(place, manifest["samples"], len(removed_keys(place) & dropped))
             write_json(place / "manifest.json", manifest)
         manifests.append(manifest)
     return manifests
@@ -243,6 +257,13 @@ def _empty(folder: Path, listed: int) -> ValueError:
     return ValueError(
         f"{folder}: none of {listed:,} listed items became a sample ({said}). Mend that, or list others (--limit, "
         f"--source); to try these again, delete {folder} and run the same command: all else stays"
+    )
+
+
+def _emptied(folder: Path, made: int, dropped: int) -> ValueError:
+    return ValueError(
+        f"{folder}: none of {made:,} samples is left ({dropped:,} had the bytes of an earlier one, {made - dropped:,} "
+        "were removed): leave out --drop-duplicates, or list others (--limit, --held-out, --source)"
     )
 
 

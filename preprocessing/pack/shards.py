@@ -16,7 +16,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any
-from zipfile import BadZipFile
 
 import numpy as np
 import pyarrow as pa
@@ -36,7 +35,7 @@ from preprocessing.manifest import (
 )
 from preprocessing.members import check_key, index_tar
 from preprocessing.pack.images import encode_jpeg, encode_png
-from preprocessing.pack.lists import read_items
+from preprocessing.pack.lists import read_items, shard_numbers, shard_size
 from preprocessing.pack.originals import without_metadata
 
 FORMAT = 2
@@ -113,7 +112,7 @@ class Shard:
     def entries(self) -> dict[Tier, dict[str, Any]] | None:
         """The manifests' entries of a shard that is whole in every tier, or None."""
         found = {tier: finished(path, self.inputs) for tier, path in self.paths.items()}
-        there = self.rows.exists() and all(path.with_suffix(".idx.npy").exists() for path in self.paths.values())
+        there = _is_parquet(self.rows) and all(path.with_suffix(".idx.npy").exists() for path in self.paths.values())
         whole = {tier: entry for tier, entry in found.items() if entry is not None}
         return whole if there and len(whole) == len(found) else None
 
@@ -173,15 +172,16 @@ def pack_shard(
     """Write a shard in all its tiers.
 
     ``lists``: where its set's lists lie; ``root``: what their files lie below; ``fetched``: the answers to its items'
-    URLs; ``made``: the sha256 that the first tier's tar must have, where it is lost from a finished set. Raises
-    ValueError where it has not, or naming a file that cannot be read or written.
+    URLs, if any can be asked; ``made``: the sha256 that the first tier's tar must have, where it is lost from a
+    finished set. Raises ValueError where it has not, or naming a file that cannot be read or written.
     """
-    answers = {} if fetched is None else fetched()
+    items = read_items(lists, root, shard.split, shard.number)
+    answers = {} if fetched is None or all(item.problem for item in items) else fetched()
     rows, paths, first = [], shard.paths, shard.recipe.tiers[0]
     try:
         with ExitStack() as stack:
             tars = {tier: stack.enter_context(TarFile(path)) for tier, path in paths.items()}
-            for item in read_items(lists, root, shard.split, shard.number):
+            for item in items:
                 row, members = _sample(item, answers.get(item.key), shard.recipe, pixels)
                 rows.append({**row, "place": tars[first].samples if members else -1})
                 for tier, parts in members.items():
@@ -228,7 +228,7 @@ def _bytes(item: Item, answer: Fetched | None) -> bytes:
     if item.place is not None:
         try:
             return item.place.read()
-        except (OSError, BadZipFile, KeyError) as error:
+        except OSError as error:
             raise ValueError(
                 f"{item.place} cannot be read any more ({error}): the source has changed since it was listed. Put it "
                 "back, or run the same command again with one that stays as it is"
@@ -322,7 +322,42 @@ def _write_rows(path: Path, rows: list[dict[str, Any]]) -> None:
     write_file(path, sink.getvalue().to_pybytes())
 
 
+def _is_parquet(path: Path) -> bool:
+    """Whether a table is there and ends as one ends."""
+    try:
+        pq.read_metadata(path)
+    except (OSError, pa.ArrowException):
+        return False
+    return True
+
+
+def _read(path: Path, columns: list[str] | None) -> pa.Table:
+    try:
+        return pq.read_table(path, columns=columns)
+    except (OSError, pa.ArrowException) as error:
+        raise lost_rows(path, str(error)) from error
+
+
+def lost_rows(path: Path, why: str) -> ValueError:
+    return ValueError(
+        f"{path}: {why}: what became of its items is lost. Restore it, or move {path.parents[1]} away to have the set "
+        "made anew"
+    )
+
+
+def check_rows(folder: Path, split: Split, plan: dict[str, Any], samples: dict[str, int]) -> None:
+    """Raises ValueError naming (the first of) the shards whose rows do not tell of every item that was listed, or of
+    as many ``samples`` as the manifest says, by the tars' names; a shard without samples is not in it.
+    """
+    for number in (number for of, number in shard_numbers(plan) if of == split):
+        path = folder / split / f"{number:05d}.rows.parquet"
+        outcomes = _read(path, ["outcome"])["outcome"].to_pylist()
+        wanted = shard_size(plan, split, number), samples.get(f"{number:05d}.tar", 0)
+        if (found := (len(outcomes), outcomes.count(OK))) != wanted:
+            raise lost_rows(path, "it tells of {} items and {} samples, not {} and {}".format(*found, *wanted))
+
+
 def read_rows(folder: Path, columns: list[str] | None = None) -> pa.Table:
     """What became of all items of a split: the table of ``ROWS``, or the columns asked for, of all its shards."""
-    tables = [pq.read_table(path, columns=columns) for path in sorted(folder.glob("[0-9]*.rows.parquet"))]
+    tables = [_read(path, columns) for path in sorted(folder.glob("[0-9]*.rows.parquet"))]
     return pa.concat_tables(tables) if tables else ROWS.empty_table()

@@ -89,7 +89,7 @@ class Coco:
             about = sorted((int(image["id"]), str(image["file_name"])) for image in read["images"])
             for annotation in read["annotations"]:
                 captions[int(annotation["image_id"])].append((int(annotation["id"]), str(annotation["caption"])))
-        except (OSError, BadZipFile) as error:
+        except OSError as error:
             raise ValueError(f"{self._json} cannot be read: {error}") from error
         except (KeyError, TypeError, ValueError) as error:
             raise ValueError(f"{self._json} does not hold COCO's captions: {error!r}") from error

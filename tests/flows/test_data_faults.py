@@ -5,6 +5,7 @@ import os
 import shutil
 import signal
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,9 @@ from flows.cli import main
 from flows.datasets.parts import hold_in_turn
 from flows.home import Trouble
 from hostile_list import encoded, photograph
+from preprocessing.catalogue import CATALOGUE
 from preprocessing.fetch.download import Fetched
+from preprocessing.items import Item
 from preprocessing.manifest import unwritable
 
 
@@ -188,6 +191,50 @@ def test_held_out_links_that_are_all_dead_are_said_first_and_the_advice_works(
     monkeypatch.setattr("preprocessing.pack.making.read_raw", dead(lambda key: True))
     assert run(*words) == 0 and order == [1_000_000, 1_000_000, 0]
     assert run("cc12m", "--verify", "--decode") == 0
+
+
+def test_a_shard_of_unusable_lines_is_packed_without_a_download(
+    tmp_path: Path, home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fetch(numbers: list[int], rows: Callable[[int], list[tuple[str, str]]], *_: object) -> Iterator[int]:
+        asked.update({number: listed for number in numbers if (listed := rows(number))})
+        yield from numbers
+
+    asked.clear()
+    monkeypatch.setitem(CATALOGUE, "cc12m", replace(CATALOGUE["cc12m"], per_shard=10))
+    lines = [f"http://example.org/{i}.jpg\tcaption {i}\n" for i in range(18)]
+    (tmp_path / "list.tsv").write_text("".join([*lines, "http://example.org/18.jpg\n"]))
+    monkeypatch.setattr("preprocessing.pack.making.download", fetch)
+    monkeypatch.setattr("preprocessing.pack.making.read_raw", dead(lambda key: True))
+    assert run("cc12m", "--source", tmp_path / "list.tsv") == 0 and sorted(asked) == [0, 1_000_000]
+    shown = capsys.readouterr().out
+    assert "10 to train on, 8 held out" in shown and "1 no tab" in shown and run("cc12m", "--verify") == 0
+
+
+class Unusable:
+    """A source whose held-out items all have a problem."""
+
+    def root(self) -> Path:
+        return Path()
+
+    def fingerprint(self) -> dict[str, object]:
+        return {"kind": "unusable"}
+
+    def items(self) -> Iterator[Item]:
+        yield Item("0", "a caption", url="http://example.org/0.jpg")
+        yield from (Item(str(i), "", "val", url=f"http://example.org/{i}.jpg", problem="caption empty") for i in "1234")
+
+    def notes(self) -> list[str]:
+        return []
+
+
+def test_held_out_lines_that_are_all_unusable_are_said(
+    tmp_path: Path, home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    row = replace(CATALOGUE["cc12m"], open=lambda path, options: Unusable(), least_val=0)
+    monkeypatch.setitem(CATALOGUE, "cc12m", row)
+    said = told(capsys, "cc12m", "--source", tmp_path)
+    assert "none of 4 listed items became a sample (caption empty: 4)" in said
 
 
 def test_parts_download_into_folders_of_their_own(

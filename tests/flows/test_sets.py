@@ -13,12 +13,13 @@ import pytest
 
 from drawn import Drawn, Inline
 from flows.cli import main
-from flows.data import pinned_set, wanted_set
+from flows.data import fitted, pinned_set, wanted_set
 from flows.datasets import parts, removal
-from flows.datasets.making import Opened, list_set, make_set, open_source
+from flows.datasets.making import Opened, list_set, make_set, newest_made, open_source
 from flows.datasets.removal import between_removals, kept_elsewhere, remove_samples
 from flows.datasets.sets import list_sets, set_of_samples, sets_of_run
 from flows.home import Trouble, datasets
+from flows.starting.preflight import _data
 from made import make_pictures
 from mdm.data import leases
 from mdm.data.leases import REMOVAL, Lease, live
@@ -26,13 +27,15 @@ from mdm.files import write_json
 from mdm.presets import Preset, resolve
 from mdm.structure import to_dict
 from mdm.training.train import main as train
+from preprocessing.cards.card import write_card
 from preprocessing.catalogue import Options, find
 from preprocessing.manifest import read_json, read_manifest
 from preprocessing.pack import making
 from preprocessing.pack.shards import Shard, Tier
 from preprocessing.remove import read_keys, removed_keys
-from preprocessing.sets import is_cleared, is_finished, newest_set, removals
+from preprocessing.sets import emptied, is_cleared, is_finished, newest_set, removals
 from preprocessing.sources.openmoji import OpenMoji
+from preprocessing.verify import verify_set
 from small import small_job, write_dataset
 
 DOZEN, FEW = OpenMoji(limit=13, val_fraction=0.2), OpenMoji(limit=9, val_fraction=0.2)
@@ -58,6 +61,12 @@ def make(source: OpenMoji = DOZEN, say: Callable[[str], None] = lambda line: Non
 def contents(folder: Path) -> dict[str, tuple[int, bytes]]:
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     return {str(path.relative_to(folder)): (path.stat().st_mtime_ns, path.read_bytes()) for path in files}
+
+
+def made_of(files: dict[str, tuple[int, bytes]]) -> dict[str, bytes]:
+    """What a set holds, without what tells of its times."""
+    timed = (".rows.parquet", "card.json", "card.html")
+    return {name: data for name, (_, data) in files.items() if not name.endswith(timed)}
 
 
 @pytest.fixture(autouse=True)
@@ -167,6 +176,79 @@ def test_an_unfinished_set_goes_on_after_its_source_and_its_home_were_moved(
     (tmp_path / "home").rename(tmp_path / "moved")
     (tmp_path / "a").rename(tmp_path / "c")
     assert finished(set_of("moved", "c")) == whole
+
+
+@pytest.mark.parametrize("torn", [False, True])
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_a_lost_manifest_of_a_finished_set_is_made_again_from_its_markers(
+    root: Path, monkeypatch: pytest.MonkeyPatch, split: str, torn: bool
+) -> None:
+    folder = make()
+    remove_samples("dozen", {DOZEN.split("train")[0].key}, False, print)
+    before, recipe = contents(folder), read_json(folder / "recipe.json")
+    path = folder / split / "manifest.json"
+    path.unlink()
+    if torn:
+        path.write_text('{"format": 1, "na')
+    monkeypatch.setattr(making, "pack_shard", None)  # nothing is packed
+    assert make() == folder and not list(root.glob("*.part"))
+    assert made_of(contents(folder)) == made_of(before)
+    assert read_json(folder / "recipe.json") == recipe  # as old as it was
+
+
+@pytest.mark.parametrize("lost", ["recipe.json", "lists/plan.json"])
+def test_a_manifest_that_cannot_be_made_again_is_one_line_before_any_work(root: Path, lost: str) -> None:
+    folder = make()
+    (folder / "val" / "manifest.json").unlink()
+    (folder / lost).unlink()
+    before = contents(folder)
+    with pytest.raises(ValueError, match=rf"{folder} has lost a manifest, and .*restore them, or move it away"):
+        make()
+    assert contents(folder) == before and not list(root.glob("*.part"))
+
+
+@pytest.mark.parametrize("lost", ["originals", "originals/manifest.json"])
+def test_a_lost_tier_of_a_finished_set_is_made_again(root: Path, lost: str) -> None:
+    plain = opened()
+    two = replace(plain, recipe=replace(plain.recipe, tiers=(Tier(16, "png"), Tier(0))))
+    folder = make_set(two, lambda done: None, print)
+    assert folder is not None
+    before, path = contents(folder), folder / "train" / lost
+    shutil.rmtree(path) if path.is_dir() else path.unlink()
+    assert make_set(two, lambda done: None, print) == folder
+    assert made_of(contents(folder)) == made_of(before)
+
+
+def test_another_sets_tier_is_found_and_made_again(root: Path) -> None:
+    tiers = (Tier(16, "png"), Tier(0))
+    mine, others = (replace(one, recipe=replace(one.recipe, tiers=tiers)) for one in (opened(), opened(FEW)))
+    folder, other = (make_set(one, lambda done: None, print) for one in (mine, others))
+    assert folder is not None and other is not None
+    verify_set(folder)
+    before = contents(folder)
+    shutil.rmtree(folder / "train" / "originals")
+    shutil.copytree(other / "train" / "originals", folder / "train" / "originals")
+    with pytest.raises(ValueError, match=r"train/originals is not the one that .* delete it and make the shards again"):
+        verify_set(folder)
+    shutil.rmtree(folder / "train" / "originals")
+    assert make_set(mine, lambda done: None, print) == folder and made_of(contents(folder)) == made_of(before)
+
+
+@pytest.mark.parametrize("damage", ["gone", "torn", "another's"])
+def test_rows_that_are_lost_under_a_finished_set_are_named(root: Path, damage: str) -> None:
+    folder = make()
+    verify_set(folder)
+    path, other = (folder / split / "00000.rows.parquet" for split in ("train", "val"))
+    data = path.read_bytes()
+    path.unlink()
+    if damage != "gone":
+        path.write_bytes(data[:-20] if damage == "torn" else other.read_bytes())
+    said = rf"{folder}/train/.*rows.*what became of its items is lost. Restore it, or move {folder} away"
+    with pytest.raises(ValueError, match=said):
+        verify_set(folder)
+    with pytest.raises(ValueError, match=said):
+        write_card(folder, opened().row.about)
+    assert Shard(folder, opened().recipe, "train", 0).entries() is None or damage == "another's"
 
 
 def test_of_two_makers_one_makes_and_the_other_takes_it(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -555,6 +637,53 @@ def test_duplicates_are_dropped_where_asked_and_are_no_removals(root: Path) -> N
     gone = set().union(*(removed_keys(fewer / split) for split in ("train", "val")))
     assert len(gone) == 1 and gone < set(twins) and read_json(fewer / "dropped.json") == {"keys": sorted(gone)}
     assert removals(root, "dozen") == {} and removed_keys(whole / "train") == set()
+
+
+def test_a_split_of_which_nothing_is_left_is_named_and_the_set_is_not(root: Path) -> None:
+    plain = opened()
+    files = [item.place.file for item in plain.source.items() if item.place is not None]
+    for file in files:
+        file.write_bytes(files[0].read_bytes())
+    asked = replace(plain, recipe=replace(plain.recipe, drop_duplicates=True))
+    for _ in range(2):
+        with pytest.raises(ValueError, match=r"val: none of 3 samples is left \(3 had .* 0 were removed\): leave out"):
+            make_set(asked, lambda done: None, lambda line: None)
+    removed: dict[str, Any] = {drawing.key: {} for drawing in DOZEN.split("val")}
+    write_json(root / "dozen.removed.json", {"format": 1, "removed": removed})
+    with pytest.raises(ValueError, match=r"val: none of 3 samples is left \(0 had .* 3 were removed\)"):
+        make()
+    assert not any(map(is_finished, root.iterdir()))
+
+
+def test_a_set_that_a_removal_emptied_is_refused_and_the_removed_are_not_counted(squares_here: Path) -> None:
+    wanted = preset("squares")
+    keys = [key for key in read_keys(squares_here / "val" / "00000.tar") if key]
+    remove_samples("squares", set(keys[:1]), False, print)
+    assert fitted(wanted, squares_here, print).evaluation.num_samples == 8 and not emptied(squares_here)
+    every = {key for tar in squares_here.glob("val/*.tar") for key in read_keys(tar) if key}
+    remove_samples("squares", every, False, print)
+    with pytest.raises(ValueError, match="val has no sample that was not removed: list others for `mdm data squares`"):
+        fitted(wanted, squares_here, print)
+    assert any("val has no sample that was not removed" in line for line in _data(wanted))
+
+
+def test_a_name_with_options_means_the_set_that_was_made_with_them(root: Path) -> None:
+    plain = opened()
+    without = Options(limit=13, drop_duplicates=True)
+    fewer = make_set(replace(plain, recipe=replace(plain.recipe, drop_duplicates=True)), lambda done: None, print)
+    whole = make()
+    assert newest_made("dozen", without) == fewer and newest_made("dozen", Options(limit=13)) == whole
+    (whole / "recipe.json").rename(whole / "away")
+    with pytest.raises(ValueError, match="`mdm data dozen --source … --limit 9 --drop-duplicates` makes it"):
+        newest_made("dozen", replace(without, limit=9))
+
+
+def test_a_lost_plan_is_one_line(root: Path) -> None:
+    folder = make()
+    (folder / "lists" / "plan.json").unlink()
+    (folder / "train" / "00000.tar").unlink()
+    with pytest.raises(ValueError, match=r"plan\.json is missing or torn, and the set lacks shards: restore it"):
+        make()
 
 
 def test_a_lease_renewed_meanwhile_ends_no_list(squares_here: Path, monkeypatch: pytest.MonkeyPatch) -> None:

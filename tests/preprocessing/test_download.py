@@ -286,7 +286,12 @@ def test_a_worker_that_is_killed_ends_the_run_rather_than_hang_it() -> None:
         shielded._distribute(1, die, [(0, "")])  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("rows", [[], [("a", "http://x.example/1"), ("a", "http://x.example/2")]])
-def test_a_list_that_cannot_be_told_apart_is_refused(tmp_path: Path, rows: Rows) -> None:
-    with pytest.raises(ValueError, match="shard 0 has no rows, or a key twice"):
+def test_a_list_that_cannot_be_told_apart_is_refused(tmp_path: Path) -> None:
+    rows = [("a", "http://x.example/1"), ("a", "http://x.example/2")]
+    with pytest.raises(ValueError, match="shard 0 has a key twice"):
         list(download([0], lambda _: rows, tmp_path, Policy()))
+
+
+def test_a_shard_without_rows_asks_nothing(tmp_path: Path) -> None:
+    assert list(download([3, 5], lambda _: [], tmp_path, Policy())) == [3, 5]
+    assert not list(tmp_path.glob("0*")) and not (tmp_path / "img2dataset.log").exists()

@@ -18,6 +18,9 @@ class SmallThenLarge:
 
     folder: Path
 
+    def root(self) -> Path:
+        return self.folder
+
     def fingerprint(self) -> dict[str, Any]:
         return {}
 

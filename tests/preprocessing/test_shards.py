@@ -11,15 +11,17 @@ import tarfile
 import time
 from pathlib import Path
 from typing import Any
+from zipfile import ZIP_DEFLATED, ZipFile
 
 import numpy as np
 import pytest
 import webdataset
 
 from drawn import Inline, write_drawings
+from preprocessing.items import Item, Place
 from preprocessing.manifest import FIELDS, digest, read_manifest, verify_dataset, write_file
 from preprocessing.pack import making
-from preprocessing.pack.shards import TarFile
+from preprocessing.pack.shards import TarFile, _bytes
 from preprocessing.sources.openmoji import OpenMoji
 
 TWELVE = OpenMoji(limit=13, val_fraction=0.08)
@@ -243,3 +245,30 @@ def _wait_for_silence(folder: Path) -> None:
         assert time.time() < deadline, "the workers outlived their parent"
         before = now
         time.sleep(0.5)
+
+
+@pytest.mark.parametrize("text", ["{}", '{"inputs": 1}', None])
+def test_a_torn_marker_is_none_and_its_shard_is_made_again(copy: Path, dozen: Path, text: str | None) -> None:
+    marker = copy / "00001.done.json"
+    inputs = json.loads(marker.read_text())["inputs"]
+    marker.write_text(json.dumps({"inputs": inputs}) if text is None else text)
+    (copy / "manifest.json").unlink()
+    write(copy)
+    assert contents(copy) == contents(dozen)
+
+
+@pytest.mark.parametrize("damage", ["deflated", "encrypted", "gone"])
+def test_a_member_of_a_zip_that_cannot_be_read_is_named(tmp_path: Path, damage: str) -> None:
+    path = tmp_path / "a.zip"
+    with ZipFile(path, "w", ZIP_DEFLATED) as archive:
+        archive.writestr("one.jpg", b"pixels " * 100)
+    data = bytearray(path.read_bytes())
+    if damage == "deflated":
+        data[37:45] = b"\xff" * 8  # behind the header of 30 bytes and the name
+    if damage == "encrypted":
+        data[6] |= 1
+        data[data.index(b"PK\x01\x02") + 8] |= 1
+    path.write_bytes(data)
+    item = Item("one", "a caption", place=Place(path, member="two.jpg" if damage == "gone" else "one.jpg"))
+    with pytest.raises(ValueError, match=r"a\.zip: (one|two)\.jpg cannot be read any more \("):
+        _bytes(item, None)
