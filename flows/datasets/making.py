@@ -3,6 +3,7 @@
 import shutil
 import time
 from collections import Counter
+from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -140,6 +141,8 @@ def make_set(
 def _make(opened: Opened, progress: Progress, say: Say, part: Part, policy: Policy) -> Path | None:
     made = opened.made()
     if made is not None and is_whole(made, opened.recipe):
+        if refused := sum(shard.refused(policy.allow) for shard in _shards(made, opened)):
+            say(f"--allow names {refused:,} that were refused when {made.name} was made: to ask them, move it away")
         progress(count_items(made, part))
         return made
     target = made or unfinished_folder(datasets(), opened.recipe)
@@ -153,6 +156,9 @@ def _make(opened: Opened, progress: Progress, say: Say, part: Part, policy: Poli
         with hold_in_turn(opened.folder, say):
             _make_part(opened, target, plan, progress, part, policy)
             return _finish(opened, target, plan, part, say)
+    for shard in _shards(target, opened):
+        if shard.number % part[1] == part[0] - 1 and shard.refused(policy.allow):
+            shard.forget()  # made under other rules
     _make_part(opened, target, plan, progress, part, policy)
     with hold_in_turn(opened.folder, say):
         return opened.made() or _finish(opened, target, plan, part, say)  # another part may have been the last
@@ -175,6 +181,12 @@ def _make_part(
             part,
             web,
         )
+
+
+def _shards(folder: Path, opened: Opened) -> Iterator[Shard]:
+    plan = read_json(folder / "lists" / "plan.json") or {"items": {}}
+    numbers = shard_numbers(plan) if plan["items"] else ()
+    return (Shard(folder, opened.recipe, split, number) for split, number in numbers)
 
 
 def _web(opened: Opened, plan: dict[str, Any], policy: Policy, part: Part, stack: ExitStack) -> Web | None:

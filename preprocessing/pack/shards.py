@@ -16,6 +16,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any
+from urllib.parse import urlsplit
 
 import numpy as np
 import pyarrow as pa
@@ -108,6 +109,17 @@ class Shard:
     @property
     def rows(self) -> Path:
         return self.folder / self.split / f"{self.number:05d}.rows.parquet"
+
+    def refused(self, allow: tuple[str, ...]) -> int:
+        """How many of its items were refused for their address, which ``allow`` names."""
+        if not allow or not self.rows.exists():
+            return 0
+        rows = pq.read_table(self.rows, columns=["url", "outcome"]).to_pylist()
+        return sum(r["outcome"] == "refused: address" and urlsplit(r["url"]).netloc.lower() in allow for r in rows)
+
+    def forget(self) -> None:
+        """It counts as not made: it is asked and packed again."""
+        self.paths[self.recipe.tiers[0]].with_suffix(".done.json").unlink(missing_ok=True)
 
     def entries(self) -> dict[Tier, dict[str, Any]] | None:
         """The manifests' entries of a shard that is whole in every tier, or None."""

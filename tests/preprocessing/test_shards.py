@@ -14,14 +14,16 @@ from typing import Any
 from zipfile import ZIP_DEFLATED, ZipFile
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import webdataset
 
-from drawn import Inline, write_drawings
+from drawn import Inline, recipe, write_drawings
 from preprocessing.items import Item, Place
 from preprocessing.manifest import FIELDS, digest, read_manifest, verify_dataset, write_file
 from preprocessing.pack import making
-from preprocessing.pack.shards import TarFile, _bytes
+from preprocessing.pack.shards import ROWS, Shard, TarFile, _bytes
 from preprocessing.sources.openmoji import OpenMoji
 
 TWELVE = OpenMoji(limit=13, val_fraction=0.08)
@@ -272,3 +274,15 @@ def test_a_member_of_a_zip_that_cannot_be_read_is_named(tmp_path: Path, damage: 
     item = Item("one", "a caption", place=Place(path, member="two.jpg" if damage == "gone" else "one.jpg"))
     with pytest.raises(ValueError, match=r"a\.zip: (one|two)\.jpg cannot be read any more \("):
         _bytes(item, None)
+
+
+def test_what_other_rules_refused_is_asked_again(copy: Path) -> None:
+    shard = Shard(copy.parent, recipe(TWELVE), "train", 0)
+    assert shard.entries() is not None and shard.refused(("127.0.0.1:1",)) == 0
+    rows = pq.read_table(shard.rows).to_pylist()
+    rows[1] |= {"outcome": "refused: address", "url": "http://127.0.0.1:1/x.jpg"}
+    rows[2] |= {"outcome": "http 404", "url": "http://127.0.0.1:1/y.jpg"}
+    pq.write_table(pa.Table.from_pylist(rows, ROWS), shard.rows)
+    assert shard.refused(()) == shard.refused(("127.0.0.1:2",)) == 0 and shard.refused(("127.0.0.1:1",)) == 1
+    shard.forget()
+    assert shard.entries() is None
