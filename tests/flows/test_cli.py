@@ -89,10 +89,8 @@ def test_an_evaluation_that_no_memory_holds_is_refused_in_the_plan(
     monkeypatch.setenv("MDM_OFFLINE", "1")
     for split, count in (("train", 11_000_000), ("val", 11_000)):
         (home / "datasets" / "cc12m" / split).mkdir(parents=True)
-        write_json(
-            home / "datasets" / "cc12m" / split / "manifest.json",
-            {"samples": count, "digest": "", "resolution_px": 256},
-        )
+        manifest = {"samples": count, "digest": "", "resolution_px": 256, "shards": []}
+        write_json(home / "datasets" / "cc12m" / split / "manifest.json", manifest)
     lines = refused(capsys, "run", "cc12m-256", "--dry-run")
     assert "memory: evaluation holds 30,000 samples and 11,011,000 real images of 256 px at once" in lines
     assert "set evaluation.num_samples and evaluation.num_real" in lines
