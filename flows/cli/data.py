@@ -128,12 +128,15 @@ def _show(folder: Path, row: Any, arguments: argparse.Namespace) -> int:
     from flows.datasets.cards import keep_card
     from flows.datasets.takedown import trained_on_removed
     from preprocessing.cards.card import card_lines
+    from preprocessing.catalogue import CATALOGUE
     from preprocessing.sets import PAGE
 
     if not arguments.dry_run:
         keep_card(folder, row.about, print, arguments.sheet)
     page = [str(folder / PAGE)] if (folder / PAGE).exists() else []
     print(*card_lines(folder), folder, *page, *trained_on_removed(row.name), sep="\n")
+    if row.name not in CATALOGUE and not row.clips:
+        print(f"next: .venv/bin/mdm run tiny --set data.name={row.name}")
     return 0
 
 
