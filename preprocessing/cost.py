@@ -80,11 +80,11 @@ def measure_cost(folders: list[Path], encode: Encode, seen: int) -> Cost:
     )
 
 
-def choose(cost: Cost) -> tuple[Literal["online", "cached", "cached-8bit"], str]:
+def choose(cost: Cost) -> tuple[Literal["online", "cached"], str]:
     """The way that costs least and fits the disk, and the reason in a line.
 
-    Storing costs every caption's encoding once, online costs it for every image seen; half precision is preferred to
-    8 bits, because it changes nothing.
+    Storing costs every caption's encoding once, online costs it for every image seen. 8 bits are for whoever asks for
+    them: what they change was measured with MiniLM alone.
     """
     usable = cost.free_bytes * (1 - SPARE)
     room = f"{size(usable)} of disk may be used"
@@ -93,12 +93,9 @@ def choose(cost: Cost) -> tuple[Literal["online", "cached", "cached-8bit"], str]
         return "online", f"online: {times}, as no more images are seen than there are captions"
     if cost.half_bytes <= usable:
         return "cached", f"cached: {times}; {size(cost.half_bytes)} in half precision fit, {room}"
-    if cost.eight_bit_bytes <= usable:
-        return "cached-8bit", (
-            f"cached-8bit: {times}; {size(cost.half_bytes)} in half precision do not fit, "
-            f"{size(cost.eight_bit_bytes)} in 8 bits do, {room}"
-        )
-    return "online", f"online: {size(cost.eight_bit_bytes)} even in 8 bits do not fit, {room}; {times}"
+    fewer = f"{size(cost.eight_bit_bytes)} in 8 bits would (embeddings=cached-8bit)"
+    more = fewer if cost.eight_bit_bytes <= usable else f"nor do {size(cost.eight_bit_bytes)} in 8 bits"
+    return "online", f"online: {times}; {size(cost.half_bytes)} in half precision do not fit, {more}; {room}"
 
 
 def size(count: float) -> str:
