@@ -104,7 +104,7 @@ def _recipe_json(opened: Opened, target: Path) -> dict[str, Any]:
 
 def count_items(folder: Path, part: Part = (1, 1)) -> int:
     """How many items a set's source listed, of a part of its shards."""
-    plan = read_json(folder / "lists" / "plan.json")
+    plan = read_json(folder / "lists" / PLAN)
     if plan is not None:
         return sum(shard_size(plan, *numbered) for numbered in shard_numbers(plan, part))
     return sum(read_manifest(folder / split)["samples"] for split in SPLITS)  # an earlier version kept no lists
@@ -124,6 +124,8 @@ def make_set(
     """
     name, target = opened.row.name, list_set(opened, say)
     if is_finished(target) and is_whole(target, opened.recipe):
+        if refused := sum(shard.refused(policy.allow) for shard in _shards(target, opened)):
+            say(f"--allow names {refused:,} that were refused when {target.name} was made: to ask them, move it away")
         progress(count_items(target, part))
     elif is_finished(target) and not (target / "lists").exists():
         raise ValueError(f"{target} lacks shards, and an earlier version made it: copy them there, or move it away")
@@ -141,8 +143,6 @@ def make_set(
 def _make(opened: Opened, progress: Progress, say: Say, part: Part, policy: Policy) -> Path | None:
     made = opened.made()
     if made is not None and is_whole(made, opened.recipe):
-        if refused := sum(shard.refused(policy.allow) for shard in _shards(made, opened)):
-            say(f"--allow names {refused:,} that were refused when {made.name} was made: to ask them, move it away")
         progress(count_items(made, part))
         return made
     target = made or unfinished_folder(datasets(), opened.recipe)
@@ -184,8 +184,9 @@ def _make_part(
 
 
 def _shards(folder: Path, opened: Opened) -> Iterator[Shard]:
-    plan = read_json(folder / "lists" / "plan.json") or {"items": {}}
-    numbers = shard_numbers(plan) if plan["items"] else ()
+    """All shards of a set that has its lists; those of an earlier version have none."""
+    plan = read_json(folder / "lists" / PLAN)
+    numbers = () if plan is None else shard_numbers(plan)
     return (Shard(folder, opened.recipe, split, number) for split, number in numbers)
 
 

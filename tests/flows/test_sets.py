@@ -9,6 +9,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from drawn import Drawn, Inline
@@ -29,6 +31,7 @@ from mdm.structure import to_dict
 from mdm.training.train import main as train
 from preprocessing.cards.card import write_card
 from preprocessing.catalogue import Options, find
+from preprocessing.fetch.download import Policy
 from preprocessing.manifest import read_json, read_manifest
 from preprocessing.pack import making
 from preprocessing.pack.shards import Shard, Tier
@@ -692,3 +695,18 @@ def test_a_lease_renewed_meanwhile_ends_no_list(squares_here: Path, monkeypatch:
     monkeypatch.setattr(Path, "rglob", lambda self, pattern: [*listed(self, pattern), gone])
     (entry,) = list_sets()
     assert entry.size_bytes == sum(len(content) for _, content in contents(squares_here).values())
+
+
+def test_what_was_refused_and_may_be_asked_now_is_said_of_a_finished_set(root: Path) -> None:
+    folder, said = make(), list[str]()
+    path = folder / "train" / "00000.rows.parquet"
+    rows = pq.read_table(path)
+    asked = pa.array(["http://127.0.0.1:1/x.jpg", *[""] * (len(rows) - 1)])
+    outcomes = pa.array(["refused: address", *rows["outcome"].to_pylist()[1:]])
+    for name, column in (("url", asked), ("outcome", outcomes)):
+        rows = rows.set_column(rows.schema.get_field_index(name), name, column)
+    pq.write_table(rows, path)
+    make_set(opened(), lambda done: None, said.append)
+    assert said == []
+    make_set(opened(), lambda done: None, said.append, policy=Policy(allow=("127.0.0.1:1",)))
+    assert said == [f"--allow names 1 that were refused when {folder.name} was made: to ask them, move it away"]
