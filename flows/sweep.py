@@ -69,6 +69,10 @@ class Evaluation:
     stage: str = ""  # where it is not the run's last
     has_data: bool = True  # else ``data`` is what the run was trained on, and the protocol's own is not here
 
+    def lacks(self) -> list[str]:
+        """A line for everything that is missing to measure it here."""
+        return lacking(self.protocol, self.data if self.has_data else None)
+
     @property
     def folder(self) -> Path:
         return self.run / "evaluations" / "-".join(filter(None, (self.protocol.name, self.stage)))
@@ -111,14 +115,14 @@ def _run_and_stage(run: str) -> tuple[Path, str]:
     return run_folder(run), ""
 
 
-def lacking(protocol: Protocol, weights: Path, data: Path | None) -> list[str]:
+def lacking(protocol: Protocol, data: Path | None) -> list[str]:
     """A line for everything that a protocol needs and this machine, or this project, lacks.
 
     ``data``: the set whose captions are asked for; none: it is not here.
     """
     if protocol.name in STAND_INS:
         return []
-    return missing(protocol, weights, [] if data is None else [data / protocol.split])
+    return missing(protocol, weights(), [] if data is None else [data / protocol.split])
 
 
 def prompts_set(protocol: Protocol) -> Path | None:
@@ -128,13 +132,20 @@ def prompts_set(protocol: Protocol) -> Path | None:
 
 
 def _points(stage: Path, sampling: Sampling, sweep: dict[str, list[str]]) -> Iterator[Point]:
+    checkpoints = _checkpoints(stage, sweep.get("checkpoint"))
+    for checkpoint, (name, chosen) in itertools.product(checkpoints, _samplings(sampling, sweep)):
+        parts = [checkpoint.name] * (len(checkpoints) > 1) + [name] * bool(name)
+        yield Point("_".join(parts) or "as-trained", checkpoint, chosen)
+
+
+def _samplings(sampling: Sampling, sweep: dict[str, list[str]]) -> list[tuple[str, Sampling]]:
+    """Every combination of what is swept but checkpoints, by name; "" is the sampling as it is."""
     known = {"guidance": _numbers, "steps": int, "sampler": str, "checkpoint": str}
     for name in sweep:
         if name not in known:
             raise ValueError(f"--sweep {name}=…: what can be swept is {', '.join(known)}")
-    checkpoints = _checkpoints(stage, sweep.get("checkpoint"))
-    others = {name: values for name, values in sweep.items() if name != "checkpoint"}
-    for checkpoint, values in itertools.product(checkpoints, itertools.product(*others.values())):
+    others, found = {name: values for name, values in sweep.items() if name != "checkpoint"}, []
+    for values in itertools.product(*others.values()):
         fields: dict[str, Any] = {}
         for name, text in zip(others, values, strict=True):
             try:
@@ -145,10 +156,14 @@ def _points(stage: Path, sampling: Sampling, sweep: dict[str, list[str]]) -> Ite
             if fields["sampler"] not in get_args(SamplerName):
                 raise ValueError(f"--sweep sampler={fields['sampler']}: there are {', '.join(get_args(SamplerName))}")
             fields["spacing"] = None  # that one's, not the run's
-        parts = [f"{name}-{text}" for name, text in zip(others, values, strict=True)]
-        if len(checkpoints) > 1:
-            parts.insert(0, checkpoint.name)
-        yield Point("_".join(parts) or "as-trained", checkpoint, replace(sampling, **fields))
+        name = "_".join(f"{name}-{text}" for name, text in zip(others, values, strict=True))
+        found.append((name, replace(sampling, **fields)))
+    return found
+
+
+def _calls(sampling: Sampling) -> int:
+    """Of the network, for one image: guidance takes a second pass."""
+    return sampling.steps * (1 + any(weight != 1 for weight in sampling.guidance))
 
 
 def _numbers(text: str) -> tuple[float, ...]:
@@ -179,8 +194,7 @@ def plan_lines(planned: Evaluation) -> Iterator[str]:
     calls, seconds, rate = 0, 0.0, _rate(planned)
     for point in planned.points:
         sampling = point.sampling
-        passes = 1 + any(weight != 1 for weight in sampling.guidance)
-        calls += (mine := prompts * sampling.steps * passes)
+        calls += (mine := prompts * _calls(sampling))
         seconds += 0 if rate is None else mine * rate
         shown = "/".join(f"{weight:g}" for weight in sampling.guidance)
         yield f"  {point.name}: {point.checkpoint.name}, {sampling.sampler}, {sampling.steps} steps, guidance {shown}"
@@ -202,9 +216,8 @@ def _rate(planned: Evaluation) -> float | None:
     done = planned.run / "samples" / "done.json"
     if not done.exists():
         return None
-    found, sampling = load_json(done), planned.preset.sampling
-    passes = 1 + any(weight != 1 for weight in sampling.guidance)
-    return found["seconds"] / (found["images"] / 2 * sampling.steps * passes)
+    found = load_json(done)
+    return found["seconds"] / (found["images"] / 2 * _calls(planned.preset.sampling))
 
 
 def warnings(preset: Preset, sampling: Sampling) -> Iterator[str]:
@@ -224,7 +237,7 @@ def evaluation(
     """Measure a run's checkpoints under a protocol; the same call goes on after a kill. Returns the results' folder."""
     quiet_services()
     planned = plan(run, protocol, sweep or {})
-    if lines := lacking(planned.protocol, weights(), planned.data if planned.has_data else None):
+    if lines := planned.lacks():
         raise Trouble(f"protocol {protocol} cannot be measured here:\n" + "\n".join(f"  - {line}" for line in lines))
     preset = planned.preset
     if processes:
@@ -241,17 +254,14 @@ def evaluation(
 
 def _measure(planned: Evaluation, preset: Preset, tracker: Tracker, say: Callable[[str], None]) -> list[dict[str, Any]]:
     """The numbers of every point."""
-    found, data, text = [], planned.data, planned.text
+    found, data, text, common = [], planned.data, planned.text, common_facts(planned)
     if planned.protocol.data and text is not None:  # captions of another set than the run's
         text = embed_text(preset, data)
     for point in planned.points:
         for line in warnings(preset, point.sampling):
             say(f"{point.name}: {line}")
-        chosen, ema, folder = (
-            replace(preset, sampling=point.sampling),
-            point.checkpoint / "ema",
-            planned.folder / point.name,
-        )
+        chosen, folder = replace(preset, sampling=point.sampling), planned.folder / point.name
+        ema = point.checkpoint / "ema"
         sample_images(chosen, folder / "samples", ema, data, text)
         if planned.protocol.name in STAND_INS:
             done = evaluate_samples(chosen, folder, ema, data, text, tracker, point.name, point.nimg)
@@ -259,7 +269,8 @@ def _measure(planned: Evaluation, preset: Preset, tracker: Tracker, say: Callabl
             done = _standard(planned, chosen, folder)
             done |= {"finished_ms": int(time.time() * 1000)}
             log_results(tracker, folder / "evaluation", data, done, point.name, point.nimg)
-        facts = point_facts(planned, point)
+        facts = common | {"point": point.name, "checkpoint": point.checkpoint.name, "nimg": point.nimg}
+        facts |= {f"sampling.{name}": value for name, value in to_dict(point.sampling).items()}
         with tracker.reachable():
             tracker.params(point.name, facts)
         found.append({**facts, "metrics": done["metrics"]})
@@ -285,8 +296,8 @@ def _standard(planned: Evaluation, preset: Preset, folder: Path) -> dict[str, An
     return done
 
 
-def point_facts(planned: Evaluation, point: Point) -> dict[str, Any]:
-    """What stands beside a point's numbers; ``protocol_digest`` tells those that may be compared."""
+def common_facts(planned: Evaluation) -> dict[str, Any]:
+    """What stands beside every point's numbers; ``protocol_digest`` tells those that may be compared."""
     held_out = Shards(planned.data / "val")
     prompts = held_out_prompts(held_out, planned.preset.evaluation.num_samples, labelled=planned.text is None)
     decides = [
@@ -297,15 +308,7 @@ def point_facts(planned: Evaluation, point: Point) -> dict[str, Any]:
         Shards(planned.data / "train").revision,
         planned.preset.seed,
     ]
-    return {
-        "protocol": planned.protocol.name,
-        "protocol_digest": digest(decides)[:12],
-        "point": point.name,
-        "checkpoint": point.checkpoint.name,
-        "nimg": point.nimg,
-        "n": len(prompts),
-        **{f"sampling.{name}": value for name, value in to_dict(point.sampling).items()},
-    }
+    return {"protocol": planned.protocol.name, "protocol_digest": digest(decides)[:12], "n": len(prompts)}
 
 
 def result_lines(folder: Path) -> Iterator[str]:
@@ -327,15 +330,16 @@ def result_lines(folder: Path) -> Iterator[str]:
 def preset_lines(name: str, protocol: Protocol, sweep: dict[str, list[str]]) -> Iterator[str]:
     """What measuring a preset's model would take that has not been trained here."""
     preset = resolve(name, {})
-    guidances = [float(text) for text in sweep.get("guidance", [])] or [max(preset.sampling.guidance)]
-    steps, images, px = preset.sampling.steps, protocol.num_samples or preset.evaluation.num_samples, preset.px
-    calls = sum(images * steps * (2 if weight != 1 else 1) for weight in guidances)
+    samplings = [sampling for _, sampling in _samplings(preset.sampling, sweep)]
+    images, px = protocol.num_samples or preset.evaluation.num_samples, preset.px
+    calls = images * sum(map(_calls, samplings))
+    steps = "/".join(str(steps) for steps in sorted({sampling.steps for sampling in samplings}))
     yield f"{name} is a preset, and no run of it is here; under {protocol.name} ({protocol.summary}):"
-    yield f"{len(guidances)} points of {images:,} images, {steps} steps: {calls:,} network calls of {px} px"
+    yield f"{len(samplings)} points of {images:,} images, {steps} steps: {calls:,} network calls of {px} px"
     more = "" if px <= 256 else f", and {px} px take more (no rate of theirs is printed)"
     hours = calls * SECONDS_PER_CALL / 3600
     yield f"about {hours:,.0f} A100-hours at Table 2's rate for 256 px{more}; measuring is not counted"
-    lines = [f"a trained run: `mdm run {name}`", *lacking(protocol, weights(), prompts_set(protocol))]
+    lines = [f"a trained run: `mdm run {name}`", *lacking(protocol, prompts_set(protocol))]
     yield from (f"missing: {line}" for line in lines)
 
 
@@ -347,4 +351,4 @@ def released_lines(file: Path, protocol: Protocol) -> Iterator[str]:
     yield f"{file}: the released model {model}"
     yield "the authors' weights, trained on 50 M pairs from Flickr, not on CC12M: their numbers are not this project's"
     yield f"protocol {protocol.name}: {protocol.summary}; {protocol.num_samples:,} samples"
-    yield from (f"missing: {line}" for line in lacking(protocol, weights(), prompts_set(protocol)))
+    yield from (f"missing: {line}" for line in lacking(protocol, prompts_set(protocol)))

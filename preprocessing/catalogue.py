@@ -141,6 +141,8 @@ def _openmoji(path: Path | None, options: Options) -> Source:
     return OpenMoji(people=True, skin_tones=True, val_fraction=options.held_out or 0.075, limit=options.limit)
 
 
+_OPENMOJI = "All emojis designed by OpenMoji – the open-source emoji and icon project. License: CC BY-SA 4.0"
+_SHARED_ALIKE = "samples, pages and weights made from it carry the same credit and licence"
 _WEB = (
     "the licence covers the list, not the pictures: each has its owner's terms; faces, and pictures whose owners opted "
     "out of text and data mining elsewhere than in headers and robots.txt, remain"
@@ -157,8 +159,8 @@ CATALOGUE = {
             tiers=(Tier(64, "png"),),
             per_shard=250,
             licence="CC-BY-SA-4.0",
-            credit="All emojis designed by OpenMoji – the open-source emoji and icon project. License: CC BY-SA 4.0",
-            terms="samples, pages and weights made from it carry the same credit and licence",
+            credit=_OPENMOJI,
+            terms=_SHARED_ALIKE,
         ),
         DataSet(
             name="cc12m",
@@ -203,8 +205,8 @@ CATALOGUE = {
             per_shard=50,
             clips=True,
             licence="CC-BY-SA-4.0",
-            credit="All emojis designed by OpenMoji – the open-source emoji and icon project. License: CC BY-SA 4.0",
-            terms="samples, pages and weights made from it carry the same credit and licence",
+            credit=_OPENMOJI,
+            terms=_SHARED_ALIKE,
         ),
         DataSet(
             name="imagenet",

@@ -106,14 +106,14 @@ def _sweep(given: list[str]) -> dict[str, list[str]]:
 
 def _by_protocol(arguments: argparse.Namespace) -> int:
     from evaluation.protocols import PROTOCOLS
-    from flows.home import embed_services, hold, home, make_home, run_folder, weights
+    from flows.home import embed_services, hold, home, make_home, run_folder
     from mdm.presets import PRESETS
 
     make_home()
     for line in embed_services(arguments.mlflow):
         print(f"mdm: {line}", file=sys.stderr)
     from flows.starting.embedded import embedded
-    from flows.sweep import evaluation, lacking, plan, plan_lines, preset_lines, result_lines
+    from flows.sweep import evaluation, plan, plan_lines, preset_lines, result_lines
 
     protocol: Any = arguments.protocol or "embedded"
     sweep = _sweep(arguments.sweep)
@@ -121,7 +121,7 @@ def _by_protocol(arguments: argparse.Namespace) -> int:
         print(*preset_lines(arguments.run, PROTOCOLS[protocol], sweep), sep="\n")
         return 0
     planned = plan(arguments.run, protocol, sweep)
-    lines = lacking(planned.protocol, weights(), planned.data if planned.has_data else None)
+    lines = planned.lacks()
     print(*plan_lines(planned), *(f"missing: {line}" for line in lines), sep="\n")
     if arguments.dry_run:
         return 0
