@@ -11,6 +11,7 @@ from pathlib import Path
 
 from mdm.data.order import hash64
 from mdm.data.shards import Shards
+from mdm.files import whole_file
 from mdm.structure import from_dict, to_dict
 
 
@@ -86,11 +87,9 @@ def read_lines(folder: Path) -> list[Line]:
 
 
 def write_lines(folder: Path, lines: list[Line]) -> None:
-    path = folder / "captions.jsonl"
-    temporary = path.with_name(path.name + ".tmp")
     text = "".join(json.dumps({k: v for k, v in to_dict(line).items() if v is not None}) + "\n" for line in lines)
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(path)
+    with whole_file(folder / "captions.jsonl") as file:
+        file.write(text.encode())
 
 
 def lines_of(folder: Path, prompts: list[Prompt]) -> list[Line]:

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from evaluation.features import EfficientNetLite0
+from mdm.files import whole_file
 
 Known = dict[str, NDArray[np.float32]]  # sha256 of an image's pixels -> its features [1280]
 
@@ -67,7 +68,5 @@ def read_features(file: Path) -> Known:
 
 def write_features(file: Path, known: Known) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
-    temporary = file.with_suffix(".tmp")
-    with temporary.open("wb") as target:
+    with whole_file(file) as target:
         np.savez(target, images=np.array(list(known)), features=np.stack(list(known.values())))
-    temporary.replace(file)

@@ -28,7 +28,7 @@ from mdm.data.ranges import to_uint8
 from mdm.data.shards import Shards
 from mdm.data.text import known_conditions, online_encoder
 from mdm.diffusion.generate import generate
-from mdm.files import load_as, write_json
+from mdm.files import load_as, whole_file, write_json
 from mdm.network.nested import NestedUNet
 from mdm.run.watch import stops_as_ctrl_c
 from mdm.structure import to_dict
@@ -117,9 +117,8 @@ def save_images(xs: list[Tensor], folder: Path, lines: list[Line], missing: Cont
                 continue
             for target in [levels / line.file] + ([folder / line.file] if x is xs[-1] else []):
                 target.parent.mkdir(parents=True, exist_ok=True)
-                temporary = target.with_suffix(".tmp")
-                Image.fromarray(picture.permute(1, 2, 0).numpy()).save(temporary, format="png")
-                temporary.replace(target)
+                with whole_file(target) as file:
+                    Image.fromarray(picture.permute(1, 2, 0).numpy()).save(file, format="png")
 
 
 def _model(job: ImageJob) -> Model:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from evaluation.features import Extractor
 from evaluation.preparation import Pictures
 from evaluation.streaming import extract_all
-from mdm.files import write_json
+from mdm.files import whole_file, write_json
 from mdm.structure import digest
 
 
@@ -49,12 +49,9 @@ def kept_texts(
     file = folder / f"captions-{network.name}-{digest([list(captions), network.weights])[:16]}.npy"
     if not file.exists():
         folder.mkdir(parents=True, exist_ok=True)
-        temporary = file.with_suffix(".tmp")
-        with temporary.open("wb") as opened:
-            np.save(opened, read(captions))
-            opened.flush()
-            os.fsync(opened.fileno())
-        temporary.replace(file)
+        features = read(captions)
+        with whole_file(file) as opened:
+            np.save(opened, features)
     return _open(file, (len(captions), network.dim))
 
 

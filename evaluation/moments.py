@@ -4,7 +4,6 @@ The sums of a new batch are joined to those before by Chan, Golub & LeVeque (197
 so nothing cancels: float64 throughout, whatever the batches are.
 """
 
-import os
 import zipfile
 from pathlib import Path
 
@@ -12,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from evaluation.arrays import Features, check_features, float64_blocks
+from mdm.files import whole_file
 
 
 class Moments:
@@ -51,16 +51,8 @@ class Moments:
 
     def save(self, file: Path) -> None:
         """Writes ``mu`` and ``sigma`` as the ADM and EDM chains do (.npz), and ``count``; atomically."""
-        temporary = file.with_name(file.name + ".tmp")
-        try:
-            with temporary.open("wb") as target:
-                np.savez(target, mu=self.mean, sigma=self.covariance, count=self.count)
-                target.flush()
-                os.fsync(target.fileno())
-            temporary.replace(file)
-        except OSError:
-            temporary.unlink(missing_ok=True)
-            raise
+        with whole_file(file) as target:
+            np.savez(target, mu=self.mean, sigma=self.covariance, count=self.count)
 
     @classmethod
     def load(cls, file: Path) -> "Moments":

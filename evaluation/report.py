@@ -24,6 +24,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter, NullLocator
 
 from evaluation.schema import Curve, MetricRow, Records, check, decoded_size
+from mdm.files import whole_file
 
 PIXELATED_UP_TO_PX = 32  # below this size the pixels themselves are the picture; above, hard edges only disturb
 
@@ -57,9 +58,8 @@ def render(records: dict[str, Any], out: Path) -> Path:
     out = Path(out)
     out.parent.mkdir(parents=True, exist_ok=True)
     for file, text in ((out.with_suffix(".csv"), metrics_csv(checked)), (out, page)):
-        partial = file.with_name(file.name + ".partial")
-        partial.write_text(text, encoding="utf-8", newline="")
-        partial.replace(file)
+        with whole_file(file) as whole:
+            whole.write(text.encode())
     return out
 
 

@@ -23,7 +23,7 @@ from evaluation.protocol_metrics import DISTANCES, FEWEST, Classifier, FeatureSe
 from evaluation.protocols import Protocol
 from evaluation.results import METRICS_FORMAT, RANDOM, Result
 from mdm.data.shards import Shards
-from mdm.files import write_json
+from mdm.files import whole_file, write_json
 from mdm.structure import digest, to_dict
 
 LIBRARIES = ("torch", "numpy", "scipy", "pillow", "open_clip_torch", "timm")
@@ -204,10 +204,8 @@ def _random_row(result: Result) -> dict[str, Any]:
 
 
 def _write_cosines(file: Path, cosines: Cosines, lines: Sequence[Line]) -> None:
-    temporary = file.with_suffix(".tmp")
-    with temporary.open("w", encoding="utf-8") as opened:
+    with whole_file(file) as opened:
         for i, line in enumerate(lines):
             own = {role: float(found[i]) for role, found in cosines.items()}
             row = {"index": line.index, "key": line.key, "caption": line.caption, "cosines": own}
-            opened.write(json.dumps(row) + "\n")
-    temporary.replace(file)
+            opened.write(json.dumps(row).encode() + b"\n")

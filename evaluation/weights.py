@@ -15,7 +15,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from evaluation.results import RANDOM
-from mdm.files import sha256, sync
+from mdm.files import sha256, sync, whole_file
 
 TIMEOUT_S = 10  # of one answer of the server
 
@@ -156,11 +156,10 @@ def _download(row: WeightFile, path: Path, allowed: bool) -> None:
     if offline or not allowed:
         why = f"{offline[0]} forbids the download" if offline else "nothing is downloaded here"
         raise ValueError(f"weights {row.name}: {path} is missing, and {why}. {how_to_get(row, path)}")
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     path.parent.mkdir(parents=True, exist_ok=True)
     digest, size = hashlib.sha256(), 0
     try:
-        with urllib.request.urlopen(row.url, timeout=TIMEOUT_S) as answer, temporary.open("wb") as file:
+        with urllib.request.urlopen(row.url, timeout=TIMEOUT_S) as answer, whole_file(path, f".{os.getpid()}") as file:
             length = int(answer.headers.get("Content-Length") or 0)
             with tqdm(total=length, desc=row.file, unit="B", unit_scale=True, disable=None) as bar:
                 while block := answer.read(1 << 20):
@@ -168,16 +167,11 @@ def _download(row: WeightFile, path: Path, allowed: bool) -> None:
                     digest.update(block)
                     size += len(block)
                     bar.update(len(block))
-            file.flush()
-            os.fsync(file.fileno())
-        if length and size != length:
-            raise ValueError(f"it ended after {size} of {length} bytes")
-        if row.sha256 not in (None, digest.hexdigest()):
-            raise ValueError(f"what came has sha256 {digest.hexdigest()}, not {row.sha256}")
-        temporary.replace(path)
+            if length and size != length:
+                raise ValueError(f"it ended after {size} of {length} bytes")
+            if row.sha256 not in (None, digest.hexdigest()):
+                raise ValueError(f"what came has sha256 {digest.hexdigest()}, not {row.sha256}")
         sync(path.parent)
     except (OSError, ValueError, HTTPException) as error:  # urllib's are OSErrors
         why = f"{path} is missing, and the download failed ({error})"
         raise ValueError(f"weights {row.name}: {why}. {how_to_get(row, path)}") from error
-    finally:
-        temporary.unlink(missing_ok=True)

@@ -3,10 +3,13 @@
 And files that say by a lock that their owner lives.
 """
 
+import contextlib
 import fcntl
 import hashlib
 import json
 import os
+import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any, TypeVar
 
@@ -15,18 +18,43 @@ from mdm.structure import from_dict
 T = TypeVar("T")
 
 
-def write_json(path: Path, value: Any) -> None:
-    """Write a JSON file atomically: a reader sees the old one or the new one. An OSError leaves nothing behind."""
-    temporary = path.with_name(path.name + ".tmp")
+@contextlib.contextmanager
+def whole_file(path: Path, own: str = "") -> Iterator[IO[bytes]]:
+    """Open a file to be written atomically: a reader sees the old one or the new one, which is on the disk by then.
+
+    What breaks off in between leaves nothing behind, a kill one file ``.tmp``. ``own`` is this writer's part of that
+    file's name, where several processes write the same file.
+    """
+    temporary = path.with_name(f"{path.name}{own}.tmp")
     try:
-        with temporary.open("w") as file:
-            json.dump(value, file, indent=1)
+        with temporary.open("wb") as file:
+            yield file
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
-    except OSError:
+    except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+@contextlib.contextmanager
+def whole_folder(path: Path) -> Iterator[Path]:
+    """A folder to be filled, which gets its name at the end: the same promise for many files."""
+    temporary = path.with_name(path.name + ".tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    try:
+        yield temporary
+        temporary.rename(path)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write a JSON file whole (``whole_file``)."""
+    with whole_file(path) as file:
+        file.write(json.dumps(value, indent=1).encode())
 
 
 def load_json(path: Path) -> Any:

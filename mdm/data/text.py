@@ -10,13 +10,14 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
 from mdm.config import ENCODERS, EncoderSpec, Model
 from mdm.data.embeddings import TextSource, same_encoder
 from mdm.data.shards import Shards
+from mdm.files import whole_file
 from mdm.structure import digest
 
 PATTERNS = ("*.json", "*.model", "*.safetensors")  # of the hub's files: no second copy of the weights
@@ -93,9 +94,8 @@ class TextEncoder:
         self.cut = cut  # captions of the data are counted, these are not
         before = _kept_states(kept, digest)
         if before is None:
-            temporary = kept.with_name(f"{kept.name}.{os.getpid()}.tmp")
-            save_file({str(i): state for i, state in enumerate(states)}, temporary, {"encoder_digest": digest})
-            temporary.replace(kept)
+            with whole_file(kept, f".{os.getpid()}") as file:
+                file.write(save({str(i): state for i, state in enumerate(states)}, {"encoder_digest": digest}))
             return
         least = min(_cosine(now, then) for now, then in zip(states, before, strict=True))
         if not least >= COSINE:

@@ -1,6 +1,5 @@
 """The authors' weight files (``vis_model.pth``) as weights folders of ours, with their terms beside them."""
 
-import shutil
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
@@ -9,6 +8,7 @@ import torch
 from torch import Tensor
 
 from mdm.config import MODELS, Model
+from mdm.files import whole_folder
 from mdm.network.nested import NestedUNet
 from mdm.network.weights import save_weights
 from mdm.released.keys import convert_keys
@@ -45,15 +45,13 @@ def convert(file: Path, folder: Path, name: str | None = None, dry_run: bool = F
     except ValueError as error:
         raise ValueError(f"{file}: {error}") from error
     if not dry_run:
-        temporary = folder.with_name(folder.name + ".tmp")
-        shutil.rmtree(temporary, ignore_errors=True)
         users = Counter(tensor.untyped_storage().data_ptr() for tensor in converted.values())
         for key, tensor in converted.items():  # safetensors refuses two views of the same numbers
             if users[tensor.untyped_storage().data_ptr()] > 1:
                 converted[key] = tensor.clone()
-        save_weights(temporary, MODELS[name], converted)
-        (temporary / "TERMS.txt").write_text(TERMS)
-        temporary.rename(folder)
+        with whole_folder(folder) as made:
+            save_weights(made, MODELS[name], converted)
+            (made / "TERMS.txt").write_text(TERMS)
     return name
 
 

@@ -14,6 +14,7 @@ from typing import Any, Literal
 from safetensors.torch import save_file
 
 from mdm.config import MODELS, Level, Model
+from mdm.files import whole_folder
 from mdm.network.nested import NestedUNet
 
 # Ours -> theirs, without the prefix "inner_unet." per enclosing level.
@@ -63,15 +64,12 @@ def export(source: Path, folder: Path, which: Literal["ema", "raw"] = "ema", dry
         raise ValueError(f"{target} exists already: choose another folder, or remove it")
     if dry_run:
         return target
-    temporary = target.with_name(target.name + ".tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
     weights = {rename(name, model): tensor for name, tensor in network.state_dict().items()}
-    save_file(weights, temporary / "diffusion_pytorch_model.safetensors", metadata={"format": "pt"})
-    (temporary / "config.json").write_text(json.dumps(options(model), indent=2))
-    if (source / "TERMS.txt").exists():
-        shutil.copy(source / "TERMS.txt", temporary / "TERMS.txt")
-    temporary.rename(target)
+    with whole_folder(target) as made:
+        save_file(weights, made / "diffusion_pytorch_model.safetensors", metadata={"format": "pt"})
+        (made / "config.json").write_text(json.dumps(options(model), indent=2))
+        if (source / "TERMS.txt").exists():
+            shutil.copy(source / "TERMS.txt", made / "TERMS.txt")
     return target
 
 

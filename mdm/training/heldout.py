@@ -14,6 +14,7 @@ from mdm.data.shards import Shards
 from mdm.data.text import TextEncoder, known_conditions
 from mdm.diffusion.generate import generate
 from mdm.diffusion.process import Process
+from mdm.files import whole_file
 from mdm.network.conditioning import stack_conditions
 from mdm.network.nested import NestedUNet
 
@@ -76,10 +77,5 @@ class HeldOut:
         """Samples of fixed prompts and seeds; a row per level, every picture at the size of the highest one."""
         xs = generate(network, self.prompts, self.null, self.seeds, self.sampling, self.device, lambda *_: on_step())
         path.parent.mkdir(exist_ok=True)
-        temporary = path.with_suffix(".tmp")
-        try:
-            Image.fromarray(tile(xs)).save(temporary, format="png")
-            temporary.replace(path)
-        except OSError:
-            temporary.unlink(missing_ok=True)
-            raise
+        with whole_file(path) as file:
+            Image.fromarray(tile(xs)).save(file, format="png")

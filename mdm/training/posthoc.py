@@ -10,7 +10,6 @@ Each folder is written whole or not at all (``run/folder.py``).
 """
 
 import json
-import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,7 +20,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from mdm.config import Model
-from mdm.files import write_json
+from mdm.files import whole_folder, write_json
 from mdm.network.weights import save_tensors, save_weights
 from mdm.run.folder import find_damage, folder_of, list_folders, write_folder
 from mdm.structure import from_dict, to_dict
@@ -172,12 +171,10 @@ def rebuild(run: Path, sigma_rel: float, nimg: int | None, out: Path) -> Fit:
             if name not in total:
                 total[name] = torch.zeros_like(tensor, dtype=torch.float64)
             total[name] += weight * tensor.double()
-    temporary = out.with_name(out.name + ".tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
     model = from_dict(Model, json.loads(configs.pop()))
-    save_weights(temporary, model, {name: tensor.float() for name, tensor in total.items()})
     made_of = {f"{s.path.parent.name}/{s.path.name}": w for s, w in zip(found.snapshots, found.weights, strict=True)}
     wanted = {"sigma_rel": sigma_rel, "nimg": found.wanted.nimg, "error": found.error}
-    write_json(temporary / "average.json", {**wanted, "snapshots": made_of})
-    temporary.rename(out)
+    with whole_folder(out) as made:
+        save_weights(made, model, {name: tensor.float() for name, tensor in total.items()})
+        write_json(made / "average.json", {**wanted, "snapshots": made_of})
     return found
