@@ -10,7 +10,7 @@ demo: $(READY)  ## install, then the whole reproduction on a laptop; again: it r
 	@$(BIN)/mdm run tiny
 
 test: $(READY)  ## install, then the tests, two at a time
-	@$(BIN)/pytest -q -n 2 --dist loadfile
+	@$(BIN)/pytest -q -n 2 --dist loadfile --no-loadscope-reorder
 
 lint: $(READY)  ## style, formatting, layers, types
 	$(BIN)/ruff check .
@@ -22,10 +22,10 @@ browser: $(READY)  ## the tests that need Chromium
 	$(BIN)/pytest -q -m browser
 
 slow: $(READY)  ## the tests that take minutes: kills in every stage of the real flow, a sample of crash points
-	$(BIN)/pytest -q -m slow -n 2 --dist loadfile
+	$(BIN)/pytest -q -m slow -n 2 --dist loadfile --no-loadscope-reorder
 
 drills: $(READY)  ## everything slow, every crash point of a checkpoint's writing, 30 kills on the data road: by hand, now and then
-	@$(BIN)/pytest -q -m slow -n 2 --dist loadfile
+	@$(BIN)/pytest -q -m slow -n 2 --dist loadfile --no-loadscope-reorder
 	@$(BIN)/python benchmarks/crash_points.py
 	@$(BIN)/python benchmarks/data_kills.py
 

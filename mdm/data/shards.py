@@ -5,6 +5,7 @@ and dropped conditions are drawn from (seed, epoch, sample). Nothing here depend
 """
 
 import json
+import math
 from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -17,6 +18,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.utils.data import get_worker_info
 
 from mdm.config import Model
 from mdm.data.embeddings import StoredStates, TextSource
@@ -317,29 +319,36 @@ class TrainingSet:
         """One sample after the other, each copied to its place as soon as it is decoded: all at once fall out of the
         processor's caches.
         """
+        indices, problems = [], []
         conditions: list[Any] = []
-        problems, images = [], torch.empty(0, dtype=torch.uint8)
+        images = torch.empty(0, dtype=torch.uint8)
         for place, position in enumerate(positions):
             index, read, problem = self._readable(position)
             if place == 0:
-                images = torch.empty((len(positions), *read.pixels.shape), dtype=torch.uint8)
+                images = shared_empty((len(positions), *read.pixels.shape), torch.uint8)
                 rows = images.numpy()
             rows[place] = read.pixels
+            if read.condition is None:
+                raise ValueError(f"{self.shards.folder}: {read.key} has no label in its metadata")
+            indices.append(index)
+            conditions.append(read.condition)
+            problems += [problem] if problem else []
+        for place, (position, index) in enumerate(zip(positions, indices, strict=True)):
             epoch = position // len(self.shards)
-            draws = np.random.default_rng(hash64(self.seed, "augment", epoch, index)).random(2)
+            seed = hash64(self.seed, "augment", epoch, index)
+            draws = np.random.Generator(np.random.PCG64(seed)).random(2)  # default_rng's numbers, for half its time
             if self.flip and draws[0] < 0.5:
                 images[place] = images[place].flip(-2)
-            condition = self.null if self.null is not None and draws[1] < self.dropout else read.condition
-            if condition is None:
-                raise ValueError(f"{self.shards.folder}: {read.key} has no label in its metadata")
-            conditions.append(condition)
-            problems += [problem] if problem else []
+            if self.null is not None and draws[1] < self.dropout:
+                conditions[place] = self.null
         batch = partial(Batch, list(positions), images, problems)
         if isinstance(conditions[0], str):
             return batch(captions=tuple(conditions))
         if isinstance(conditions[0], int):
             return batch(labels=torch.tensor(conditions))
-        return batch(states=torch.cat(conditions), lengths=tuple(map(len, conditions)))
+        lengths = tuple(map(len, conditions))
+        states = shared_empty((sum(lengths), conditions[0].shape[1]), conditions[0].dtype)
+        return batch(states=torch.cat(conditions, out=states), lengths=lengths)
 
     def _readable(self, position: int) -> tuple[int, Read, str]:
         """The sample of a position, or the first that can take its place, and why it had to, if that was damage."""
@@ -356,6 +365,14 @@ class TrainingSet:
                     raise
                 problem = problem or f"position {position} has another sample: {error}"
         raise ValueError(problem or f"{self.shards.folder}: next to all samples were removed")
+
+
+def shared_empty(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    """A tensor to be filled; in a worker process where the training can see it, so that nothing is copied there."""
+    if get_worker_info() is None:
+        return torch.empty(shape, dtype=dtype)
+    storage = torch.UntypedStorage._new_shared(math.prod(shape) * dtype.itemsize)
+    return torch.empty(0, dtype=dtype).set_(storage).view(shape)
 
 
 def _channels_first(pixels: Tensor) -> Tensor:

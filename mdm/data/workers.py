@@ -18,7 +18,7 @@ from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
 from typing import Any
 
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from mdm.data.shards import Batch, TrainingSet
 
@@ -136,6 +136,10 @@ class _Quiet(Dataset[Batch | Exception]):
             return self.data.batch(positions)
         except (ValueError, OSError) as error:
             return error
+        except RuntimeError as error:  # a worker's, where it gets no shared memory
+            if get_worker_info() is None:
+                raise
+            return WorkersDied(_cause(error))
 
 
 def _whole(batch: Any) -> Any:
