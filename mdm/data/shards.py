@@ -29,6 +29,7 @@ from mdm.network.conditioning import Condition, pad_tokens
 from mdm.stage import Storage
 
 SampleCondition = Tensor | str | int  # a caption's states [L, D], a caption still to be encoded, a label
+FEW_BYTES = 2**26  # of decoded pictures, which are kept
 TRIES = 1000  # samples that may take the place of one, before all count as lost
 
 
@@ -84,6 +85,7 @@ class Shards:
         self.online = text is not None and text.way == "online"
         if text is not None and not self.online:
             self.states = StoredStates(self.folder, self.manifest, text, self.storage.check == "digest")
+        self.decoded: dict[int, NDArray[np.uint8]] = {}  # of a set whose pictures take no more than FEW_BYTES
         self.counts = [shard["samples"] for shard in self.manifest["shards"]]
         self.starts = list(accumulate(self.counts, initial=0))
         self.removed = {
@@ -105,11 +107,15 @@ class Shards:
         shard, place = self._locate(index)
         *images, text, meta = self.tars.read(shard, place)
         record = self._record(shard, place, meta)
-        try:
-            frames = [self._square(image) for image in images]
-        except ValueError as error:
-            raise self._wrong(shard, record["key"], f"its picture {error}") from None
-        pixels = np.stack(frames) if "frames" in self.manifest else frames[0]
+        pixels = self.decoded.get(index)
+        if pixels is None:
+            try:
+                frames = [self._square(image) for image in images]
+            except ValueError as error:
+                raise self._wrong(shard, record["key"], f"its picture {error}") from None
+            pixels = np.stack(frames) if "frames" in self.manifest else frames[0]
+            if len(self) * pixels.nbytes <= FEW_BYTES:
+                self.decoded[index] = pixels
         key, caption = record["key"], self._caption(shard, record["key"], text)
         if self.online:
             return Read(key, caption, pixels, caption)

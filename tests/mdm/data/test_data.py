@@ -12,6 +12,8 @@ import torch
 import webdataset
 from safetensors.numpy import load_file, save_file
 
+from mdm.data import shards as module
+from mdm.data.pixels import read_rgb
 from mdm.data.shards import Shards, TrainingSet
 from mdm.data.tars import DamagedShard
 from mdm.data.workers import batches
@@ -264,3 +266,20 @@ def test_states_that_are_not_finite_are_named(copy: Path) -> None:
     with pytest.raises(DamagedShard, match=r"00001\.safetensors: the states of sample 2 are not finite"):
         Shards(copy, FAKE)[10]
     assert Shards(copy, FAKE)[9].condition is not None
+
+
+def test_few_pictures_are_decoded_once_and_many_each_time(squares: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    decoded: list[int] = []
+
+    def counted(data: bytes) -> np.ndarray:
+        decoded.append(len(data))
+        return read_rgb(data)
+
+    monkeypatch.setattr(module, "read_rgb", counted)
+    for bound, times in ((module.FEW_BYTES, 1), (100, 2)):
+        monkeypatch.setattr(module, "FEW_BYTES", bound)
+        shards = Shards(squares / "train")
+        first, again = shards[3].image, shards[3].image
+        assert torch.equal(first, again) and first.data_ptr() != again.data_ptr()
+        assert len(decoded) == times
+        decoded.clear()
