@@ -84,6 +84,8 @@ def generate_images(folder: Path, job: ImageJob, rank: int, world: int) -> None:
     conditions = dict(zip(keys, states, strict=True))
     for images in job.sets:
         network = _network(job, images).to(device).to(memory_format=torch.channels_last)
+        if device.type == "cuda":
+            network.compile()
         target, mine = folder / images.name, lines[images.name]
         px = network.config.resolutions
         bar = tqdm(total=sum(map(len, mine)), desc=images.name, disable=rank != 0)

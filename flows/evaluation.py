@@ -14,7 +14,7 @@ from evaluation.reading import measured_lines
 from evaluation.report import render
 from evaluation.results import HEADLINE, SAMPLES
 from flows.datasets.removal import between_removals
-from flows.inputs import MetricsInputs, first_metrics, first_samples, metrics_inputs, sample_inputs
+from flows.inputs import metrics_inputs, sample_inputs
 from flows.launch import died, run_job
 from flows.markers import once
 from flows.progress import board
@@ -71,7 +71,7 @@ def sample_images(preset: Preset, folder: Path, weights: Path, data: Path, text:
     def whole() -> bool:
         return all(is_whole(folder / images.name, prompts, resolutions) for images in sets)
 
-    done = once(folder, inputs, lambda: between_removals(data, work, board().say), board().say, first_samples, whole)
+    done = once(folder, inputs, lambda: between_removals(data, work, board().say), board().say, whole=whole)
     progress.done()
     note = f"{len(prompts)} captions, held out"
     board().finish("sample", "reused" if done["reused"] else "done", done["seconds"], note)
@@ -95,7 +95,6 @@ def evaluate_samples(
     lines = measured_lines(images, held_out, settings.num_samples, labelled=text is None)
     samples = sample_inputs(preset, sha256(weights / "model.safetensors"), text)
     inputs = metrics_inputs(preset, samples, lines, train.revision, held_out.revision)
-    real_images = min(settings.num_real or len(train), len(train)) + len(held_out)
     board().start("evaluate", 1, "img")
     progress = StageProgress("evaluate", 1.0)
 
@@ -107,11 +106,8 @@ def evaluate_samples(
         results = measure(images, data, text, folder, run / "features", settings, preset.seed, show)
         return {"metrics": results["metrics"]}
 
-    def translate(folder: Path, found: dict[str, Any]) -> MetricsInputs | None:
-        return first_metrics(folder, found, images, inputs, real_images)
-
     give_way(data, board().say)
-    done = once(folder, inputs, work, board().say, translate, (folder / "results.json").exists)
+    done = once(folder, inputs, work, board().say, whole=(folder / "results.json").exists)
     log_results(tracker, folder, data, done, child, nimg)
     progress.done()
     headline = next(metric for metric in done["metrics"] if metric["name"] == HEADLINE.name)

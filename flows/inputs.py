@@ -4,7 +4,7 @@ How a thing is computed, reported and stored, where it lies and what it is calle
 and removals decide a training: a takedown makes the metrics and the page anew, and only those. The ``*_FORMAT`` numbers
 stand beside what they are about.
 
-Runs of the first format are known, too: ``first_*`` read their inputs.json as today's inputs.
+Trainings of the first format are known, too: ``first_*`` read their inputs.json as today's inputs.
 """
 
 import json
@@ -175,8 +175,8 @@ def _prompts(lines: list[tuple[int, str, str]]) -> str:
 
 
 # -- the first format (until November 2026) ----------------------------------------------------------------------------
-# A stage's data were the digests of the split and of its embeddings, parents were digests, the samples' captions and
-# the reference stood nowhere. What inputs.json lacks stands in the other files of the run.
+# A stage's data were the digests of the split and of its embeddings, parents were digests. What inputs.json lacks
+# stands in the other files of the run. Samples were drawn with other noise (``SAMPLING_FORMAT``): they are drawn anew.
 
 
 def first_stage(folder: Path, found: dict[str, Any]) -> StageInputs | None:
@@ -211,49 +211,6 @@ def _first_start(folder: Path, found: dict[str, Any]) -> StartInputs:
         if parent is not None:
             return from_dict(StartInputs, {**found, "parent": to_dict(parent)})
     raise KeyError(found["parent"])
-
-
-def first_samples(folder: Path, found: dict[str, Any]) -> SampleInputs | None:
-    """inputs.json of samples of the first format, as today's."""
-    try:
-        return SampleInputs(
-            format=1,
-            weights=found["weights"],
-            sampling=without_batch(from_dict(Sampling, found["sampling"])),
-            seed=found["seed"],
-            encoder=_encoder(folder / "generate.json"),
-        )
-    except (OSError, KeyError, TypeError, ValueError):
-        return None
-
-
-def first_metrics(
-    folder: Path, found: dict[str, Any], images: Path, wanted: MetricsInputs, real_images: int
-) -> MetricsInputs | None:
-    """inputs.json of an evaluation of the first format, as today's.
-
-    It does not say what the samples were compared with. That is taken to be what is there (``wanted``) where nothing
-    was removed from it and it has as many images as results.json counts, ``real_images``.
-    """
-    try:
-        drawn = json.loads((images / "inputs.json").read_text())
-        results = json.loads((folder / "results.json").read_text())
-        samples = first_samples(images, drawn["inputs"]) if drawn["digest"] == found["images"] else None
-        unchanged = wanted.train.revision == wanted.val.revision == 0 and results["real_images"] == real_images
-        if samples is None or not unchanged:
-            return None
-        return MetricsInputs(
-            format=1,
-            samples=samples,
-            prompts=_prompts([(line["index"], line["key"], line["caption"]) for line in results["samples"]]),
-            extractor="efficientnet_lite0",
-            feature_px=found["evaluation"]["feature_px"],
-            num_real=found["evaluation"]["num_real"],
-            train=wanted.train,
-            val=wanted.val,
-        )
-    except (OSError, KeyError, TypeError, ValueError):
-        return None
 
 
 def _encoder(job: Path) -> str | None:

@@ -214,6 +214,13 @@ CHOICES = {
             "innermost": _guided("7.5 at the innermost level only: two thirds of the cost at 1024 px", 7.5, 1.0),
         },
     ),
+    "drawing-precision": Choice(
+        "Precision of the network when images are drawn",
+        {
+            "bfloat16": _sampling("the paper does not say; on A100s twice as fast, our choice", precision="bfloat16"),
+            "float32": _sampling("as on a CPU", precision="float32"),
+        },
+    ),
     "percentile": Choice(
         "Percentile and ceiling of dynamic thresholding",
         {

@@ -132,7 +132,8 @@ class Model:
 
 
 # Raise it by hand where the code draws other images from the same weights and settings: they are drawn anew.
-SAMPLING_FORMAT = 1
+# 2: noise by philox.py, on any device.
+SAMPLING_FORMAT = 2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -149,6 +150,7 @@ class Sampling:
     percentile: float = 0.995  # of |x|, dynamic thresholding
     ceiling: float = 100.0
     batch_size: int = 16
+    precision: Literal["float32", "bfloat16"] = "float32"  # of the network's arithmetic; the process keeps float32
 
     def __post_init__(self) -> None:
         check(1 <= self.steps <= 1000, f"sampling.steps must lie in 1..1000, got {self.steps}")

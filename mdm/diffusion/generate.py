@@ -1,6 +1,7 @@
 """A network, captions and seeds -> images: guidance, sampler and noise put together."""
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -23,6 +24,8 @@ def generate(
 ) -> list[Tensor]:
     """Images of given caption states [L_i, D] or labels, and seeds, at all levels: list of [B, 3, H_r, H_r] in [-1, 1].
 
+    On a GPU both passes of guidance are one batch.
+
     Raises ValueError for guidance where the model has no null condition.
     """
     network.config.check_sampling(sampling)
@@ -34,7 +37,12 @@ def generate(
     nothing = None
     if null is not None:
         nothing = {name: value[count:].to(device).expand(count, *value.shape[1:]) for name, value in both.items()}
+
+    def predict(*arguments: Any, **named: Any) -> list[Tensor]:
+        with torch.autocast(device.type, torch.bfloat16, enabled=sampling.precision == "bfloat16"):
+            return [output.float() for output in network(*arguments, **named)]
+
     low, high = (round(bound * process.num_steps) for bound in sampling.guidance_interval)
     scales = sampling.guidance_scales(len(process.resolutions))
-    denoiser = guided(network, condition, nothing, scales, (low, high))
+    denoiser = guided(predict, condition, nothing, scales, (low, high), together=device.type == "cuda")
     return sample(denoiser, process, sampling, SeededNoise(seeds, process.resolutions, device), on_step)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from mdm.config import Sampling, Threshold
+from mdm.diffusion.philox import normal
 from mdm.diffusion.process import Denoiser, Process, to_x
 from mdm.diffusion.samplers import SAMPLERS, Noise, Step
 from mdm.diffusion.schedules import NUM_STEPS, time_grid
@@ -17,18 +18,20 @@ from mdm.network.conditioning import Condition
 
 
 class SeededNoise:
-    """Gaussian noise per level in which every image has its own seed: it is the same in any batch, order or rank."""
+    """Gaussian noise per level in which every image has its own seed: it is the same in any batch, order or rank.
+
+    It is made on the device that needs it, and is the same on every one (``philox.py``): one CPU thread takes 33 ms for
+    an image of 1024² and a step.
+    """
 
     def __init__(self, seeds: Sequence[int], resolutions: Sequence[int], device: torch.device | str = "cpu") -> None:
-        self.resolutions = resolutions
-        self.device = device
-        # Drawn on the CPU, so that an image does not depend on the device either.
-        self.generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+        self.seeds = torch.tensor(seeds, dtype=torch.int64, device=device)
+        self.resolutions, self.draws = resolutions, 0
 
     def __call__(self) -> list[Tensor]:
         """The next draw: one N(0, 1) tensor [B, 3, H, H] per level, independent across levels."""
-        draws = [[torch.randn(3, px, px, generator=g) for px in self.resolutions] for g in self.generators]
-        return [torch.stack(level).to(self.device) for level in zip(*draws, strict=True)]
+        draw, self.draws = self.draws, self.draws + 1
+        return [normal(self.seeds, draw, level, (3, px, px)) for level, px in enumerate(self.resolutions)]
 
 
 def threshold(x: Tensor, how: Threshold, percentile: float = 0.995, ceiling: float = 100.0) -> Tensor:
@@ -82,19 +85,25 @@ def guided(
     null: Condition | None,
     guidance_scales: Sequence[float],
     times: tuple[int, int] = (0, NUM_STEPS),
+    together: bool = False,
 ) -> Denoiser:
     """Classifier-free guidance, combined per level: null + w_r (conditional - null) (Ho & Salimans 2022).
 
     condition, null: keyword arguments of the model. The null pass goes no higher than the highest level that is guided
-    (w != 1), and is left out where none is, and at times outside the closed interval ``times``.
+    (w != 1), and is left out where none is, and at times outside the closed interval ``times``. ``together``: both
+    passes as one batch of twice the size where they go to the same level, which fills a GPU better.
     """
     guided_levels = max((r + 1 for r, w in enumerate(guidance_scales) if w != 1), default=0)
 
     def denoiser(zs: list[Tensor], t: Tensor) -> list[Tensor]:
-        outputs = model(zs, t, **condition)
         if guided_levels == 0 or null is None or not times[0] <= int(t[0]) <= times[1]:
-            return outputs
-        nulls = model(zs, t, **null, num_outputs=guided_levels)
+            return model(zs, t, **condition)
+        if together and guided_levels == len(zs):
+            both = {name: torch.cat([value, null[name]]) for name, value in condition.items()}
+            halves = [out.chunk(2) for out in model([torch.cat([z, z]) for z in zs], torch.cat([t, t]), **both)]
+            outputs, nulls = [half[0] for half in halves], [half[1] for half in halves]
+        else:
+            outputs, nulls = model(zs, t, **condition), model(zs, t, **null, num_outputs=guided_levels)
         guided_ones = zip(outputs, nulls, guidance_scales, strict=False)
         mixed = [out_null + w * (out - out_null) for out, out_null, w in guided_ones]
         return mixed + outputs[guided_levels:]

@@ -10,11 +10,13 @@ import torch
 from torch import Tensor
 
 from mdm.config import SamplerName, Sampling
+from mdm.diffusion.generate import generate
 from mdm.diffusion.process import Process, downsample
 from mdm.diffusion.samplers import SAMPLERS, Sampler, Step, ddim
 from mdm.diffusion.sampling import SeededNoise, guided, sample, threshold
 from mdm.diffusion.schedules import Schedule
-from small import small_model
+from mdm.network.nested import NestedUNet
+from small import TEXT_DIM, small_model
 
 PX = (2, 4)  # two levels, one channel of which is 2 x 2 and 4 x 4 pixels
 SIZES = [px * px for px in PX]
@@ -162,6 +164,42 @@ def test_guidance_is_per_level_and_the_null_pass_goes_no_higher_than_needed() ->
         vs = guided(model, text, null, scales)(zs, t)
         assert [v.unique().item() for v in vs] == list(scales)
         assert calls == passes
+
+
+def lively() -> NestedUNet:
+    """A network whose answers are not 0."""
+    network = NestedUNet(small_model(2)).eval()
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.add_(0.05 * torch.randn(parameter.shape, generator=generator))
+    return network
+
+
+def test_both_passes_of_guidance_as_one_batch_give_the_same() -> None:
+    network, resolutions = lively(), small_model(2).resolutions
+    states = torch.randn(3, 5, TEXT_DIM, generator=torch.Generator().manual_seed(0))
+    condition, null = ({"text": text, "text_mask": torch.ones(3, 5)} for text in (states, states * 0))
+    zs, t = SeededNoise([1, 2, 3], resolutions)(), torch.tensor([500, 500, 500])
+    for scales in ((3.0, 2.0), (3.0, 1.0)):  # the second is guided at its lower level alone: two passes
+        with torch.no_grad():
+            apart = guided(network, condition, null, scales)(zs, t)
+            together = guided(network, condition, null, scales, together=True)(zs, t)
+            plain = network(zs, t, **condition)
+        for a, b in zip(apart, together, strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
+        assert (apart[0] - plain[0]).abs().max() > 0.01
+
+
+def test_half_precision_is_the_network_s_alone_and_close() -> None:
+    states = list(torch.randn(2, 5, TEXT_DIM, generator=torch.Generator().manual_seed(0)))
+    network, null = lively(), torch.zeros(1, TEXT_DIM)
+    full, half = (
+        generate(network, states, null, [1, 2], Sampling(steps=4, precision=precision), torch.device("cpu"))
+        for precision in ("float32", "bfloat16")
+    )
+    for a, b in zip(full, half, strict=True):
+        assert b.dtype == torch.float32 and 0 < (a - b).abs().mean() < 0.02
 
 
 def test_guidance_is_off_outside_its_interval() -> None:
