@@ -112,8 +112,10 @@ def _by_protocol(arguments: argparse.Namespace) -> int:
     make_home()
     for line in embed_services(arguments.mlflow):
         print(f"mdm: {line}", file=sys.stderr)
+    from flows.measuring.plan import plan
+    from flows.measuring.told import plan_lines, preset_lines, result_lines
     from flows.starting.embedded import embedded
-    from flows.sweep import evaluation, plan, plan_lines, preset_lines, result_lines
+    from flows.sweep import evaluation
 
     protocol: Any = arguments.protocol or "embedded"
     sweep = _sweep(arguments.sweep)
@@ -137,7 +139,7 @@ def _by_protocol(arguments: argparse.Namespace) -> int:
 def _released(arguments: argparse.Namespace) -> int:
     """The plan for one of the authors' checkpoints: which model it is, and what is missing to measure it."""
     from evaluation.protocols import PROTOCOLS
-    from flows.sweep import released_lines
+    from flows.measuring.told import released_lines
 
     protocol = PROTOCOLS[arguments.protocol or "mdm-released"]
     if not arguments.released.exists():

@@ -12,8 +12,9 @@ from evaluation.protocols import PROTOCOLS
 from flows import evaluation as tasks
 from flows import sweep
 from flows.cli import main
+from flows.measuring.plan import lacking, plan
+from flows.measuring.told import preset_lines, result_lines, warnings
 from flows.progress import board
-from flows.sweep import lacking, plan, preset_lines, result_lines, warnings
 from mdm.files import write_json
 from mdm.presets import resolve
 from mdm.structure import from_dict, to_dict
