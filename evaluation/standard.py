@@ -94,7 +94,8 @@ def measure_standard(
             role, measure = DISTANCES[name]
             drawn_, noise_, real_ = (found[what][networks[role].name] for what in ("samples", "noise", "real images"))
             results += measure(FeatureSets(networks[role], drawn_, noise_, real_, seed))
-        scores, cosines = _caption_scores(drawn.lines, found["samples"], networks, of_captions, out, progress)
+        captions = [line.caption[: protocol.caption_letters or None] for line in drawn.lines]
+        scores, cosines = _caption_scores(captions, found["samples"], networks, of_captions, out, progress)
         return _write(out, identity, [*results, *scores], cosines, drawn.lines, len(real))
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
@@ -153,14 +154,13 @@ def _of(progress: Progress, what: str, total: int) -> Callable[[int], None]:
 
 
 def _caption_scores(
-    lines: Sequence[Line],
+    captions: Sequence[str],
     features: Mapping[str, NDArray[np.float32]],
     networks: Mapping[str, Extractor],
     asked: Sequence[str],
     out: Path,
     progress: Progress,
 ) -> tuple[list[Result], Cosines]:
-    captions = [line.caption for line in lines]
     results, cosines = [], Cosines()
     for i, role in enumerate(asked):
         progress(f"captions by {role}", i, len(asked))

@@ -12,14 +12,15 @@ from typing import Any
 
 from prefect import State, flow
 
-from evaluation.captions import held_out_prompts
+from evaluation.asked import prompts_of
 from evaluation.networks import load_networks
+from evaluation.protocols import STAND_INS
 from evaluation.standard import measure_standard
 from flows.cancel import ends_cancelled
 from flows.data import embed_text
 from flows.evaluation import evaluate_samples, log_results, sample_images
 from flows.home import Trouble, hold, home, quiet_services, weights
-from flows.measuring.plan import STAND_INS, Evaluation, plan
+from flows.measuring.plan import Evaluation, plan
 from flows.measuring.told import warnings
 from flows.progress import board
 from flows.records.tracking import Tracker
@@ -66,7 +67,7 @@ def _measure(planned: Evaluation, preset: Preset, tracker: Tracker, say: Callabl
             say(f"{point.name}: {line}")
         chosen, folder = replace(preset, sampling=point.sampling), planned.folder / point.name
         ema = point.checkpoint / "ema"
-        sample_images(chosen, folder / "samples", ema, data, text)
+        sample_images(chosen, folder / "samples", ema, data, text, planned.protocol)
         if planned.protocol.name in STAND_INS:
             done = evaluate_samples(chosen, folder, ema, data, text, tracker, point.name, point.nimg)
         else:
@@ -102,14 +103,15 @@ def _standard(planned: Evaluation, preset: Preset, folder: Path) -> dict[str, An
 
 def common_facts(planned: Evaluation) -> dict[str, Any]:
     """What stands beside every point's numbers; ``protocol_digest`` tells those that may be compared."""
-    held_out = Shards(planned.data / "val")
-    prompts = held_out_prompts(held_out, planned.preset.evaluation.num_samples, labelled=planned.text is None)
+    held_out, preset = Shards(planned.data / "val"), planned.preset
+    model = list(preset.stages.values())[-1].model
+    prompts = prompts_of(planned.protocol, model, planned.data, preset.evaluation.num_samples)
     decides = [
         to_dict(planned.protocol),
-        to_dict(planned.preset.evaluation),
+        to_dict(preset.evaluation),
         sorted((prompt.key, prompt.caption) for prompt in prompts),
         held_out.revision,
         Shards(planned.data / "train").revision,
-        planned.preset.seed,
+        preset.seed,
     ]
     return {"protocol": planned.protocol.name, "protocol_digest": digest(decides)[:12], "n": len(prompts)}

@@ -20,6 +20,7 @@ def sample_options(sub: argparse.ArgumentParser) -> None:
         "--guidance", metavar="W[,W…]", help="guidance_scale per level, innermost first; one value serves all above it"
     )
     sub.add_argument("--guidance-interval", metavar="LOW,HIGH", help="times in 0..1 between which guidance is on")
+    sub.add_argument("--negative", metavar="TEXT", default="", help="what guidance leads away from (default: nothing)")
     sub.add_argument("--threshold", choices=get_args(Threshold), help="of the predicted clean image")
     sub.add_argument("--all-levels", action="store_true", help="show every resolution, not only the highest")
     sub.add_argument("--strip", action="store_true", help="also a picture of the denoising, step by step")
@@ -51,6 +52,7 @@ def sample(arguments: argparse.Namespace) -> int:
         output=arguments.output,
         checkpoint=arguments.checkpoint,
         device=arguments.device,
+        negative=arguments.negative,
     )
     print(*pictures, sep="\n")
     return 0

@@ -6,22 +6,22 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, get_args
 
+from evaluation.asked import refuse
 from evaluation.networks import missing
-from evaluation.protocols import PROTOCOLS, Protocol
-from flows.data import fitted
+from evaluation.protocols import PROTOCOLS, STAND_INS, Protocol
 from flows.datasets.sets import set_of_samples
 from flows.home import datasets, run_folder, weights
 from mdm.config import SamplerName, Sampling
 from mdm.data.embeddings import TextSource
+from mdm.data.text import find_encoder
 from mdm.experiments import Protocol as ProtocolName
 from mdm.files import load_json
 from mdm.presets import Preset, load_preset
 from mdm.run.checkpoint import newest_checkpoint
 from mdm.run.folder import find_damage, list_folders
 from mdm.structure import from_dict
+from preprocessing.manifest import read_manifest, samples_left
 from preprocessing.sets import finished_sets
-
-STAND_INS = ("embedded", "watch")  # protocols of packaged features (evaluation/measure.py); others: standard.py
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class Evaluation:
 
     def lacks(self) -> list[str]:
         """A line for everything that is missing to measure it here."""
-        return lacking(self.protocol, self.data if self.has_data else None)
+        return lacking(self.protocol, self.data if self.has_data else None, self.preset.text)
 
     @property
     def folder(self) -> Path:
@@ -82,10 +82,10 @@ def plan(run: str, protocol: ProtocolName, sweep: dict[str, list[str]]) -> Evalu
     data = trained_on if not chosen.data else prompts_set(chosen)
     number = chosen.num_samples or preset.evaluation.num_samples
     preset = replace(preset, evaluation=replace(preset.evaluation, num_samples=number))
-    sampling = preset.sampling if chosen.guided else replace(preset.sampling, guidance=(1.0,))
-    points = list(_points(stage, sampling, sweep))
+    refuse(chosen, preset.stages[kept[-1]].model, folder.name)
+    points = list(_points(stage, replace(preset.sampling, **chosen.sampling), sweep))
     if data is not None:
-        preset = fitted(preset, data, lambda line: None)
+        preset = _fitted(preset, data / chosen.split)
     return Evaluation(folder, preset, chosen, data or trained_on, text, points, asked, data is not None)
 
 
@@ -96,14 +96,29 @@ def _run_and_stage(run: str) -> tuple[Path, str]:
     return run_folder(run), ""
 
 
-def lacking(protocol: Protocol, data: Path | None) -> list[str]:
-    """A line for everything that a protocol needs and this machine, or this project, lacks.
+def _fitted(preset: Preset, split: Path) -> Preset:
+    """At most as many samples as the split has. Raises ValueError where a removal left none."""
+    there = samples_left(read_manifest(split))
+    if not there:
+        raise ValueError(f"{split} has no sample that was not removed: there is nothing to ask for")
+    number = min(preset.evaluation.num_samples, read_manifest(split)["samples"])
+    return replace(preset, evaluation=replace(preset.evaluation, num_samples=number))
 
-    ``data``: the set whose captions are asked for; none: it is not here.
+
+def lacking(protocol: Protocol, data: Path | None, encoder: str | None) -> list[str]:
+    """A line for everything that a protocol needs and this machine lacks.
+
+    ``data``: the set whose captions are asked for; none: it is not here. ``encoder``: the model's, of captions.
     """
     if protocol.name in STAND_INS:
         return []
-    return missing(protocol, weights(), [] if data is None else [data / protocol.split])
+    lines = missing(protocol, weights(), [] if data is None else [data / protocol.split])
+    if encoder is not None and (protocol.data or protocol.negative_prompt):  # captions that the training did not read
+        try:
+            find_encoder(encoder, weights(), download=False)
+        except ValueError as error:
+            lines.append(str(error))
+    return lines
 
 
 def prompts_set(protocol: Protocol) -> Path | None:

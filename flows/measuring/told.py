@@ -1,9 +1,10 @@
 """What measuring will take, what it lacks and what it found, as lines for a person."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
-from evaluation.protocols import Protocol
+from evaluation.protocols import STAND_INS, Protocol
 from evaluation.results import HEADLINE, SAMPLES
 from flows.measuring.plan import Evaluation, lacking, prompts_set, samplings
 from mdm.config import Sampling
@@ -28,9 +29,11 @@ def plan_lines(planned: Evaluation) -> Iterator[str]:
         yield f"  {point.name}: {point.checkpoint.name}, {sampling.sampler}, {sampling.steps} steps, guidance {shown}"
         yield from (f"  {point.name}: {line}" for line in warnings(planned.preset, sampling))
     pixels = sum(px**2 for px in list(planned.preset.stages.values())[-1].model.resolutions)
+    stand_in = planned.protocol.name in STAND_INS
+    beside = " and as many of an untrained model" if stand_in else ""
     yield (
-        f"{len(planned.points)} points, {prompts * len(planned.points):,} images and as many of an untrained model, "
-        f"{calls:,} network calls, about {2 * prompts * len(planned.points) * pixels * 3 / 1e6:,.0f} MB at most"
+        f"{len(planned.points)} points, {prompts * len(planned.points):,} images{beside}, {calls:,} network calls, "
+        f"about {(1 + stand_in) * prompts * len(planned.points) * pixels * 3 / 1e6:,.0f} MB at most"
     )
     yield (
         "no time is known: this run has drawn no samples here"
@@ -80,7 +83,7 @@ def result_lines(folder: Path) -> Iterator[str]:
 def preset_lines(name: str, protocol: Protocol, sweep: dict[str, list[str]]) -> Iterator[str]:
     """What measuring a preset's model would take that has not been trained here."""
     preset = resolve(name, {})
-    drawn = [sampling for _, sampling in samplings(preset.sampling, sweep)]
+    drawn = [sampling for _, sampling in samplings(replace(preset.sampling, **protocol.sampling), sweep)]
     images, px = protocol.num_samples or preset.evaluation.num_samples, preset.px
     calls = images * sum(map(_calls, drawn))
     steps = "/".join(str(steps) for steps in sorted({sampling.steps for sampling in drawn}))
@@ -89,7 +92,7 @@ def preset_lines(name: str, protocol: Protocol, sweep: dict[str, list[str]]) -> 
     more = "" if px <= 256 else f", and {px} px take more (no rate of theirs is printed)"
     hours = calls * SECONDS_PER_CALL / 3600
     yield f"about {hours:,.0f} A100-hours at Table 2's rate for 256 px{more}; measuring is not counted"
-    lines = [f"a trained run: `mdm run {name}`", *lacking(protocol, prompts_set(protocol))]
+    lines = [f"a trained run: `mdm run {name}`", *lacking(protocol, prompts_set(protocol), preset.text)]
     yield from (f"missing: {line}" for line in lines)
 
 
@@ -99,4 +102,4 @@ def released_lines(file: Path, protocol: Protocol) -> Iterator[str]:
     yield f"{file}: the released model {model}"
     yield "the authors' weights, trained on 50 M pairs from Flickr, not on CC12M: their numbers are not this project's"
     yield f"protocol {protocol.name}: {protocol.summary}; {protocol.num_samples:,} samples"
-    yield from (f"missing: {line}" for line in lacking(protocol, prompts_set(protocol)))
+    yield from (f"missing: {line}" for line in lacking(protocol, prompts_set(protocol), "flan-t5-xl"))
