@@ -22,7 +22,9 @@ class Protocol:
     summary: str
     data: str = ""  # a data set of the catalogue; "": the run's own
     split: Literal["train", "val"] = "val"  # whose captions or labels are asked for
-    num_samples: int = 0  # prompts: the split's first ones (COCO's order is drawn by seed); 0: as the run's preset has
+    prompts: Literal["held out", "random labels"] = "held out"  # the split's first ones (COCO's order is drawn by seed)
+    label_seed: int = 0  # by which random labels are drawn: the same for every run
+    num_samples: int = 0  # prompts; 0: as the run's preset has
     reference: Reference
     preparation: Preparation = "as drawn"
     networks: tuple[str, ...]  # rows of evaluation/weights.py, or what comes with the packages
@@ -32,6 +34,11 @@ class Protocol:
     ascii_captions: bool = False  # samples whose captions hold other letters are left out
     caption_letters: int = 0  # that the CLIP score reads; 0: all that its own tokens reach
     lacks: str = ""  # what this project does not have for it yet
+
+    @property
+    def reference_splits(self) -> tuple[str, ...]:
+        """Whose pictures it measures against."""
+        return {"both splits": ("train", "val"), "all of train": ("train",)}.get(self.reference, (self.split,))
 
 
 _DISTANCES = ("fid_clean", "fid_legacy", "kid", "prdc", "inception_score", "cmmd", "fd_dinov2")
@@ -91,12 +98,12 @@ PROTOCOLS: dict[ProtocolName, Protocol] = {
             name="imagenet-50k",
             summary="50,000 samples of random labels against all training images (App. F)",
             data="imagenet",
+            prompts="random labels",
             num_samples=50_000,
             reference="all of train",
             preparation="adm centre crop 256",
             networks=_NETWORKS,
             metrics=_DISTANCES,
-            lacks="labels drawn at random are not built",
         ),
         Protocol(
             name="cc12m-heldout",

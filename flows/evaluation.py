@@ -57,10 +57,11 @@ def sample_images(
     negative = protocol.negative_prompt
     if negative and text is not None:
         text = replace(text, folder=text.folder or str(find_encoder(text.encoder, home_weights())))
+    of_split = data / protocol.split if protocol.prompts == "held out" else None
     job = ImageJob(
         sets=tuple(sets),
-        data=str(data / protocol.split),
-        data_digest=read_manifest(data / protocol.split)["digest"],
+        data="" if of_split is None else str(of_split),
+        data_digest="" if of_split is None else read_manifest(of_split)["digest"],
         text=text,
         negative_prompt=negative,
         seed=preset.seed,

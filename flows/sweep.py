@@ -85,17 +85,18 @@ def _measure(planned: Evaluation, preset: Preset, tracker: Tracker, say: Callabl
 def _standard(planned: Evaluation, preset: Preset, folder: Path) -> dict[str, Any]:
     """One point's numbers by the protocol's own networks."""
     protocol, device = planned.protocol, pick_device(preset.hardware.device)
-    splits = {"both splits": ("train", "val"), "all of train": ("train",)}.get(protocol.reference, (protocol.split,))
+    model = list(preset.stages.values())[-1].model
     board().start("evaluate", 1, "img")
     done = measure_standard(
         protocol,
         folder / "samples" / "samples",
-        [Shards(planned.data / split) for split in splits],
+        [Shards(planned.data / split) for split in protocol.reference_splits],
         load_networks(protocol, weights(), device),
         folder / "evaluation",
         home() / "references",
         preset.seed,
         lambda what, part, total: board().update("evaluate", part, total, what),
+        prompts_of(protocol, model, planned.data, preset.evaluation.num_samples),
     )
     board().finish("evaluate", "done", 0, f"{len(done['metrics'])} numbers of {protocol.name}")
     return done

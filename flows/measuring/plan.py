@@ -84,7 +84,7 @@ def plan(run: str, protocol: ProtocolName, sweep: dict[str, list[str]]) -> Evalu
     preset = replace(preset, evaluation=replace(preset.evaluation, num_samples=number))
     refuse(chosen, preset.stages[kept[-1]].model, folder.name)
     points = list(_points(stage, replace(preset.sampling, **chosen.sampling), sweep))
-    if data is not None:
+    if data is not None and chosen.prompts == "held out":
         preset = _fitted(preset, data / chosen.split)
     return Evaluation(folder, preset, chosen, data or trained_on, text, points, asked, data is not None)
 
@@ -112,7 +112,7 @@ def lacking(protocol: Protocol, data: Path | None, encoder: str | None) -> list[
     """
     if protocol.name in STAND_INS:
         return []
-    lines = missing(protocol, weights(), [] if data is None else [data / protocol.split])
+    lines = missing(protocol, weights(), [] if data is None else [data / split for split in protocol.reference_splits])
     if encoder is not None and (protocol.data or protocol.negative_prompt):  # captions that the training did not read
         try:
             find_encoder(encoder, weights(), download=False)
