@@ -92,7 +92,7 @@ def write_lines(folder: Path, lines: list[Line]) -> None:
         file.write(text.encode())
 
 
-def lines_of(folder: Path, prompts: list[Prompt]) -> list[Line]:
+def lines_of(folder: Path, prompts: Sequence[Prompt]) -> list[Line]:
     """The lines of a folder that are of these prompts, in the order of their numbers."""
     wanted = {prompt.key: prompt for prompt in prompts}
     return sorted(

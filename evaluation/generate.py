@@ -19,14 +19,14 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
-from evaluation.captions import Line, Prompt, assign, is_drawn, read_lines, unique
-from mdm.config import Device, Model, Sampling
+from evaluation.captions import Line, Prompt, assign, is_drawn, read_lines
+from evaluation.conditions import conditions_of_samples, own_conditions
+from mdm.config import Device, Model, Sampling, check
 from mdm.data.embeddings import TextSource
 from mdm.data.leases import Lease, removal_asked
 from mdm.data.order import hash64
 from mdm.data.ranges import to_uint8
 from mdm.data.shards import Shards
-from mdm.data.text import known_conditions, online_encoder
 from mdm.diffusion.generate import generate
 from mdm.files import load_as, whole_file, write_json
 from mdm.network.nested import NestedUNet
@@ -48,15 +48,19 @@ class ImageSet:
 
 @dataclass(frozen=True, kw_only=True)
 class ImageJob:
-    """What to draw, of a dataset's captions."""
+    """What to draw."""
 
     sets: tuple[ImageSet, ...]
-    data: str  # the split's folder
+    data: str  # the folder of the split whose samples are asked for; "": prompts of no data set
     data_digest: str = ""  # of its manifest: another set in that folder is refused; "" in jobs of before
     text: TextSource | None  # their states; none for a class-conditional model
+    negative_prompt: str = ""  # the caption that guidance leads away from; "": the null caption, which is the empty one
     seed: int = 0
     device: Device = "auto"
     threads: int = 0
+
+    def __post_init__(self) -> None:
+        check(not self.negative_prompt or self.text is not None, "negative_prompt: a model of labels reads no captions")
 
 
 def prepare(folder: Path, job: ImageJob, prompts: list[Prompt]) -> None:
@@ -72,16 +76,15 @@ def generate_images(folder: Path, job: ImageJob, rank: int, world: int) -> None:
     device = pick_device(job.device)
     if job.threads:
         torch.set_num_threads(job.threads)
-    shards = Shards(Path(job.data), job.text, pinned=job.data_digest)
-    present = shards.present()
-    number = dict(zip(unique([shards.key(i) for i in present], job.data), present, strict=True))  # of each key
     lines = {images.name: batches(folder / images.name, images.sampling.batch_size)[rank::world] for images in job.sets}
-    wanted = {line.key for mine in lines.values() for batch in mine for line in batch}
-    keys = sorted(wanted & number.keys(), key=number.__getitem__)
+    wanted = {line.key: line for mine in lines.values() for batch in mine for line in batch}.values()
     # All captions at once: an online encoder has left the device before the first network comes.
-    encoder = online_encoder(job.text, device, Path(job.data).parent)
-    states, null = known_conditions(shards, [number[key] for key in keys], _model(job), encoder)
-    conditions = dict(zip(keys, states, strict=True))
+    given = _model(job), job.text, job.negative_prompt, device
+    if job.data:
+        shards = Shards(Path(job.data), job.text, pinned=job.data_digest)
+        conditions, null = conditions_of_samples(shards, wanted, *given)
+    else:
+        conditions, null = own_conditions(wanted, *given)
     for images in job.sets:
         network = _network(job, images).to(device).to(memory_format=torch.channels_last)
         if device.type == "cuda":
@@ -146,7 +149,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         job = load_as(ImageJob, folder / "generate.json")
         rank, world = place_of_process()
-        with Lease(Path(job.data).parent, f"samples {folder}") if rank == 0 else contextlib.nullcontext():
+        with Lease(Path(job.data).parent, f"samples {folder}") if job.data and rank == 0 else contextlib.nullcontext():
             generate_images(folder, job, rank, world)
     except (ValueError, FileNotFoundError) as error:
         print(f"generate: {error}", file=sys.stderr)

@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from evaluation.captions import Line, read_lines, unique
+from evaluation.captions import Line, Prompt, lines_of, read_lines, unique
 from evaluation.features import AGAIN, load_folder
 from evaluation.protocols import Preparation
 from mdm.data.order import hash64
@@ -63,13 +63,14 @@ class Drawn:
     content: str  # sha256 of all files
 
     @classmethod
-    def open(cls, images: Path, preparation: Preparation) -> "Drawn":
-        """``as drawn``: their highest resolution; else the one that ADM's crops have.
+    def open(cls, images: Path, preparation: Preparation, prompts: Sequence[Prompt] | None = None) -> "Drawn":
+        """Those of ``prompts``, or all. ``as drawn``: their highest resolution; else the one that ADM's crops have.
 
         Reads every file once. Raises ValueError, one line, naming a file that is missing, cut off, of another size or
         no picture, or one that captions.jsonl does not know.
         """
-        lines = sorted(read_lines(images), key=lambda line: line.index)
+        known = read_lines(images)
+        lines = sorted(known, key=lambda line: line.index) if prompts is None else lines_of(images, prompts)
         if not lines:
             raise ValueError(f"{images}: no captions.jsonl that says which image is of which prompt")
         unique([line.key for line in lines], str(images / "captions.jsonl"))
@@ -83,8 +84,8 @@ class Drawn:
         if files - found:
             lacking = f"{min(files - found)} is missing, as are {len(files - found) - 1} more"
             raise ValueError(f"{folder}: {lacking} of {len(files)}. The command that drew the others draws them")
-        if found - files:
-            raise ValueError(f"{folder / min(found - files)} is no image of {images / 'captions.jsonl'}: move it away")
+        if stray := found - {line.file for line in known}:
+            raise ValueError(f"{folder / min(stray)} is no image of {images / 'captions.jsonl'}: move it away")
         content = hashlib.sha256()
         for line in lines:
             content.update(hashlib.sha256(_check(folder / line.file, px)).digest())

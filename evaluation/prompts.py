@@ -43,6 +43,7 @@ def sample_prompts(
     output: str | None = None,
     checkpoint: Path | None = None,
     device: Device = "auto",
+    negative: str = "",
 ) -> list[Path]:
     """Draw ``count`` images of each prompt with the EMA of a checkpoint -> the pictures' paths.
 
@@ -50,8 +51,9 @@ def sample_prompts(
 
     A column per image, a row per prompt; with ``all_levels`` a row per resolution, lowest first (Fig. 1). ``sampling``:
     fields to replace in the run's. ``strip``: a second picture of how the first image of each prompt comes out of the
-    noise, a row per resolution (Fig. 11). For a class-conditional run the prompts are labels. ``output``: a picture, or
-    a folder (with a / at its end, or one that is there). Raises ValueError naming what is missing.
+    noise, a row per resolution (Fig. 11). ``negative``: the caption that guidance leads away from, instead of none. For
+    a class-conditional run the prompts are labels. ``output``: a picture, or a folder (with a / at its end, or one that
+    is there). Raises ValueError naming what is missing.
     """
     if not (run / "config.json").exists():
         raise ValueError(f"{run} is no run (`mdm status` lists them)")
@@ -67,7 +69,9 @@ def sample_prompts(
     network = NestedUNet.from_pretrained(chosen).to(drawn_on)
     settings = replace(preset.sampling, **sampling)
     network.config.check_sampling(settings)
-    conditions, null = _conditions(load_job(stage), preset.text, prompts, weights)
+    if negative and all(scale == 1 for scale in settings.guidance):
+        raise ValueError(f"--negative {negative!r} does nothing without guidance: give --guidance, too")
+    conditions, null = _conditions(load_job(stage), preset.text, prompts, weights, negative)
     rows, strips = [], []
     with tqdm(total=len(prompts) * settings.steps, unit="step", desc="sampling") as bar:
         for condition in conditions:
@@ -91,9 +95,9 @@ def sample_prompts(
 
 
 def _conditions(
-    job: Job, encoder_name: str | None, prompts: list[str], weights: Path
+    job: Job, encoder_name: str | None, prompts: list[str], weights: Path, negative: str = ""
 ) -> tuple[Sequence[Tensor | int], Tensor | int | None]:
-    """What the prompts ask for, and nothing asked for: encoder states, or labels."""
+    """What the prompts ask for, and what guidance leads away from: encoder states, or labels."""
     if encoder_name is not None and job.text is not None:
         encoder = load_encoder(encoder_name, weights)
         if not same_encoder(encoder.digest(), job.text.encoder_digest):
@@ -102,9 +106,11 @@ def _conditions(
             )
         if Path(job.train_data).is_dir():  # the run may have outlived its data
             encoder.check(Path(job.train_data).parent)
-        states, _ = encoder.encode([*prompts, ""])
+        states, _ = encoder.encode([*prompts, negative])
         return states[:-1], states[-1]
     assert job.model.labels is not None
+    if negative:
+        raise ValueError(f"--negative {negative!r}: this run is conditioned on labels, and reads no captions")
     number = job.model.labels.num_classes
     for prompt in prompts:
         if not prompt.isdigit() or int(prompt) >= number:

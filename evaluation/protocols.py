@@ -3,8 +3,9 @@
 Two results of different protocols are never one column. A protocol's digest stands beside each of its results.
 """
 
-from dataclasses import dataclass
-from typing import Literal, get_args
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, get_args
 
 from mdm.experiments import Protocol as ProtocolName
 
@@ -21,19 +22,34 @@ class Protocol:
     summary: str
     data: str = ""  # a data set of the catalogue; "": the run's own
     split: Literal["train", "val"] = "val"  # whose captions or labels are asked for
-    num_samples: int = 0  # prompts: the split's first ones (COCO's order is drawn by seed); 0: as the run's preset has
+    prompts: Literal["held out", "random labels"] = "held out"  # the split's first ones (COCO's order is drawn by seed)
+    label_seed: int = 0  # by which random labels are drawn: the same for every run
+    num_samples: int = 0  # prompts; 0: as the run's preset has
     reference: Reference
     preparation: Preparation = "as drawn"
     networks: tuple[str, ...]  # rows of evaluation/weights.py, or what comes with the packages
     metrics: tuple[str, ...]
-    guided: bool = True  # as the run's preset samples; else without guidance
-    negative_prompt: str = ""
+    sampling: Mapping[str, Any] = field(default_factory=dict)  # fields of mdm/config.py:Sampling instead of the run's
+    negative_prompt: str = ""  # the caption that guidance leads away from; "": the null caption
+    ascii_captions: bool = False  # samples whose captions hold other letters are left out
+    caption_letters: int = 0  # that the CLIP score reads; 0: all that its own tokens reach
     lacks: str = ""  # what this project does not have for it yet
+
+    @property
+    def reference_splits(self) -> tuple[str, ...]:
+        """Whose pictures it measures against."""
+        return {"both splits": ("train", "val"), "all of train": ("train",)}.get(self.reference, (self.split,))
 
 
 _DISTANCES = ("fid_clean", "fid_legacy", "kid", "prdc", "inception_score", "cmmd", "fd_dinov2")
 _NETWORKS = ("inception_v3", "clip_vit_l_14_336", "dinov2_vit_l_14")  # of the distances
 _CLIPS = ("clip_vit_b_32", "clip_vit_b_16", "clip_vit_l_14")  # of the CLIP scores
+
+_UNGUIDED = {"guidance": (1.0,)}
+# What generate_batch and run_torchmetrics of apple/ml-mdm do unless they are told otherwise: DDIM with eta 1, which is
+# DDPM, at all 1,000 steps; no guidance (--sweep guidance=1.35 guides, and then away from "low quality"); predicted
+# images clipped. What they were told for Table 1 is not published: not the captions, nor how many, nor the steps.
+_RELEASED_SCRIPT = {"sampler": "ddim", "eta": 1.0, "steps": 1000, "spacing": None, "threshold": "clip", **_UNGUIDED}
 
 PROTOCOLS: dict[ProtocolName, Protocol] = {
     protocol.name: protocol
@@ -52,7 +68,7 @@ PROTOCOLS: dict[ProtocolName, Protocol] = {
             reference="both splits",
             networks=("efficientnet_lite0",),
             metrics=("fd1280_efficientnet_lite0", "kid_efficientnet_lite0"),
-            guided=False,
+            sampling=_UNGUIDED,
         ),
         Protocol(
             name="coco2014-val-30k",
@@ -66,25 +82,28 @@ PROTOCOLS: dict[ProtocolName, Protocol] = {
         ),
         Protocol(
             name="mdm-released",
-            summary="as the authors' script has it: against the same captions' pictures, negative prompt 'low quality'",
+            version=2,
+            summary="as the authors' script has it: 1,000 steps, against the same captions' pictures",
             data="coco2014-val",
             num_samples=30_000,
             reference="the prompts' own",
             networks=("inception_v3", "clip_vit_b_16"),
             metrics=("fid_legacy", "clip_score"),
+            sampling=_RELEASED_SCRIPT,
             negative_prompt="low quality",
-            lacks="negative prompts are not built",
+            ascii_captions=True,
+            caption_letters=77,
         ),
         Protocol(
             name="imagenet-50k",
             summary="50,000 samples of random labels against all training images (App. F)",
             data="imagenet",
+            prompts="random labels",
             num_samples=50_000,
             reference="all of train",
             preparation="adm centre crop 256",
             networks=_NETWORKS,
             metrics=_DISTANCES,
-            lacks="labels drawn at random are not built",
         ),
         Protocol(
             name="cc12m-heldout",
@@ -93,7 +112,7 @@ PROTOCOLS: dict[ProtocolName, Protocol] = {
             reference="all of the split",
             networks=(*_NETWORKS, *_CLIPS),
             metrics=(*_DISTANCES, "clip_score"),
-            guided=False,
+            sampling=_UNGUIDED,
         ),
         Protocol(
             name="gallery",
@@ -106,3 +125,4 @@ PROTOCOLS: dict[ProtocolName, Protocol] = {
     )
 }
 assert set(PROTOCOLS) == set(get_args(ProtocolName))
+STAND_INS = ("embedded", "watch")  # by packaged features (measure.py); others are standard.py's

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from evaluation.captions import Line
+from evaluation.captions import Line, Prompt
 from evaluation.clip_score import hessel_score, torchmetrics_score
 from evaluation.features import Extractor
 from evaluation.kept import kept_pictures, kept_texts
@@ -42,6 +42,7 @@ def measure_standard(
     references: Path,
     seed: int,
     progress: Progress,
+    prompts: Sequence[Prompt] | None = None,
     for_tests: bool = False,
 ) -> dict[str, Any]:
     """Measure a folder of images that generate.py drew by a protocol -> what ``out/results.json`` holds.
@@ -49,7 +50,8 @@ def measure_standard(
     ``reference``: the split, or the splits, that the protocol names. ``networks``: by their roles, as ``load_networks``
     gives them. The features of the images are kept in ``out/features``, those of real images and of noise in
     ``references``, where every other measurement finds them. ``out/cosines.jsonl`` has the raw cosine of each image
-    with its caption. ``progress(what, done, total)`` is called all along.
+    with its caption. ``progress(what, done, total)`` is called all along. ``prompts``: whose images are measured, where
+    that is not all: a sample that was removed leaves its image behind.
 
     ``for_tests``: networks with random weights are taken, and their numbers written as ``random_metrics``, which no
     report reads. Raises ValueError, one line, for what is missing, wrong or full; before long work where it can be
@@ -57,7 +59,7 @@ def measure_standard(
     """
     _check_networks(protocol, networks, for_tests)
     of_pictures, of_captions = roles(protocol)
-    drawn = Drawn.open(images, protocol.preparation)
+    drawn = Drawn.open(images, protocol.preparation, prompts)
     if len(drawn) < FEWEST:
         raise ValueError(f"{images}: {len(drawn)} images, a protocol needs at least {FEWEST}")
     keys = [line.key for line in drawn.lines] if protocol.reference == "the prompts' own" else []
@@ -94,7 +96,8 @@ def measure_standard(
             role, measure = DISTANCES[name]
             drawn_, noise_, real_ = (found[what][networks[role].name] for what in ("samples", "noise", "real images"))
             results += measure(FeatureSets(networks[role], drawn_, noise_, real_, seed))
-        scores, cosines = _caption_scores(drawn.lines, found["samples"], networks, of_captions, out, progress)
+        captions = [line.caption[: protocol.caption_letters or None] for line in drawn.lines]
+        scores, cosines = _caption_scores(captions, found["samples"], networks, of_captions, out, progress)
         return _write(out, identity, [*results, *scores], cosines, drawn.lines, len(real))
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
@@ -153,14 +156,13 @@ def _of(progress: Progress, what: str, total: int) -> Callable[[int], None]:
 
 
 def _caption_scores(
-    lines: Sequence[Line],
+    captions: Sequence[str],
     features: Mapping[str, NDArray[np.float32]],
     networks: Mapping[str, Extractor],
     asked: Sequence[str],
     out: Path,
     progress: Progress,
 ) -> tuple[list[Result], Cosines]:
-    captions = [line.caption for line in lines]
     results, cosines = [], Cosines()
     for i, role in enumerate(asked):
         progress(f"captions by {role}", i, len(asked))

@@ -7,13 +7,16 @@ from typing import Any
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
-from evaluation.captions import held_out_prompts, is_whole
+from evaluation.asked import prompts_of
+from evaluation.captions import is_whole
 from evaluation.generate import AS_MADE, ImageJob, ImageSet, prepare
 from evaluation.measure import measure
+from evaluation.protocols import PROTOCOLS, STAND_INS, Protocol
 from evaluation.reading import measured_lines
 from evaluation.report import render
 from evaluation.results import HEADLINE, SAMPLES
 from flows.datasets.removal import between_removals
+from flows.home import weights as home_weights
 from flows.inputs import metrics_inputs, sample_inputs
 from flows.launch import died, run_job
 from flows.markers import once
@@ -25,34 +28,48 @@ from flows.records.tracking import Tracker
 from mdm.data.embeddings import TextSource
 from mdm.data.leases import give_way
 from mdm.data.shards import Shards
+from mdm.data.text import find_encoder
 from mdm.files import load_json, sha256, write_json
 from mdm.presets import Preset
 from preprocessing.manifest import read_manifest
 
 
 @task(task_run_name="sample", retries=3, retry_delay_seconds=1, retry_condition_fn=died, cache_policy=NO_CACHE)
-def sample_images(preset: Preset, folder: Path, weights: Path, data: Path, text: TextSource | None) -> Path:
-    """Images of held-out captions from the trained weights, and from an untrained network for comparison.
+def sample_images(
+    preset: Preset,
+    folder: Path,
+    weights: Path,
+    data: Path,
+    text: TextSource | None,
+    protocol: Protocol = PROTOCOLS["embedded"],
+) -> Path:
+    """Images of a protocol's prompts from the trained weights; and, for stand-ins to be compared with, from an
+    untrained network.
 
-    Done where every caption that is there now has its image, whatever else was drawn.
+    Done where every prompt that is there now has its image, whatever else was drawn.
     """
-    sets = (
-        ImageSet(name="samples", weights=str(weights), sampling=preset.sampling),
+    sets = [ImageSet(name="samples", weights=str(weights), sampling=preset.sampling)]
+    if protocol.name in STAND_INS:
         # An untrained network answers 0 to any caption, so guiding it changes nothing.
-        ImageSet(name="untrained", weights=AS_MADE, sampling=replace(preset.sampling, guidance=(1.0,))),
-    )
+        unguided = replace(preset.sampling, guidance=(1.0,))
+        sets.append(ImageSet(name="untrained", weights=AS_MADE, sampling=unguided))
+    model = list(preset.stages.values())[-1].model
+    negative = protocol.negative_prompt
+    if negative and text is not None:
+        text = replace(text, folder=text.folder or str(find_encoder(text.encoder, home_weights())))
+    of_split = data / protocol.split if protocol.prompts == "held out" else None
     job = ImageJob(
-        sets=sets,
-        data=str(data / "val"),
-        data_digest=read_manifest(data / "val")["digest"],
+        sets=tuple(sets),
+        data="" if of_split is None else str(of_split),
+        data_digest="" if of_split is None else read_manifest(of_split)["digest"],
         text=text,
+        negative_prompt=negative,
         seed=preset.seed,
         device=preset.hardware.device,
         threads=preset.hardware.threads,
     )
-    inputs = sample_inputs(preset, sha256(weights / "model.safetensors"), text)
-    resolutions = list(preset.stages.values())[-1].model.resolutions
-    prompts = held_out_prompts(Shards(data / "val"), preset.evaluation.num_samples, labelled=text is None)
+    inputs = sample_inputs(preset, sha256(weights / "model.safetensors"), text, negative)
+    prompts = prompts_of(protocol, model, data, preset.evaluation.num_samples)
     total = len(prompts) * len(sets)
     board().start("sample", total, "img")
     progress = StageProgress("sample", total)
@@ -69,7 +86,7 @@ def sample_images(preset: Preset, folder: Path, weights: Path, data: Path, text:
         return {"images": total}
 
     def whole() -> bool:
-        return all(is_whole(folder / images.name, prompts, resolutions) for images in sets)
+        return all(is_whole(folder / images.name, prompts, model.resolutions) for images in sets)
 
     done = once(folder, inputs, lambda: between_removals(data, work, board().say), board().say, whole=whole)
     progress.done()

@@ -64,6 +64,7 @@ class SampleInputs:
     sampling: Sampling  # how many are drawn at once decides nothing: see ``without_batch``
     seed: int
     encoder: str | None
+    negative_prompt: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,13 +128,14 @@ def started_at(preset: Preset, name: str) -> int:
     return parent.cadence.milestones[start.milestone] if start.milestone else parent.training.nimg
 
 
-def sample_inputs(preset: Preset, weights: str, text: TextSource | None) -> SampleInputs:
+def sample_inputs(preset: Preset, weights: str, text: TextSource | None, negative: str = "") -> SampleInputs:
     return SampleInputs(
         format=SAMPLING_FORMAT,
         weights=weights,
         sampling=without_batch(preset.sampling),
         seed=preset.seed,
         encoder=None if text is None else text.encoder_digest,
+        negative_prompt=negative,
     )
 
 

@@ -270,8 +270,10 @@ def table() -> str:
         "Pictures smaller than a stage are no preset's choice either: whoever prepares a dataset enlarges them (App. F",
         "resizes all and leaves none out) or leaves them out.",
         "",
-        "Two of our choices have no other reading here. App. F fuses the label with the time embedding, without saying",
-        "how: it is a sum. Sec. 3.3 draws times uniformly: each is, but those of a batch are spread evenly, so that",
-        "the loss varies less between batches (Kingma et al. 2021).",
+        "Three of our choices have no other reading here. App. F fuses the label with the time embedding, without",
+        "saying how: it is a sum. Sec. 3.3 draws times uniformly: each is, but those of a batch are spread evenly, so",
+        "that the loss varies less between batches (Kingma et al. 2021). App. F's FID is of randomly sampled labels:",
+        "each is drawn uniformly and for itself, by its number and a seed that is the same for every run, so that",
+        "classes come up as often as chance has it, not equally often (`evaluation/asked.py:random_labels`).",
     ]
     return "\n".join(lines) + "\n"

@@ -1,16 +1,19 @@
 """A set made from a folder of pictures, in this process: the flows' way starts others, which takes seconds."""
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 
+import numpy as np
 from PIL import Image
 
 from mdm.data.pixels import centre_crop, read_rgb
 from preprocessing.catalogue import Options, find
-from preprocessing.manifest import make_folder, write_json
+from preprocessing.manifest import digest, make_folder, write_json
+from preprocessing.pack.images import encode_png
 from preprocessing.pack.lists import SPLITS, shard_numbers, write_lists
 from preprocessing.pack.making import finish_set
-from preprocessing.pack.shards import Pixels, Shard, pack_shard
+from preprocessing.pack.shards import Pixels, Shard, TarFile, pack_shard
 from preprocessing.sets import RECIPE, recipe_folder
 
 
@@ -20,6 +23,26 @@ def make_pictures(folder: Path, captions: Mapping[str, str], size: tuple[int, in
     for number, (name, caption) in enumerate(captions.items()):
         Image.new("RGB", size, (number * 7 % 256, number, 255 - number)).save(folder / f"{name}.png")
         (folder / f"{name}.txt").write_text(caption)
+    return folder
+
+
+def write_originals(folder: Path, count: int, name: str, labels: int = 0) -> Path:
+    """A split of pictures of other sizes as they came, real000 …; with ``labels``, number i is of class i % labels."""
+    folder.mkdir(parents=True)
+    random = np.random.default_rng(0)
+    with TarFile(folder / "00000.tar") as tar:
+        for i in range(count):
+            small = random.integers(0, 256, (4, 5, 3), np.uint8)
+            picture = np.asarray(Image.fromarray(small).resize((300 + i % 7, 270), Image.Resampling.NEAREST))
+            meta = {"key": f"real{i:03d}"} | ({"label": i % labels} if labels else {})
+            text = f"class {i % labels}" if labels else "a picture"
+            files = {"png": encode_png(picture), "txt": text.encode(), "json": json.dumps(meta).encode()}
+            tar.add(f"real{i:03d}", files)
+        shard = tar.finish()
+    manifest = {"format": 1, "name": name, "split": folder.name, "resolution_px": 0, "image_ext": "png"}
+    manifest |= {"samples": count, "shards": [shard] * bool(count), "source": {}, "licence": "CC0-1.0"}
+    manifest |= {"credit": "", "inputs": "tests"}
+    write_json(folder / "manifest.json", {**manifest, "digest": digest(manifest)})
     return folder
 
 

@@ -5,9 +5,11 @@ import hashlib
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from mdm.config import Level, Model, Sampling, Text
 from mdm.data.embeddings import TextSource
+from mdm.network.nested import NestedUNet
 from mdm.run.job import Job
 from mdm.stage import Cadence, Compute, Training
 from preprocessing.embed import embed_captions
@@ -80,6 +82,16 @@ LEVELS = (
 
 def small_model(num_levels: int = 2) -> Model:
     return Model(levels=LEVELS[:num_levels], text=Text(dim=TEXT_DIM, proj_dim=16, num_layers=1), emb_channels=32)
+
+
+def attentive(model: Model) -> NestedUNet:
+    """As made, a network answers 0 to any caption: this one listens."""
+    torch.manual_seed(0)
+    network = NestedUNet(model)
+    for parameter in network.parameters():
+        if parameter.dim() > 1:
+            torch.nn.init.normal_(parameter, std=parameter[0].numel() ** -0.5)
+    return network
 
 
 def small_job(data: Path, num_levels: int = 2, **changes: object) -> Job:

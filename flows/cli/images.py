@@ -20,6 +20,7 @@ def sample_options(sub: argparse.ArgumentParser) -> None:
         "--guidance", metavar="W[,W…]", help="guidance_scale per level, innermost first; one value serves all above it"
     )
     sub.add_argument("--guidance-interval", metavar="LOW,HIGH", help="times in 0..1 between which guidance is on")
+    sub.add_argument("--negative", metavar="TEXT", default="", help="what guidance leads away from (default: nothing)")
     sub.add_argument("--threshold", choices=get_args(Threshold), help="of the predicted clean image")
     sub.add_argument("--all-levels", action="store_true", help="show every resolution, not only the highest")
     sub.add_argument("--strip", action="store_true", help="also a picture of the denoising, step by step")
@@ -51,6 +52,7 @@ def sample(arguments: argparse.Namespace) -> int:
         output=arguments.output,
         checkpoint=arguments.checkpoint,
         device=arguments.device,
+        negative=arguments.negative,
     )
     print(*pictures, sep="\n")
     return 0
@@ -112,8 +114,10 @@ def _by_protocol(arguments: argparse.Namespace) -> int:
     make_home()
     for line in embed_services(arguments.mlflow):
         print(f"mdm: {line}", file=sys.stderr)
+    from flows.measuring.plan import plan
+    from flows.measuring.told import plan_lines, preset_lines, result_lines
     from flows.starting.embedded import embedded
-    from flows.sweep import evaluation, plan, plan_lines, preset_lines, result_lines
+    from flows.sweep import evaluation
 
     protocol: Any = arguments.protocol or "embedded"
     sweep = _sweep(arguments.sweep)
@@ -137,7 +141,7 @@ def _by_protocol(arguments: argparse.Namespace) -> int:
 def _released(arguments: argparse.Namespace) -> int:
     """The plan for one of the authors' checkpoints: which model it is, and what is missing to measure it."""
     from evaluation.protocols import PROTOCOLS
-    from flows.sweep import released_lines
+    from flows.measuring.told import released_lines
 
     protocol = PROTOCOLS[arguments.protocol or "mdm-released"]
     if not arguments.released.exists():

@@ -133,41 +133,56 @@ def _cosine(a: Tensor, b: Tensor) -> float:
     return float(cosine_similarity(a.flatten(), b.flatten(), dim=0)) if a.shape == b.shape else 0.0
 
 
-def online_encoder(text: TextSource | None, device: torch.device, data: Path) -> TextEncoder | None:
-    """The encoder of a job without stored embeddings (None for one that has them, or that takes labels).
+def online_encoder(
+    text: TextSource | None, device: torch.device, data: Path | None, negative: str = ""
+) -> TextEncoder | None:
+    """The encoder of a job without stored embeddings, or with a ``negative`` prompt, which no set has stored (None for
+    one that has all it needs, or that takes labels).
 
-    ``data``: the dataset's folder, with its splits in it. Raises ValueError where the encoder's folder holds another
-    one than the job was made for, or it no longer computes what it did for this dataset.
+    ``data``: the dataset's folder, with its splits in it; None: prompts of no dataset. Raises ValueError where the
+    encoder's folder holds another one than the job was made for, or it no longer computes what it did for this dataset.
     """
-    if text is None or text.way != "online":
+    if text is None or (text.way != "online" and not negative):
         return None
     check_name(text.encoder)
+    if not text.folder:
+        raise ValueError(f"text encoder {text.encoder}: {negative!r} must be encoded, and no text.folder says by what")
     encoder = TextEncoder(text.encoder, text.folder, ENCODERS[text.encoder], device)
     if not same_encoder(encoder.digest(), text.encoder_digest):
         raise ValueError(
             f"{text.folder} holds another encoder or tokenizer than this job began with (digest "
             f"{encoder.digest()[:12]}, not {text.encoder_digest[:12]}): put that one back, or begin a new run"
         )
-    encoder.check(data)
+    if data is not None:
+        encoder.check(data)
     return encoder
 
 
-def caption_states(shards: Shards, indices: Sequence[int], encoder: TextEncoder | None) -> tuple[list[Tensor], Tensor]:
-    """States float32 [L_i, D] of a dataset's captions, and of the empty one: stored, or made by ``encoder`` now."""
-    if encoder is None:
-        return [shards.tokens(i).float() for i in indices], shards.null_tokens().float()
-    captions = ["", *(shards.caption(i) for i in indices)]
+def caption_states(
+    shards: Shards, indices: Sequence[int], encoder: TextEncoder | None, negative: str = ""
+) -> tuple[list[Tensor], Tensor]:
+    """States float32 [L_i, D] of a dataset's captions, and of the ``negative`` one: stored, or made by ``encoder``."""
+    if encoder is not None and shards.online:
+        return encode_all(encoder, [shards.caption(i) for i in indices], negative)
+    states = [shards.tokens(i).float() for i in indices]
+    return states, encode_all(encoder, [], negative)[1] if encoder is not None else shards.null_tokens().float()
+
+
+def encode_all(encoder: TextEncoder, captions: Sequence[str], negative: str = "") -> tuple[list[Tensor], Tensor]:
+    """States float32 [L_i, D] of captions, and of the ``negative`` one, all encoded together."""
+    captions = [negative, *captions]
     parts = [encoder.encode(captions[start : start + BATCH])[0] for start in range(0, len(captions), BATCH)]
     null, *states = [state for part in parts for state in part]
     return states, null
 
 
 def known_conditions(
-    shards: Shards, indices: Sequence[int], model: Model, encoder: TextEncoder | None
+    shards: Shards, indices: Sequence[int], model: Model, encoder: TextEncoder | None, negative: str = ""
 ) -> tuple[list[Tensor | int], Tensor | int | None]:
-    """What samples are conditioned on, captions as states: their states or labels, and those of nothing."""
+    """What samples are conditioned on, captions as states: their states or labels; and what guidance leads away from,
+    the ``negative`` caption or the label of nothing."""
     if model.labels is None:
-        states, null = caption_states(shards, indices, encoder)
+        states, null = caption_states(shards, indices, encoder, negative)
         return [*states], null
     return [shards.label(i) for i in indices], model.labels.null_class
 
@@ -178,7 +193,7 @@ def check_name(name: str) -> None:
         raise ValueError(f"unknown text encoder {name!r}; there are {', '.join(ENCODERS)}")
 
 
-def find_encoder(name: str, weights: Path) -> Path:
+def find_encoder(name: str, weights: Path, download: bool = True) -> Path:
     """The local folder of an encoder. Raises ValueError saying what is missing and where to put it."""
     check_name(name)
     spec, local = ENCODERS[name], weights / (ENCODERS[name].files or name)
@@ -193,9 +208,11 @@ def find_encoder(name: str, weights: Path) -> Path:
     try:
         from huggingface_hub import snapshot_download
 
-        return Path(snapshot_download(str(spec.hub), allow_patterns=list(PATTERNS), local_files_only=bool(offline)))
+        here = bool(offline) or not download
+        return Path(snapshot_download(str(spec.hub), allow_patterns=list(PATTERNS), local_files_only=here))
     except Exception as error:
-        why = f"{offline[0]}=1 forbids the download" if offline else f"the download failed ({type(error).__name__})"
+        failed = f"the download failed ({type(error).__name__})" if download else "nothing is downloaded at this point"
+        why = f"{offline[0]}=1 forbids the download" if offline else failed
         raise ValueError(
             f"text encoder {name}: {local} holds no config.json, {spec.hub} is not in the hub's cache, and {why}. "
             f"{how_to_get(name, local)}{', or unset ' + offline[0] if offline else ''}"

@@ -32,7 +32,7 @@ from mdm.run.checkpoint import newest_checkpoint
 from mdm.structure import to_dict
 from mdm.training.train import main as train
 from preprocessing.embed import embed_captions
-from small import FAKE, small_job, small_model
+from small import FAKE, attentive, small_job, small_model
 
 
 def test_online_draws_and_pools_what_stored_embeddings_do(squares: Path, tmp_path: Path) -> None:
@@ -44,12 +44,7 @@ def test_online_draws_and_pools_what_stored_embeddings_do(squares: Path, tmp_pat
 
     job = small_job(squares, num_levels=1)
     model = replace(job.model, text=Text(dim=384, proj_dim=16, num_layers=1))
-    torch.manual_seed(0)
-    network = NestedUNet(model)
-    for parameter in network.parameters():  # as made, a network answers 0 to any caption
-        if parameter.dim() > 1:
-            torch.nn.init.normal_(parameter, std=parameter[0].numel() ** -0.5)
-    save_weights(tmp_path / "weights", model, network.state_dict())
+    save_weights(tmp_path / "weights", model, attentive(model).state_dict())
     images = ImageSet(name="set", weights=str(tmp_path / "weights"), sampling=replace(job.sampling, steps=4))
     drawn = {}
     for source in (cached, online):

@@ -33,12 +33,10 @@ from evaluation.protocol_metrics import Classifier, TextReader, roles, short
 from evaluation.protocols import PROTOCOLS
 from evaluation.relative import real_against_real
 from evaluation.standard import compare, measure_standard
+from made import write_originals
 from mdm.data.ranges import average
 from mdm.data.shards import Shards
 from mdm.files import load_json
-from preprocessing.manifest import digest, write_json
-from preprocessing.pack.images import encode_png
-from preprocessing.pack.shards import TarFile
 from preprocessing.remove import find, take_out
 
 COCO = PROTOCOLS["coco2014-val-30k"]
@@ -69,35 +67,11 @@ def make_networks() -> dict[str, Extractor]:
     return {role: Counting(16 + i) for i, role in enumerate(NETWORKS)}
 
 
-def write_originals(folder: Path, count: int) -> Path:
-    """Pictures of other sizes, with what they came as."""
-    folder.mkdir(parents=True)
-    random = np.random.default_rng(0)
-    with TarFile(folder / "00000.tar") as tar:
-        for i in range(count):
-            small = random.integers(0, 256, (4, 5, 3), np.uint8)
-            picture = np.asarray(Image.fromarray(small).resize((300 + i % 7, 270), Image.Resampling.NEAREST))
-            meta = f'{{"key": "real{i:03d}"}}'.encode()
-            tar.add(f"real{i:03d}", {"png": encode_png(picture), "txt": b"a picture", "json": meta})
-        shard = tar.finish()
-    manifest = {"format": 1, "name": "coco2014-val", "split": "train", "resolution_px": 0, "image_ext": "png"}
-    manifest |= {
-        "samples": count,
-        "shards": [shard],
-        "source": {},
-        "licence": "CC0-1.0",
-        "credit": "",
-        "inputs": "tests",
-    }
-    write_json(folder / "manifest.json", {**manifest, "digest": digest(manifest)})
-    return folder
-
-
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """``split``: 130 real pictures; ``images``: 64 drawn for their first captions at 256 px."""
     root = tmp_path_factory.mktemp("standard")
-    write_originals(root / "split", M)
+    write_originals(root / "split", M, "coco2014-val")
     prompts = [Prompt(key=f"real{i:03d}", caption=f"a caption of{' many' * i} words") for i in range(N)]
     assign(root / "images", prompts, 0)
     noise = torch.randn(N, 3, 8, 8, generator=torch.Generator().manual_seed(0)) / 2
@@ -209,6 +183,12 @@ def test_the_released_protocol_measures_against_the_prompts_own_pictures(made: P
     found = measured(made, tmp_path, make_networks(), tmp_path, protocol=PROTOCOLS["mdm-released"])
     assert found["real_images"] == N
     fid = found["random_metrics"][0]
+    read = [line.caption[:77] for line in read_lines(made / "images")]  # in letters, as the script cuts them
+    network = make_networks()["clip_vit_b_16"]
+    of_images = network.extract(np.concatenate(list(Drawn.open(made / "images", "as drawn").batches(0))))
+    assert isinstance(network, Counting) and max(len(line.caption) for line in read_lines(made / "images")) > 77
+    clip = found["random_metrics"][-1]["values"]["samples"]
+    assert clip == clip_score(of_images, network.text_features(read)).mean.value
     assert fid["name"] == "random_fid_64_legacy" and set(fid["values"]) == {"samples", "noise"}  # no floor: N < 2 N
 
 
@@ -301,7 +281,6 @@ def test_missing_names_everything_at_once(made: Path, squares: Path, tmp_path: P
     assert lines[-1].startswith("data set coco2014-val: ") and "`mdm data coco2014-val` makes it" in lines[-1]
     assert missing(replace(COCO, networks=()), tmp_path, [made / "split"]) == []
     assert "not the originals" in missing(replace(COCO, networks=()), tmp_path, [squares / "val"])[0]
-    assert missing(PROTOCOLS["mdm-released"], tmp_path)[0].endswith("negative prompts are not built")
     with pytest.raises(ValueError, match=r"weights inception_v3: .* is missing"):
         load_networks(COCO, tmp_path)
 

@@ -12,8 +12,9 @@ from evaluation.protocols import PROTOCOLS
 from flows import evaluation as tasks
 from flows import sweep
 from flows.cli import main
+from flows.measuring.plan import lacking, plan
+from flows.measuring.told import preset_lines, result_lines, warnings
 from flows.progress import board
-from flows.sweep import lacking, plan, preset_lines, result_lines, warnings
 from mdm.files import write_json
 from mdm.presets import resolve
 from mdm.structure import from_dict, to_dict
@@ -83,10 +84,11 @@ def test_few_uniform_steps_of_shifted_levels_are_warned_of() -> None:
 
 def test_what_a_protocol_lacks_is_named_all_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MDM_HOME", str(tmp_path))
-    lines = "\n".join(lacking(PROTOCOLS["coco2014-val-30k"], None))
-    for part in ("data set coco2014-val: `mdm data coco2014-val`", "inception-2015-12-05.pt", "dinov2"):
+    lines = "\n".join(lacking(PROTOCOLS["coco2014-val-30k"], None, "flan-t5-xl"))
+    wanted = ("text encoder flan-t5-xl: ", "data set coco2014-val: `mdm data coco2014-val`", "inception-2015-12-05.pt")
+    for part in (*wanted, "dinov2"):
         assert part in lines
-    assert lacking(PROTOCOLS["embedded"], None) == []
+    assert lacking(PROTOCOLS["embedded"], None, "flan-t5-xl") == []
     plan_of_preset = "\n".join(preset_lines("cc12m-1024", PROTOCOLS["coco2014-val-30k"], {"guidance": ["1", "7"]}))
     assert "missing: a trained run: `mdm run cc12m-1024`" in plan_of_preset and "dinov2" in plan_of_preset
     assert "2 points of 30,000 images, 250 steps: 22,500,000 network calls of 1024 px" in plan_of_preset

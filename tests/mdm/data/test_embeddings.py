@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from mdm.config import ENCODERS, Model, Text
+from mdm.config import ENCODERS, Text
 from mdm.data.embeddings import TextSource
 from mdm.data.shards import Shards, TrainingSet, null_condition
 from mdm.data.text import caption_states, load_encoder, online_encoder
@@ -24,7 +24,7 @@ from mdm.presets import MODELS
 from mdm.structure import to_dict
 from mdm.training.heldout import HeldOut
 from preprocessing.embed import embed_captions, stored_states
-from small import FAKE, small_job, small_model
+from small import FAKE, attentive, small_job, small_model
 
 CPU = torch.device("cpu")
 CAPTIONS = [
@@ -80,7 +80,7 @@ def test_8_bits_move_v_by_a_hundredth_of_what_another_caption_does() -> None:
     assert error.norm() / torch.cat(exact).norm() < 0.02
     assert (error.norm(dim=1) / torch.cat(exact).norm(dim=1)).max() < 0.06
 
-    network = with_drawn_weights(MODELS["tiny-16"]).eval()
+    network = attentive(MODELS["tiny-16"]).eval()
     zs, t = [torch.randn(8, 3, 16, 16)], torch.linspace(20, 1000, 8)
     with torch.no_grad():
         (v,), (v_8bit,), (v_other,) = (
@@ -88,15 +88,6 @@ def test_8_bits_move_v_by_a_hundredth_of_what_another_caption_does() -> None:
         )
     assert 0 < (v - v_8bit).norm() / v.norm() < 0.01
     assert (v - v_8bit).norm() / (v - v_other).norm() < 1 / 30
-
-
-def with_drawn_weights(model: Model) -> NestedUNet:
-    torch.manual_seed(0)
-    network = NestedUNet(model)
-    for parameter in network.parameters():
-        if parameter.dim() > 1:
-            torch.nn.init.normal_(parameter, std=parameter[0].numel() ** -0.5)
-    return network
 
 
 def test_an_online_batch_carries_captions_and_the_same_ones_are_dropped(
@@ -145,7 +136,7 @@ def test_training_online_is_training_on_the_cached_states(
     job = small_job(folder, num_levels=1, nimg=16, log_every_nimg=8, eval_every_nimg=16, max_batch_per_process=4)
     model = replace(job.model, text=Text(dim=384, proj_dim=16, num_layers=1))
     for which in ("raw", "ema"):  # of one that listens to captions
-        save_weights(tmp_path / "init" / which, model, with_drawn_weights(model).state_dict())
+        save_weights(tmp_path / "init" / which, model, attentive(model).state_dict())
     job = replace(job, model=model, init=str(tmp_path / "init"))
     values: dict[str, dict[tuple[int, str], float]] = {}
     for way in ("cached", "online"):

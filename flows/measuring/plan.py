@@ -1,0 +1,178 @@
+"""What is measured of a run: the points, each a checkpoint and a way of drawing, and what is missing for them here."""
+
+import itertools
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, get_args
+
+from evaluation.asked import refuse
+from evaluation.networks import missing
+from evaluation.protocols import PROTOCOLS, STAND_INS, Protocol
+from flows.datasets.sets import set_of_samples
+from flows.home import datasets, run_folder, weights
+from mdm.config import SamplerName, Sampling
+from mdm.data.embeddings import TextSource
+from mdm.data.text import find_encoder
+from mdm.experiments import Protocol as ProtocolName
+from mdm.files import load_json
+from mdm.presets import Preset, load_preset
+from mdm.run.checkpoint import newest_checkpoint
+from mdm.run.folder import find_damage, list_folders
+from mdm.structure import from_dict
+from preprocessing.manifest import read_manifest, samples_left
+from preprocessing.sets import finished_sets
+
+
+@dataclass(frozen=True)
+class Point:
+    """One thing that is measured: a checkpoint's EMA weights, and how images are drawn from them."""
+
+    name: str
+    checkpoint: Path
+    sampling: Sampling
+
+    @property
+    def nimg(self) -> int:
+        return int(self.checkpoint.name.removeprefix("nimg-"))
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """A run under a protocol: what it was trained on, and the points to measure."""
+
+    run: Path
+    preset: Preset
+    protocol: Protocol
+    data: Path
+    text: TextSource | None
+    points: list[Point]
+    stage: str = ""  # where it is not the run's last
+    has_data: bool = True  # else ``data`` is what the run was trained on, and the protocol's own is not here
+
+    def lacks(self) -> list[str]:
+        """A line for everything that is missing to measure it here."""
+        return lacking(self.protocol, self.data if self.has_data else None, self.preset.text)
+
+    @property
+    def folder(self) -> Path:
+        return self.run / "evaluations" / "-".join(filter(None, (self.protocol.name, self.stage)))
+
+
+def plan(run: str, protocol: ProtocolName, sweep: dict[str, list[str]]) -> Evaluation:
+    """``run``: a run's name or folder, or RUN/STAGE for one of its stages that is not the last.
+
+    Raises ValueError for a run or sweep that cannot be measured.
+    """
+    folder, asked = _run_and_stage(run)
+    if not (folder / "config.json").exists():
+        raise ValueError(f"{folder} is no run (`mdm status` lists them)")
+    preset, chosen = load_preset(folder / "config.json"), PROTOCOLS[protocol]
+    if asked and asked not in preset.stages:
+        raise ValueError(f"{folder.name} has no stage {asked!r}; there are {', '.join(preset.stages)}")
+    names = list(preset.stages)
+    kept = names[: names.index(asked or names[-1]) + 1]  # the preset as if that stage were its last
+    preset = replace(preset, stages={name: preset.stages[name] for name in kept})
+    stage = folder / kept[-1]
+    if not (stage / "job.json").exists():
+        raise ValueError(f"{stage} has not been trained: `mdm run` trains it, `mdm status {folder.name}` says how far")
+    job = load_json(stage / "job.json")
+    text = None if job["text"] is None else from_dict(TextSource, job["text"])
+    trained_on = set_of_samples(job["val_data"], job.get("val_digest", ""))
+    data = trained_on if not chosen.data else prompts_set(chosen)
+    number = chosen.num_samples or preset.evaluation.num_samples
+    preset = replace(preset, evaluation=replace(preset.evaluation, num_samples=number))
+    refuse(chosen, preset.stages[kept[-1]].model, folder.name)
+    points = list(_points(stage, replace(preset.sampling, **chosen.sampling), sweep))
+    if data is not None and chosen.prompts == "held out":
+        preset = _fitted(preset, data / chosen.split)
+    return Evaluation(folder, preset, chosen, data or trained_on, text, points, asked, data is not None)
+
+
+def _run_and_stage(run: str) -> tuple[Path, str]:
+    parent, _, stage = run.rstrip("/").rpartition("/")
+    if parent and (run_folder(parent) / "config.json").exists():
+        return run_folder(parent), stage
+    return run_folder(run), ""
+
+
+def _fitted(preset: Preset, split: Path) -> Preset:
+    """At most as many samples as the split has. Raises ValueError where a removal left none."""
+    there = samples_left(read_manifest(split))
+    if not there:
+        raise ValueError(f"{split} has no sample that was not removed: there is nothing to ask for")
+    number = min(preset.evaluation.num_samples, read_manifest(split)["samples"])
+    return replace(preset, evaluation=replace(preset.evaluation, num_samples=number))
+
+
+def lacking(protocol: Protocol, data: Path | None, encoder: str | None) -> list[str]:
+    """A line for everything that a protocol needs and this machine lacks.
+
+    ``data``: the set whose captions are asked for; none: it is not here. ``encoder``: the model's, of captions.
+    """
+    if protocol.name in STAND_INS:
+        return []
+    lines = missing(protocol, weights(), [] if data is None else [data / split for split in protocol.reference_splits])
+    if encoder is not None and (protocol.data or protocol.negative_prompt):  # captions that the training did not read
+        try:
+            find_encoder(encoder, weights(), download=False)
+        except ValueError as error:
+            lines.append(str(error))
+    return lines
+
+
+def prompts_set(protocol: Protocol) -> Path | None:
+    """The newest set of the data set that a protocol names; None where there is none, or it names none."""
+    sets = finished_sets(datasets(), protocol.data) if protocol.data else []
+    return sets[-1] if sets else None
+
+
+def _points(stage: Path, sampling: Sampling, sweep: dict[str, list[str]]) -> Iterator[Point]:
+    checkpoints = _checkpoints(stage, sweep.get("checkpoint"))
+    for checkpoint, (name, chosen) in itertools.product(checkpoints, samplings(sampling, sweep)):
+        parts = [checkpoint.name] * (len(checkpoints) > 1) + [name] * bool(name)
+        yield Point("_".join(parts) or "as-trained", checkpoint, chosen)
+
+
+def samplings(sampling: Sampling, sweep: dict[str, list[str]]) -> list[tuple[str, Sampling]]:
+    """Every combination of what is swept but checkpoints, by name; "" is the sampling as it is."""
+    known = {"guidance": _numbers, "steps": int, "sampler": str, "checkpoint": str}
+    for name in sweep:
+        if name not in known:
+            raise ValueError(f"--sweep {name}=…: what can be swept is {', '.join(known)}")
+    others, found = {name: values for name, values in sweep.items() if name != "checkpoint"}, []
+    for values in itertools.product(*others.values()):
+        fields: dict[str, Any] = {}
+        for name, text in zip(others, values, strict=True):
+            try:
+                fields[name] = known[name](text)  # type: ignore[operator]
+            except ValueError:
+                raise ValueError(f"--sweep {name}={text}: not a number") from None
+        if "sampler" in fields:
+            if fields["sampler"] not in get_args(SamplerName):
+                raise ValueError(f"--sweep sampler={fields['sampler']}: there are {', '.join(get_args(SamplerName))}")
+            fields["spacing"] = None  # that one's, not the run's
+        name = "_".join(f"{name}-{text}" for name, text in zip(others, values, strict=True))
+        found.append((name, replace(sampling, **fields)))
+    return found
+
+
+def _numbers(text: str) -> tuple[float, ...]:
+    return tuple(float(part) for part in text.split("/"))  # per level, innermost first; one value serves all
+
+
+def _checkpoints(stage: Path, asked: list[str] | None) -> list[Path]:
+    there = list_folders(stage / "checkpoints")
+    if asked is None:
+        newest = newest_checkpoint(stage / "checkpoints")[0]
+        if newest is None:
+            raise ValueError(f"{stage} has no whole checkpoint yet")
+        return [newest]
+    names = {path.name: path for path in there}
+    chosen = there if asked == ["all"] else [names[name] for name in asked if name in names]
+    if lacking := [name for name in asked if name != "all" and name not in names]:
+        raise ValueError(f"{stage} has no checkpoint {lacking[0]!r}; there are {', '.join(names)}")
+    for path in chosen:
+        if (problem := find_damage(path)) is not None:
+            raise ValueError(f"{path} is damaged ({problem}): leave it out of --sweep checkpoint=…")
+    return chosen

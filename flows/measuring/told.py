@@ -1,0 +1,105 @@
+"""What measuring will take, what it lacks and what it found, as lines for a person."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+from evaluation.protocols import STAND_INS, Protocol
+from evaluation.results import HEADLINE, SAMPLES
+from flows.measuring.plan import Evaluation, lacking, prompts_set, samplings
+from mdm.config import Sampling
+from mdm.experiments import SECONDS_PER_CALL
+from mdm.files import load_json
+from mdm.presets import Preset, resolve
+from mdm.released.convert import convert
+
+FEW_STEPS = 50  # below, uniform spacing leaves images of shifted levels with too little variance
+
+
+def plan_lines(planned: Evaluation) -> Iterator[str]:
+    """What measuring will take: images, network calls, hours at the rate at which the run's own samples were drawn."""
+    prompts = planned.preset.evaluation.num_samples
+    yield f"{planned.run.name} under {planned.protocol.name} ({planned.protocol.summary})"
+    calls, seconds, rate = 0, 0.0, _rate(planned)
+    for point in planned.points:
+        sampling = point.sampling
+        calls += (mine := prompts * _calls(sampling))
+        seconds += 0 if rate is None else mine * rate
+        shown = "/".join(f"{weight:g}" for weight in sampling.guidance)
+        yield f"  {point.name}: {point.checkpoint.name}, {sampling.sampler}, {sampling.steps} steps, guidance {shown}"
+        yield from (f"  {point.name}: {line}" for line in warnings(planned.preset, sampling))
+    pixels = sum(px**2 for px in list(planned.preset.stages.values())[-1].model.resolutions)
+    stand_in = planned.protocol.name in STAND_INS
+    beside = " and as many of an untrained model" if stand_in else ""
+    yield (
+        f"{len(planned.points)} points, {prompts * len(planned.points):,} images{beside}, {calls:,} network calls, "
+        f"about {(1 + stand_in) * prompts * len(planned.points) * pixels * 3 / 1e6:,.0f} MB at most"
+    )
+    yield (
+        "no time is known: this run has drawn no samples here"
+        if rate is None
+        else (f"about {seconds / 3600:,.2f} hours at the rate of the run's own samples, measuring not counted")
+    )
+
+
+def _rate(planned: Evaluation) -> float | None:
+    """Seconds per network call, of the run's own samples and untrained ones, together."""
+    done = planned.run / "samples" / "done.json"
+    if not done.exists():
+        return None
+    found = load_json(done)
+    return found["seconds"] / (found["images"] / 2 * _calls(planned.preset.sampling))
+
+
+def warnings(preset: Preset, sampling: Sampling) -> Iterator[str]:
+    """What is known to go wrong with such settings."""
+    shifted = any(level.shift > 1 for level in list(preset.stages.values())[-1].model.levels)
+    if shifted and sampling.spacing == "uniform" and sampling.steps < FEW_STEPS:
+        yield (
+            f"{sampling.steps} uniformly spaced steps leave images of shifted levels with too little variance (seen: "
+            "0.36 for 0.70): take another spacing, another sampler, or more steps"
+        )
+
+
+def _calls(sampling: Sampling) -> int:
+    """Of the network, for one image: guidance takes a second pass."""
+    return sampling.steps * (1 + any(weight != 1 for weight in sampling.guidance))
+
+
+def result_lines(folder: Path) -> Iterator[str]:
+    """A table of the points' headline numbers, for a terminal."""
+    for point in load_json(folder / "results.json"):
+        named = {metric["name"]: metric for metric in point["metrics"]}
+        values = [
+            f"{metric['label']} {metric['values'][SAMPLES]:.4g}"
+            for metric in named.values()
+            if SAMPLES in metric["values"]
+        ]
+        low, high = named.get(HEADLINE.name, {}).get("interval", {}).get(SAMPLES, (None, None))
+        interval = "" if low is None else f"  [{low:.3f}, {high:.3f}]"
+        yield f"{point['point']:24} N={point['n']}{interval}  " + "; ".join(values)
+
+
+def preset_lines(name: str, protocol: Protocol, sweep: dict[str, list[str]]) -> Iterator[str]:
+    """What measuring a preset's model would take that has not been trained here."""
+    preset = resolve(name, {})
+    drawn = [sampling for _, sampling in samplings(replace(preset.sampling, **protocol.sampling), sweep)]
+    images, px = protocol.num_samples or preset.evaluation.num_samples, preset.px
+    calls = images * sum(map(_calls, drawn))
+    steps = "/".join(str(steps) for steps in sorted({sampling.steps for sampling in drawn}))
+    yield f"{name} is a preset, and no run of it is here; under {protocol.name} ({protocol.summary}):"
+    yield f"{len(drawn)} points of {images:,} images, {steps} steps: {calls:,} network calls of {px} px"
+    more = "" if px <= 256 else f", and {px} px take more (no rate of theirs is printed)"
+    hours = calls * SECONDS_PER_CALL / 3600
+    yield f"about {hours:,.0f} A100-hours at Table 2's rate for 256 px{more}; measuring is not counted"
+    lines = [f"a trained run: `mdm run {name}`", *lacking(protocol, prompts_set(protocol), preset.text)]
+    yield from (f"missing: {line}" for line in lines)
+
+
+def released_lines(file: Path, protocol: Protocol) -> Iterator[str]:
+    """What measuring one of the authors' checkpoints would take, and what is missing here."""
+    model = convert(file, file.with_name(f"{file.name}.never-written"), dry_run=True)
+    yield f"{file}: the released model {model}"
+    yield "the authors' weights, trained on 50 M pairs from Flickr, not on CC12M: their numbers are not this project's"
+    yield f"protocol {protocol.name}: {protocol.summary}; {protocol.num_samples:,} samples"
+    yield from (f"missing: {line}" for line in lacking(protocol, prompts_set(protocol), "flan-t5-xl"))
