@@ -89,6 +89,8 @@ def data(arguments: argparse.Namespace) -> int:
 
 
 def _make(name: str, options: Any, arguments: argparse.Namespace) -> int:
+    from joblib import cpu_count
+
     from flows.datasets.making import count_items, list_set, make_set, newest_made, open_source
     from flows.home import datasets, make_home, sources
     from preprocessing.catalogue import find
@@ -109,8 +111,8 @@ def _make(name: str, options: Any, arguments: argparse.Namespace) -> int:
     print(f"{name}: {opened.row.summary}\nterms: {opened.row.licence}; {opened.row.terms}")
     if opened.made() is None and not arguments.dry_run:
         make_home()
-    if opened.row.wants and opened.made() is None:
-        for line in plan_lines(opened.source, opened.recipe, arguments.part[1], arguments.proxy):
+    if opened.made() is None:
+        for line in plan_lines(opened.source, opened.recipe, arguments.part[1], cpu_count(), arguments.proxy):
             print(printable(line))
     if arguments.dry_run:
         made = opened.made()

@@ -34,6 +34,7 @@ from preprocessing.sets import (
     removals,
     unfinished_folder,
 )
+from preprocessing.sources.motion import Motion
 from preprocessing.sources.openmoji import OpenMoji
 
 PIXELS = Pixels(read_rgb, centre_crop)
@@ -91,6 +92,8 @@ def list_set(opened: Opened, say: Say) -> Path:
         target = unfinished_folder(datasets(), opened.recipe)
         make_folder(target / "lists")
         write_json(target / RECIPE, _recipe_json(opened, target))
+        if isinstance(opened.source, Motion):  # whose files are nobody's but ours
+            opened.source.make()
         write_lists(opened.source, target / "lists", opened.recipe.per_shard, opened.row.least_val)
     return target
 
