@@ -152,8 +152,8 @@ class Update:
         self.name, self.progress = name, StageProgress(name, total)
         self.reused, self.note = False, ""
 
-    def __call__(self, done: float) -> None:
-        board().update(self.name, done)
+    def __call__(self, done: float, note: str = "") -> None:
+        board().update(self.name, done, note=note)
         self.progress.update(done)
 
     def after(self, start: int) -> Callable[[int, int], None]:

@@ -8,7 +8,7 @@ from statistics import mean
 
 from PIL import Image
 
-from preprocessing.items import Item, Source
+from preprocessing.items import Item, Source, Split
 from preprocessing.pack.lists import SPLITS
 from preprocessing.pack.shards import Recipe
 from preprocessing.sources.listing import hashed
@@ -88,7 +88,7 @@ def _look(sampled: list[Item]) -> Iterator[Seen]:
 
 
 def _cost(
-    recipe: Recipe, items: dict[str, int], away: int, downloads: int, seen: list[Seen], parts: int, cores: int
+    recipe: Recipe, items: dict[Split, int], away: int, downloads: int, seen: list[Seen], parts: int, cores: int
 ) -> str:
     usable = sum(items.values())
     samples = usable - downloads * (1 - ALIVE)

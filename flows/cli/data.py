@@ -118,8 +118,16 @@ def _make(name: str, options: Any, arguments: argparse.Namespace) -> int:
         made = opened.made()
         print(f"to be made: {opened.folder}" if made is None else f"made already: {made}")
         return 0
-    with tqdm(total=count_items(list_set(opened, print), arguments.part), unit="img") as bar:
-        folder = make_set(opened, lambda done: _advance(bar, done), print, arguments.part, policy)
+    unit = "clips" if opened.row.clips else "img"
+    with tqdm(total=count_items(list_set(opened, print), arguments.part), unit=unit, smoothing=0.1) as bar:
+
+        def show(done: int, of_use: str) -> None:
+            if bar.n == 0:  # what was there before is not this command's speed
+                bar.initial = done
+            bar.set_postfix_str(of_use, refresh=False)
+            _advance(bar, done)
+
+        folder = make_set(opened, show, print, arguments.part, policy)
     if folder is None:
         return 0  # what is missing was said
     return _show(folder, opened.row, arguments)
