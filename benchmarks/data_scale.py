@@ -92,7 +92,7 @@ def costs(file: Path, count: int) -> tuple[dict[str, float], float]:
     steps["finish"] = timed(lambda: (finish_set(folder, plan, recipe, dots.manifest_terms), write_card(folder, {})))
     write_json(folder / RECIPE, {"options": {}, "finished_s": time.time()})
     began = time.perf_counter()
-    assert make_set(opened, lambda done: None, print) == folder
+    assert make_set(opened, lambda *_: None, print) == folder
     rerun = time.perf_counter() - began
     shutil.rmtree(folder)
     return {step: seconds / count for step, seconds in steps.items()}, rerun

@@ -23,6 +23,7 @@ from mdm.presets import Preset
 from preprocessing.catalogue import Options, find
 from preprocessing.manifest import read_json, read_manifest, samples_left
 from preprocessing.sets import SPLITS, emptied, newest_set, removals
+from preprocessing.units import size
 
 
 def options_of(preset: Preset) -> Options:
@@ -62,7 +63,7 @@ def write_shard_set(preset: Preset, opened: Opened | None, total: int, run: Path
         assert made is not None, "the whole set was asked for"
         update.reused = made == before
         manifests = [read_manifest(made / split) for split in SPLITS]
-        update.note = f"{made.name}, {sum(s['bytes'] for m in manifests for s in m['shards']) / 1e6:.1f} MB"
+        update.note = f"{made.name}, {size(sum(s['bytes'] for m in manifests for s in m['shards']))}"
         show_card(made)
     return made, manifests[0]["digest"]
 
@@ -151,8 +152,8 @@ class Update:
         self.name, self.progress = name, StageProgress(name, total)
         self.reused, self.note = False, ""
 
-    def __call__(self, done: float) -> None:
-        board().update(self.name, done)
+    def __call__(self, done: float, note: str = "") -> None:
+        board().update(self.name, done, note=note)
         self.progress.update(done)
 
     def after(self, start: int) -> Callable[[int, int], None]:

@@ -213,6 +213,7 @@ CATALOGUE = {
             summary="ImageNet-1k: all training images with their labels (App. F)",
             wants="a folder of synset folders, or of ILSVRC2012_img_train.tar",
             open=lambda path, options: ImageNet(_needs(path), limit=options.limit),
+            tiers=(CROPS, ORIGINALS),  # the crops to train on; of the originals FID's reference is prepared
             licence="for non-commercial research, by registration at image-net.org",
             credit="ImageNet (Deng et al. 2009)",
             terms="the pictures are their owners'",
@@ -224,7 +225,7 @@ CATALOGUE = {
             summary="MS-COCO 2014, validation: 40,504 pictures, a caption each, for FID-30K and CLIP",
             wants="a folder with val2014.zip and annotations_trainval2014.zip",
             open=lambda path, options: Coco(_needs(path), limit=options.limit),
-            tiers=(CROPS, ORIGINALS),  # of which FID's reference is prepared
+            tiers=(CROPS, ORIGINALS),
             least_val=0,
             licence="annotations: CC BY 4.0; pictures: Flickr's terms of use",
             credit="MS-COCO (Lin et al. 2014)",

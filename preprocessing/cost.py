@@ -11,6 +11,7 @@ from typing import Literal
 
 from preprocessing.embed import BATCH, Encode, read_captions
 from preprocessing.manifest import read_manifest
+from preprocessing.units import size, span
 
 SAMPLE = 256  # captions that are timed
 SAMPLE_SHARDS = 8  # shards, equally far apart, that they are taken from
@@ -54,7 +55,7 @@ class Cost:
             f"{self.seen:,} images will be seen; {size(self.free_bytes)} of disk are free",
             f"cached:      {size(self.half_bytes):>10} on disk, {span(self.once_s):>10} of encoding, once",
             f"cached-8bit: {size(self.eight_bit_bytes):>10} on disk, {span(self.once_s):>10} of encoding, once",
-            f"online:      {size(0):>10} on disk, {span(self.online_s):>10} of encoding, during training",
+            f"online:      {'nothing':>10} on disk, {span(self.online_s):>10} of encoding, during training",
         ]
 
 
@@ -96,19 +97,3 @@ def choose(cost: Cost) -> tuple[Literal["online", "cached"], str]:
     fewer = f"{size(cost.eight_bit_bytes)} in 8 bits would (embeddings=cached-8bit)"
     more = fewer if cost.eight_bit_bytes <= usable else f"nor do {size(cost.eight_bit_bytes)} in 8 bits"
     return "online", f"online: {times}; {size(cost.half_bytes)} in half precision do not fit, {more}; {room}"
-
-
-def size(count: float) -> str:
-    """Bytes for a person."""
-    for unit, scale in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6)):
-        if count >= scale:
-            return f"{count / scale:.2f} {unit}"
-    return f"{count / 1e3:.1f} kB"
-
-
-def span(seconds: float) -> str:
-    """A time for a person."""
-    for unit, scale in (("days", 86400), ("h", 3600), ("min", 60)):
-        if seconds >= 2 * scale:
-            return f"{seconds / scale:.1f} {unit}"
-    return f"{seconds:.1f} s"

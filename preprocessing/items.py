@@ -76,7 +76,9 @@ def printable(text: str) -> str:
 
 
 class Source(Protocol):
-    """Where items come from. Two sources of equal fingerprints list equal items in the same order."""
+    """Where items come from. Two sources of equal fingerprints list equal items in the same order, at equal places
+    below their roots: other machines, and later commands, go on with one's list.
+    """
 
     def fingerprint(self) -> dict[str, Any]:
         """What decides the contents, as JSON: settings, and sha256 of the list or files. Raises ValueError."""

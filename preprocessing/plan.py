@@ -1,36 +1,51 @@
-"""What a set will cost before it is made: downloads, hours, storage, files; and how large its pictures are."""
+"""What a set will cost before it is made: downloads, time, storage, files; and how large its pictures are."""
 
 import heapq
 import io
 from collections.abc import Iterator
+from dataclasses import dataclass
+from statistics import mean
 
 from PIL import Image
 
-from preprocessing.items import Item, Source
+from preprocessing.items import Item, Source, Split
 from preprocessing.pack.lists import SPLITS
 from preprocessing.pack.shards import Recipe
 from preprocessing.sources.listing import hashed
+from preprocessing.units import size, span
 
 TOLD = 3
-SAMPLED = 200  # pictures whose sizes are looked at
+SAMPLED = 200  # pictures that are looked at
 STAGES_PX = (64, 256, 1024)  # of the paper
-# Per second and core, as benchmarks/results/2026-11-26-data.md has them: of a server nearby, a megapixel, a clip.
-DOWNLOADS_S, PACKED_S, CLIPS_S = 800.0, 110.0, 3.6
+# Per second and core, as benchmarks/results/2026-11-26-data.md has them: of a server nearby, a megapixel, a clip; a
+# drawing that is made, served, downloaded and packed.
+DOWNLOADS_S, MEGAPIXELS_S, CLIPS_S, DRAWN_S = 800.0, 110.0, 3.6, 100.0
+START_S, DOWNLOADER_S = 3.0, 8.0  # until the processes that pack are there; img2dataset
 ALIVE = 0.62  # of CC12M's URLs, as its mirrors report
-# Bytes: of a 256² crop, of a picture as it came, of a clip, of CC12M's and WebVid's kind.
-CROP_BYTES, ORIGINAL_BYTES, CLIP_BYTES = 33_000, 190_000, 266_000
+# Bytes: of a 256² crop, of a picture as it came, of a 256² clip, of CC12M's and WebVid's kind; caption and tar headers.
+CROP_BYTES, ORIGINAL_BYTES, CLIP_BYTES, TEXT_BYTES = 33_000, 190_000, 266_000, 3_000
 
 
-def plan_lines(source: Source, recipe: Recipe, parts: int, proxy: str) -> Iterator[str]:
-    """Counted by listing the source once; nothing is fetched or written."""
-    items, urls, problems = dict.fromkeys(SPLITS, 0), 0, 0
-    told: list[str] = []  # why the first unusable ones are
+@dataclass(frozen=True)
+class Seen:
+    """A picture that was looked at."""
+
+    width: int
+    height: int
+    stored_bytes: int
+
+
+def plan_lines(source: Source, recipe: Recipe, parts: int, cores: int, proxy: str) -> Iterator[str]:
+    """Counted by listing the source once; nothing is fetched or written. ``cores``: of this machine."""
+    items, problems, told = dict.fromkeys(SPLITS, 0), 0, list[str]()  # why the first unusable ones are
+    away, downloads = 0, 0  # not on this machine; of these, on the web
 
     def at_hand() -> Iterator[Item]:
-        nonlocal urls, problems
+        nonlocal away, downloads, problems
         for item in source.items():
             items[item.split] += not item.problem
-            urls += bool(item.url) and item.place is None
+            away += item.place is None and not item.problem
+            downloads += item.place is None and item.url.lower().startswith(("http://", "https://"))
             problems += bool(item.problem)
             if item.problem and len(told) < TOLD:
                 told.append(item.problem)
@@ -39,7 +54,6 @@ def plan_lines(source: Source, recipe: Recipe, parts: int, proxy: str) -> Iterat
 
     sampled = heapq.nsmallest(SAMPLED, at_hand(), key=lambda item: hashed(item.key))  # from all over the list
     usable = sum(items.values())
-    total = usable + problems
     if usable and usable <= recipe.least_val:
         raise ValueError(
             f"{usable} usable items are listed, at least {recipe.least_val + 1} are needed: {recipe.least_val} are "
@@ -47,36 +61,55 @@ def plan_lines(source: Source, recipe: Recipe, parts: int, proxy: str) -> Iterat
         )
     if usable and items["val"] < recipe.least_val:  # as lists.py has it
         items = {"train": usable - recipe.least_val, "val": recipe.least_val}
-    shards = sum(-(-count // recipe.per_shard) for count in items.values())
-    yield f"listed: {total:,} ({items['train']:,} to train on, {items['val']:,} held out; {problems:,} unusable)"
+    unusable = f"; {problems:,} unusable" if problems else ""
+    yield f"listed: {usable + problems:,} ({items['train']:,} to train on, {items['val']:,} held out{unusable})"
     yield from source.notes()
     if not usable:
-        raise ValueError(f"none of {total:,} listed items can be used: what is wrong with them stands above")
-    kept = (total - problems) * (ALIVE if urls else 1)
-    of_kept = f"{kept:,.0f} samples" + (f" (if {ALIVE:.0%} of the URLs are alive, as CC12M's were)" if urls else "")
-    rate = CLIPS_S if recipe.clips else 1 / (1 / PACKED_S + (1 / DOWNLOADS_S if urls else 0))
-    hours = total / rate / 3600
-    each = sum(CLIP_BYTES if recipe.clips else CROP_BYTES if tier.px else ORIGINAL_BYTES for tier in recipe.tiers)
-    files = shards * (3 * len(recipe.tiers) + 1)
-    yield (
-        f"plan: {urls:,} downloads, {of_kept}, about {kept * each / 1e9:,.1f} GB in {files:,} files; "
-        f"{hours:,.1f} core-hours ({hours / parts / 24:,.2f} days on one core of each of {parts} part(s))"
-    )
+        raise ValueError(f"none of {problems:,} listed items can be used: what is wrong with them stands above")
+    seen = [] if recipe.clips else list(_look(sampled))
+    yield f"plan: {_cost(recipe, items, away, downloads, seen, parts, cores)}"
     if proxy:
         yield f"through the proxy {proxy}: it decides which addresses may be reached, not the shield"
-    if sampled and not recipe.clips:
-        yield from _sizes(sampled)
+    if seen:
+        sides = [min(picture.width, picture.height) for picture in seen]
+        below = ", ".join(f"{sum(s < px for s in sides) / len(sides):.0%} below {px}" for px in STAGES_PX)
+        yield f"short sides of {len(sides)} of them: {below} px; smaller pictures are enlarged"
 
 
-def _sizes(sampled: list[Item]) -> Iterator[str]:
-    sides = []
+def _look(sampled: list[Item]) -> Iterator[Seen]:
     for item in sampled:
         assert item.place is not None
         try:
-            with Image.open(io.BytesIO(item.place.read())) as picture:
-                sides.append(min(picture.size))
+            data = item.place.read()
+            with Image.open(io.BytesIO(data)) as picture:
+                yield Seen(*picture.size, len(data))
         except Exception:  # counted when it is packed, by its reason
             continue
-    if sides:
-        below = ", ".join(f"{sum(s < px for s in sides) / len(sides):.0%} below {px}" for px in STAGES_PX)
-        yield f"short sides of {len(sides)} of them: {below} px; smaller pictures are enlarged"
+
+
+def _cost(
+    recipe: Recipe, items: dict[Split, int], away: int, downloads: int, seen: list[Seen], parts: int, cores: int
+) -> str:
+    usable = sum(items.values())
+    samples = usable - downloads * (1 - ALIVE)
+    megapixels = mean(picture.width * picture.height for picture in seen) / 1e6 if seen else 1.0
+    if recipe.clips:
+        each_s = 1 / CLIPS_S
+    elif away and not downloads:
+        each_s = 1 / DRAWN_S
+    else:
+        each_s = megapixels / MEGAPIXELS_S + downloads / usable / DOWNLOADS_S
+    original = mean(picture.stored_bytes for picture in seen) if seen else ORIGINAL_BYTES
+    square = CLIP_BYTES if recipe.clips else CROP_BYTES  # of 256²
+    each_bytes = sum(TEXT_BYTES + (square * (tier.px / 256) ** 2 if tier.px else original) for tier in recipe.tiers)
+    shards = sum(-(-count // recipe.per_shard) for count in items.values())
+    tiers = len(recipe.tiers)
+    files = shards * (3 * tiers + 1) + 2 * tiers + 6
+    start_s = START_S + DOWNLOADER_S * bool(away)
+    alive = f" (if {ALIVE:.0%} of the URLs are alive, as CC12M's were)" if downloads else ""
+    of_part = f", each of {parts:,} parts {span(start_s + usable * each_s / parts / cores)}" if parts > 1 else ""
+    return (
+        f"{f'{downloads:,} downloads, ' if downloads else ''}{samples:,.0f} samples{alive}, about "
+        f"{size(samples * each_bytes)} in {files:,} files; about {span(start_s + usable * each_s / cores)} on "
+        f"{cores} cores{of_part}"
+    )

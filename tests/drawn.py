@@ -13,6 +13,7 @@ from preprocessing.pack.images import encode_png, rasterise_svg
 from preprocessing.pack.lists import SPLITS, write_lists
 from preprocessing.pack.making import finish_set, is_whole, make_shards
 from preprocessing.pack.shards import Pixels, Recipe, Tier
+from preprocessing.pack.tally import Progress
 from preprocessing.remove import Removed, finish
 from preprocessing.sources.openmoji import OpenMoji
 
@@ -74,7 +75,7 @@ def write_drawings(
     per_shard: int = 4,
     name: str = "dozen",
     removed: Removed | None = None,
-    progress: Callable[[int], None] = lambda done: None,
+    progress: Progress = lambda *_: None,
     **changes: Any,
 ) -> list[dict[str, Any]]:
     """A set's folder -> the manifests of its splits."""

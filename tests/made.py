@@ -53,7 +53,8 @@ def make_own_set(root: Path, pictures: Path, name: str = "mine") -> Path:
     recipe = row.recipe(source, Options())
     folder = recipe_folder(root, recipe)
     for split in SPLITS:
-        make_folder(folder / split)
+        for tier in recipe.tiers:
+            make_folder(recipe.tier_folder(folder / split, tier))
     make_folder(folder / "lists")
     plan = write_lists(source, folder / "lists", recipe.per_shard, row.least_val)
     for split, number in shard_numbers(plan):

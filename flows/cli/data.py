@@ -89,6 +89,8 @@ def data(arguments: argparse.Namespace) -> int:
 
 
 def _make(name: str, options: Any, arguments: argparse.Namespace) -> int:
+    from joblib import cpu_count
+
     from flows.datasets.making import count_items, list_set, make_set, newest_made, open_source
     from flows.home import datasets, make_home, sources
     from preprocessing.catalogue import find
@@ -109,15 +111,23 @@ def _make(name: str, options: Any, arguments: argparse.Namespace) -> int:
     print(f"{name}: {opened.row.summary}\nterms: {opened.row.licence}; {opened.row.terms}")
     if opened.made() is None and not arguments.dry_run:
         make_home()
-    if opened.row.wants and opened.made() is None:
-        for line in plan_lines(opened.source, opened.recipe, arguments.part[1], arguments.proxy):
+    if opened.made() is None:
+        for line in plan_lines(opened.source, opened.recipe, arguments.part[1], cpu_count(), arguments.proxy):
             print(printable(line))
     if arguments.dry_run:
         made = opened.made()
         print(f"to be made: {opened.folder}" if made is None else f"made already: {made}")
         return 0
-    with tqdm(total=count_items(list_set(opened, print), arguments.part), unit="img") as bar:
-        folder = make_set(opened, lambda done: _advance(bar, done), print, arguments.part, policy)
+    unit = "clips" if opened.row.clips else "img"
+    with tqdm(total=count_items(list_set(opened, print), arguments.part), unit=unit, smoothing=0.1) as bar:
+
+        def show(done: int, of_use: str) -> None:
+            if bar.n == 0:  # what was there before is not this command's speed
+                bar.initial = done
+            bar.set_postfix_str(of_use, refresh=False)
+            _advance(bar, done)
+
+        folder = make_set(opened, show, print, arguments.part, policy)
     if folder is None:
         return 0  # what is missing was said
     return _show(folder, opened.row, arguments)

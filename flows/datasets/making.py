@@ -21,8 +21,9 @@ from preprocessing.fetch.download import Policy
 from preprocessing.items import Source
 from preprocessing.manifest import make_folder, read_json, read_manifest, write_json
 from preprocessing.pack.lists import PLAN, SPLITS, shard_numbers, shard_size, write_lists
-from preprocessing.pack.making import Progress, Web, finish_set, is_whole, make_shards, missing_shards
+from preprocessing.pack.making import Web, finish_set, is_whole, make_shards, missing_shards
 from preprocessing.pack.shards import Pixels, Recipe, Shard
+from preprocessing.pack.tally import Progress
 from preprocessing.sets import (
     RECIPE,
     is_finished,
@@ -34,6 +35,7 @@ from preprocessing.sets import (
     removals,
     unfinished_folder,
 )
+from preprocessing.sources.motion import Motion
 from preprocessing.sources.openmoji import OpenMoji
 
 PIXELS = Pixels(read_rgb, centre_crop)
@@ -91,6 +93,8 @@ def list_set(opened: Opened, say: Say) -> Path:
         target = unfinished_folder(datasets(), opened.recipe)
         make_folder(target / "lists")
         write_json(target / RECIPE, _recipe_json(opened, target))
+        if isinstance(opened.source, Motion):  # whose files are nobody's but ours
+            opened.source.make()
         write_lists(opened.source, target / "lists", opened.recipe.per_shard, opened.row.least_val)
     return target
 
@@ -126,7 +130,7 @@ def make_set(
     if is_finished(target) and is_whole(target, opened.recipe):
         if refused := sum(shard.refused(policy.allow) for shard in _shards(target, opened)):
             say(f"--allow names {refused:,} that were refused when {target.name} was made: to ask them, move it away")
-        progress(count_items(target, part))
+        progress(count_items(target, part), "")
     elif is_finished(target) and not (target / "lists").exists():
         raise ValueError(f"{target} lacks shards, and an earlier version made it: copy them there, or move it away")
     else:
@@ -143,7 +147,7 @@ def make_set(
 def _make(opened: Opened, progress: Progress, say: Say, part: Part, policy: Policy) -> Path | None:
     made = opened.made()
     if made is not None and is_whole(made, opened.recipe):
-        progress(count_items(made, part))
+        progress(count_items(made, part), "")
         return made
     target = made or unfinished_folder(datasets(), opened.recipe)
     plan = read_json(target / "lists" / PLAN)

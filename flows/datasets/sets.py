@@ -16,6 +16,7 @@ from preprocessing.catalogue import CATALOGUE, find
 from preprocessing.items import printable
 from preprocessing.manifest import read_json, read_manifest
 from preprocessing.sets import CARD, RECIPE, SPLITS, current_name, is_finished, name_of, newest_set
+from preprocessing.units import size
 
 WIDTH = 110
 
@@ -35,10 +36,9 @@ class Entry:
     ours: bool  # made here, so that it can be made again
 
     def line(self) -> str:
-        size = f"{self.size_bytes / 1e9:,.2f} GB" if self.size_bytes >= 1e9 else f"{self.size_bytes / 1e6:,.1f} MB"
         state = f"digest {self.digest[:12]}  revision {self.revision}  " if self.digest else ""
         users = self.users or ("unused" if self.ours else "unused, put here by hand")
-        return f"{self.folder.name:28} {self.samples:>12} {self.made_of:>5} {size:>11}  {state}{users}"
+        return f"{self.folder.name:28} {self.samples:>12} {self.made_of:>5} {size(self.size_bytes):>11}  {state}{users}"
 
 
 def list_sets() -> list[Entry]:
@@ -58,24 +58,24 @@ def _size(path: Path) -> int:
 
 
 def _entry(folder: Path, runs: dict[str, set[str]]) -> Entry:
-    size = sum(map(_size, folder.rglob("*")))
+    size_bytes = sum(map(_size, folder.rglob("*")))
     using = [f"run {name}" for name, sets in runs.items() if folder.name in sets]
     users = ", ".join([*filter(None, [names(live(folder, "use"))]), *using])
     recipe = read_json(folder / RECIPE) or {}
     name = recipe.get("name") or name_of(folder)
     if not is_finished(folder):
         ours = folder.name.endswith((".part", ".deleted"))
-        return Entry(folder, name, "unfinished", _progress(folder), 0, "", size, users, ours)
+        return Entry(folder, name, "unfinished", _progress(folder), 0, "", size_bytes, users, ours)
     try:
         splits = [read_manifest(folder / split) for split in SPLITS]
     except ValueError:  # the readers say what is wrong
-        return Entry(folder, name, "damaged", "", 0, "", size, users, False)
+        return Entry(folder, name, "damaged", "", 0, "", size_bytes, users, False)
     counts = [m["samples"] - sum(len(shard.get("removed", ())) for shard in m["shards"]) for m in splits]
     samples = " + ".join(f"{count:,}" for count in counts)
     revision = max(manifest.get("revision", 0) for manifest in splits)
     listed = sum(((read_json(folder / "lists" / "plan.json") or {}).get("items") or {}).values())
     made_of = f"{sum(counts) / listed:.0%}" if listed else ""
-    return Entry(folder, name, samples, made_of, revision, splits[0]["digest"], size, users, bool(recipe))
+    return Entry(folder, name, samples, made_of, revision, splits[0]["digest"], size_bytes, users, bool(recipe))
 
 
 def _progress(folder: Path) -> str:
@@ -185,7 +185,7 @@ def prune(name: str | None, dry_run: bool, say: Callable[[str], None]) -> None:
         except (Trouble, OSError) as error:
             say(f"{entry.folder.name} stays: {error}")
     what = "would be deleted" if dry_run else "deleted"
-    say(f"{len(freed)} unused sets {what}, {sum(freed) / 1e6:,.1f} MB")
+    say(f"{len(freed)} unused {'set' if len(freed) == 1 else 'sets'} {what}, {size(sum(freed))}")
 
 
 def _remove(folder: Path) -> None:

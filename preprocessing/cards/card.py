@@ -18,6 +18,7 @@ from preprocessing.pack.shards import OK, lost_rows, read_rows
 from preprocessing.plan import STAGES_PX
 from preprocessing.remove import removed_keys
 from preprocessing.sets import CARD, DROPPED, folders_of
+from preprocessing.units import size
 
 FORMAT = 2
 ABOUT = ("name", "summary", "licence", "credit", "terms", "published", "sheet")
@@ -171,11 +172,11 @@ def card_lines(folder: Path) -> Iterator[str]:
 
 def card_facts(card: dict[str, Any]) -> dict[str, str]:
     """What a page and Prefect's UI show of it in a table. Text from anyone is printable, not yet escaped."""
-    stored = (f"{state['bytes'] / 1e6:,.1f} MB {place} in {state['shards']:,} shards" for place, state in _data(card))
+    stored = (f"{size(state['bytes'])} {place} in {state['shards']:,} shards" for place, state in _data(card))
     facts = {
         "Samples": _counts(card),
         "Stored": "; ".join(stored),
-        "As it came": f"{card['bytes_as_they_came'] / 1e6:,.1f} MB",
+        "As it came": size(card["bytes_as_they_came"]),
         "Smaller than a stage": enlarged(card) or "none",
         "Equal pictures": equal(card) or "none",
         "Notes": "; ".join(card["notes"]),

@@ -62,12 +62,12 @@ def download(
     policy: Policy,
     processes: int = 1,
     threads: int = 64,
-    progress: Callable[[int], None] = lambda asked: None,
+    progress: Callable[[int, int], None] = lambda asked, alive: None,
 ) -> Iterator[int]:
     """Yields each of ``numbers`` once its raw shard lies verified in ``raw``, in the order in which they are finished;
     those of an earlier run, of the same rows under the same rules, are not fetched again, and one without rows has no
-    raw shard. ``policy.per_host`` is for all ``processes`` together; ``progress`` gets the number of URLs asked since
-    it was called last.
+    raw shard. ``policy.per_host`` is for all ``processes`` together; ``progress`` gets the number of URLs whose answer
+    is known since it was called last, and how many of these are ok.
 
     Raises ValueError if what answered before does no more (the network is away), a shard could not be written or
     verified, or another process is at work in ``raw``; OSError for ``raw`` itself. What was finished stays, and the
@@ -185,7 +185,7 @@ class _Run:
     policy: Policy  # of one process
     processes: int
     threads: int
-    progress: Callable[[int], None]
+    progress: Callable[[int, int], None]
     answered: dict[str, str] = field(default_factory=dict)  # host -> its URL that answered last
     there_s: float = 0.0  # when one of these was asked last, and answered again
 
@@ -220,7 +220,9 @@ class _Run:
                 yield number
                 continue
             try:
-                self.note(verify(self.raw / f"{number:05d}", listed, self.policy))
+                answers = verify(self.raw / f"{number:05d}", listed, self.policy)
+                self.note(answers)
+                self.progress(len(answers), sum(answer["outcome"] == "ok" for answer in answers))
                 yield number
             except (OSError, ValueError):
                 yield number, listed
@@ -265,7 +267,7 @@ class _Run:
             child = self._start(work, todo)
             waiting = list(todo)
             silent: dict[int, Counter[str]] = {}
-            asked = 0
+            read = 0
             while waiting:
                 ended = child.poll() is not None
                 for number in list(waiting):
@@ -283,9 +285,9 @@ class _Run:
                     done.rename(self.raw / f"{number:05d}")
                     _write(self.raw / "answered.json", json.dumps(list(self.answered.items())))
                     yield number
-                so_far = (work / "asked").stat().st_size
-                self.progress(so_far - asked)
-                asked = so_far
+                if outcomes := _rest(work / "asked", read):
+                    self.progress(len(outcomes), sum(outcomes))
+                    read += len(outcomes)
                 if ended and waiting:
                     raise ValueError(
                         f"{len(waiting)} of {len(todo)} shards could not be downloaded: {_reason(self.raw)}; "
@@ -351,6 +353,12 @@ def _reason(raw: Path) -> str:
     lines = (raw / "img2dataset.log").read_text("utf-8", "replace").splitlines() or ["no word"]
     errors = [line for line in lines if re.match(r"[\w.]*(Error|Exception|BrokenProcessPool)\b", line)]
     return re.sub(r"[^ -~]", " ", (errors or lines)[-1])[:300]
+
+
+def _rest(path: Path, start: int) -> bytes:
+    with path.open("rb") as file:
+        file.seek(start)
+        return file.read()
 
 
 def _write(path: Path, text: str) -> None:

@@ -99,13 +99,15 @@ class _Shielded:
         answers: dict[int, dict[str, Any]] = {}
         asked = os.open(self.work / "asked", os.O_WRONLY | os.O_APPEND)
 
-        counter = count(1)
+        counter, untold = count(1), list[bool]()  # of each answer: whether it is ok
 
         def fetch_row(row: tuple[int, str], **_: object) -> tuple[int, io.BytesIO | None, str | None]:
             key, url = rows[row[0]]
             answer = fetch(url, self.policy)
-            if next(counter) % TOLD == 0:
-                os.write(asked, bytes(TOLD))
+            ok = answer.outcome == "ok"
+            untold.append(ok)
+            if next(counter) % TOLD == 0:  # one of the threads, when so many have told
+                os.write(asked, bytes(untold.pop() for _ in range(TOLD)))
             answers[row[0]] = {
                 "key": key,
                 "url": url,
@@ -116,13 +118,12 @@ class _Shielded:
                 "fetched_s": time.time(),
                 "bytes": len(answer.data),
             }
-            ok = answer.outcome == "ok"
             return row[0], io.BytesIO(answer.data) if ok else None, None if ok else answer.outcome
 
         theirs.download_image_with_retry = fetch_row
         try:
             done, _ = theirs.Downloader(**self.settings)(shard)
-            os.write(asked, bytes(len(answers) % TOLD))
+            os.write(asked, bytes(untold))
         finally:
             os.close(asked)
         if done:

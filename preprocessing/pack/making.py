@@ -8,7 +8,7 @@ import os
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, as_completed, wait
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -35,10 +35,11 @@ from preprocessing.manifest import (
 )
 from preprocessing.pack.lists import SPLITS, read_items, shard_numbers, shard_size
 from preprocessing.pack.shards import Pixels, Recipe, Shard, pack_shard, read_rows
+from preprocessing.pack.tally import Progress, Tally, count_for
 from preprocessing.remove import Removed, reapply, removed_keys
 from preprocessing.sets import DROPPED
 
-Progress = Callable[[int], None]  # items of the list that are dealt with, of the part that is being made
+LOOK_S = 0.5  # between two looks at what the workers have packed
 VAL = 1_000_000  # what the downloader adds to the numbers of val's shards: it knows no splits
 
 
@@ -60,7 +61,7 @@ def make_shards(
     recipe: Recipe,
     pixels: Pixels,
     workers: int,
-    progress: Progress = lambda done: None,
+    progress: Progress = lambda done, yield_: None,
     part: tuple[int, int] = (1, 1),
     web: Web | None = None,
 ) -> None:
@@ -73,14 +74,17 @@ def make_shards(
         for tier in recipe.tiers:
             make_folder(recipe.tier_folder(folder / split, tier))
     known = {split: _made_before(folder / split) for split in SPLITS}
-    missing, done = [], 0
+    missing, tally = [], Tally(progress, web is not None)
     for split, number in sorted(shard_numbers(plan, part), key=lambda numbered: numbered[0] != "val"):
         shard = Shard(folder, recipe, split, number)
-        if shard.entries() is None:
+        entries, size = shard.entries(), shard_size(plan, split, number)
+        if entries is None:
             missing.append(shard)
+            tally.missing += size
         else:
-            done += shard_size(plan, shard.split, shard.number)
-    progress(done)
+            tally.there += size
+            tally.there_usable += entries[recipe.tiers[0]]["samples"]
+    tally.tell()
     _refuse_empty_val(folder, plan, recipe)
     if not missing:
         return
@@ -90,13 +94,14 @@ def make_shards(
         return pool.submit(pack_shard, shard, lists, root, pixels, answers, known[shard.split].get(shard.number, ""))
 
     raw = folder / "raw" / f"{part[0]}-of-{part[1]}"  # of its own: parts go on at the same time
-    with _pool(folder, min(workers, len(missing))) as pool:
-        ready = iter(missing) if web is None else _fetched(missing, lists, root, raw, web)
-        for shard in _packed(ready, pack, ahead=2 * workers):
+    with _pool(folder, min(workers, len(missing)), tally) as pool:
+        ready = iter(missing) if web is None else _fetched(missing, lists, root, raw, web, tally)
+        for shard in _packed(ready, pack, 2 * workers, tally):
             if web is not None:
                 discard_raw(raw, _code(shard))
-            done += shard_size(plan, shard.split, shard.number)
-            progress(done)
+            tally.made += shard_size(plan, shard.split, shard.number)
+            tally.made_usable += (shard.entries() or {})[recipe.tiers[0]]["samples"]
+            tally.tell()
             if shard.split == "val":
                 _refuse_empty_val(folder, plan, recipe)
 
@@ -118,7 +123,7 @@ def _made_before(folder: Path) -> dict[int, str]:
     return {int(Path(shard["file"]).stem): shard["sha256"] for shard in shards}
 
 
-def _fetched(missing: list[Shard], lists: Path, root: Path, raw: Path, web: Web) -> Iterator[Shard]:
+def _fetched(missing: list[Shard], lists: Path, root: Path, raw: Path, web: Web, tally: Tally) -> Iterator[Shard]:
     """The shards, each when its answers lie in ``raw``."""
     by_code = {_code(shard): shard for shard in missing}
 
@@ -126,7 +131,7 @@ def _fetched(missing: list[Shard], lists: Path, root: Path, raw: Path, web: Web)
         items = read_items(lists, root, by_code[code].split, by_code[code].number)
         return [(item.key, web.address(item.key, item.url)) for item in items if not item.problem]
 
-    for code in download(list(by_code), rows, raw, web.policy, web.processes, web.threads):
+    for code in download(list(by_code), rows, raw, web.policy, web.processes, web.threads, tally.add_asked):
         yield by_code[code]
 
 
@@ -134,15 +139,24 @@ def _code(shard: Shard) -> int:
     return shard.number + (VAL if shard.split == "val" else 0)
 
 
-def _packed(ready: Iterator[Shard], pack: Callable[[Shard], Future[None]], ahead: int) -> Iterator[Shard]:
+def _packed(ready: Iterator[Shard], pack: Callable[[Shard], Future[None]], ahead: int, tally: Tally) -> Iterator[Shard]:
     """The shards, each when it is packed; at most ``ahead`` are given out at once."""
     running: dict[Future[None], Shard] = {}
+
+    def over(most: int) -> Iterator[Shard]:
+        """Those that are packed, once no more than ``most`` are not."""
+        while True:
+            full = len(running) > most
+            done = wait(running, timeout=LOOK_S if full else 0, return_when=FIRST_COMPLETED).done
+            yield from (_result(future, running) for future in done)
+            if len(running) <= most:
+                return
+            tally.tell()
+
     for shard in ready:
         running[pack(shard)] = shard
-        over = wait(running, timeout=None if len(running) >= ahead else 0, return_when=FIRST_COMPLETED).done
-        yield from (_result(future, running) for future in over)
-    for future in as_completed(list(running)):
-        yield _result(future, running)
+        yield from over(ahead - 1)
+    yield from over(0)
 
 
 def _result(future: Future[None], running: dict[Future[None], Shard]) -> Shard:
@@ -151,8 +165,10 @@ def _result(future: Future[None], running: dict[Future[None], Shard]) -> Shard:
 
 
 @contextmanager
-def _pool(folder: Path, workers: int) -> Iterator[ProcessPoolExecutor]:
-    pool = ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=_start_worker)
+def _pool(folder: Path, workers: int, tally: Tally) -> Iterator[ProcessPoolExecutor]:
+    pool = ProcessPoolExecutor(
+        workers, mp_context=get_context("spawn"), initializer=_start_worker, initargs=(tally.packed,)
+    )
     try:
         yield pool
     except BrokenProcessPool as error:
@@ -163,7 +179,8 @@ def _pool(folder: Path, workers: int) -> Iterator[ProcessPoolExecutor]:
         pool.shutdown(cancel_futures=True)  # after an error, don't write the rest first
 
 
-def _start_worker() -> None:
+def _start_worker(packed: Any) -> None:
+    count_for(packed)
     os.environ["VIPS_CONCURRENCY"] = "1"  # the processes are the parallelism
     threading.Thread(target=_die_with_parent, daemon=True).start()
 

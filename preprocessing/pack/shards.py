@@ -38,6 +38,7 @@ from preprocessing.members import check_key, index_tar
 from preprocessing.pack.images import encode_jpeg, encode_png
 from preprocessing.pack.lists import read_items, shard_numbers, shard_size
 from preprocessing.pack.originals import without_metadata
+from preprocessing.pack.tally import count_packed
 
 FORMAT = 2
 DEADLINE_S = 60  # for one picture's decoding
@@ -195,6 +196,7 @@ def pack_shard(
             tars = {tier: stack.enter_context(TarFile(path)) for tier, path in paths.items()}
             for item in items:
                 row, members = _sample(item, answers.get(item.key), shard.recipe, pixels)
+                count_packed(bool(members))
                 rows.append({**row, "place": tars[first].samples if members else -1})
                 for tier, parts in members.items():
                     tars[tier].add(item.key, parts)

@@ -34,8 +34,8 @@ class Coco:
     _notes: list[str] = field(default_factory=list, init=False, repr=False, compare=False)
 
     def fingerprint(self) -> dict[str, Any]:
-        """By the captions, and by the pictures' names, sizes and, of a zip, checksums."""
-        sizes = sorted((name, size, crc) for name, (size, crc, _) in self._pictures.items())
+        """By the captions, and by the pictures' names, sizes and, of a zip, members and checksums."""
+        sizes = sorted((name, size, crc, place.member) for name, (size, crc, place) in self._pictures.items())
         captions = digest([self._about, sorted(self._captions.items())])
         return {"kind": "COCO 2014", "captions": captions, "pictures": digest(sizes), "seed": self.seed,
                 "limit": self.limit}  # fmt: skip

@@ -29,8 +29,8 @@ class Pictures:
     held_out: float = 0.05  # share of the pictures, by the hash of their keys
 
     def fingerprint(self) -> dict[str, Any]:
-        """By what every picture and caption is."""
-        files = [(item.key, item.caption, item.problem, item.place and item.place.sha256) for item in self._listed]
+        """By what every picture and caption is, and where it lies: samples name their file."""
+        files = [(i.key, i.meta["file"], i.caption, i.problem, i.place and i.place.sha256) for i in self._listed]
         return {"kind": "folder of pictures", "files": digest(files), "held_out": self.held_out}
 
     def root(self) -> Path:

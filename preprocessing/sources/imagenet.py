@@ -42,14 +42,17 @@ class ImageNet:
     _notes: list[str] = field(default_factory=list, init=False, repr=False, compare=False)
 
     def fingerprint(self) -> dict[str, Any]:
-        """By the synsets, and the pictures' names and sizes: nobody reads 140 GB to know a published set again."""
+        """By the synsets, the pictures' names and sizes, since nobody reads 140 GB to know a published set again, and
+        by the layout: a list that names a tar is of no use to who has the folders.
+        """
         listed = hashlib.sha256()
         for synset, name, size, _ in chain(_pictures(self._root), [("", "", 0, None)], _pictures(self._val)):
             listed.update(f"{synset}/{name} {size}\n".encode())
-        return {"kind": "ImageNet", "pictures": listed.hexdigest(), "synsets": self._synsets, "limit": self.limit}
+        return {"kind": "ImageNet", "pictures": listed.hexdigest(), "synsets": self._synsets, "limit": self.limit,
+                "in": str(self._root.relative_to(self.root()))}  # fmt: skip
 
     def root(self) -> Path:
-        return self.source
+        return self.source.parent if self.source.is_file() else self.source
 
     def notes(self) -> list[str]:
         return self._notes

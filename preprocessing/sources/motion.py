@@ -13,7 +13,6 @@ import tempfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +20,11 @@ import ffmpeg
 from imageio_ffmpeg import get_ffmpeg_exe, get_ffmpeg_version
 from PIL import Image, __version__
 
-from preprocessing.items import Item
+from preprocessing.items import Item, Place
 from preprocessing.manifest import make_folder, read_json, write_file, write_json
 from preprocessing.pack.images import rasterise_svg
 from preprocessing.sources.openmoji import Drawing, OpenMoji
-from preprocessing.sources.videos import Videos
+from preprocessing.sources.videos import split_of
 
 COUNT, PX = 300, 128
 FRAMES, FPS = 76, 25  # a clip spans 61 of them
@@ -53,10 +52,7 @@ def make_motion_videos(
     """
     if px < 16 or px % 2:
         raise ValueError(f"px must be even and at least 16, got {px}: H.264 halves the resolution of colours")
-    source = OpenMoji()
-    drawings = sorted(source.drawings, key=lambda drawing: hashlib.sha256(drawing.key.encode()).digest())
-    if not 1 <= count <= len(drawings) * len(MOTIONS):
-        raise ValueError(f"count must be from 1 to {len(drawings) * len(MOTIONS):,}, got {count:,}")
+    scenes = _scenes(count)
     make_folder(folder)
     recipe = _recipe(px)
     if (read_json(folder / "motion.json") or recipe) != recipe:
@@ -64,32 +60,47 @@ def make_motion_videos(
             f"{folder} holds videos of another size or of other versions: use another folder, or delete it"
         )
     write_json(folder / "motion.json", recipe)
-
-    rows: list[tuple[str, str]] = []
-    missing: list[tuple[Path, Drawing, str, int]] = []
-    for number in range(count):
-        again, which = divmod(number, len(drawings))
-        drawing, motion = drawings[which], list(MOTIONS)[(which + again) % len(MOTIONS)]
-        path = folder / f"{number:05d}.mp4"
-        rows.append((path.name, f"{drawing.caption}, {motion}"))
-        if not path.exists():
-            missing.append((path, drawing, motion, px))
+    missing = [scene for scene in scenes if not (folder / scene.file).exists()]
     progress(count - len(missing), count)
     pool = ThreadPoolExecutor(os.cpu_count())  # Pillow and ffmpeg leave the interpreter free
     try:
-        for done, _ in enumerate(pool.map(lambda job: _make(*job), missing), count - len(missing) + 1):
+        for done, _ in enumerate(pool.map(lambda scene: _make(folder, scene, px), missing), count - len(missing) + 1):
             progress(done, count)
     finally:
         pool.shutdown(cancel_futures=True)
     table = io.StringIO(newline="")
-    csv.writer(table, lineterminator="\n").writerows([("file", "caption"), *rows])
+    csv.writer(table, lineterminator="\n").writerows([("file", "caption"), *((s.file, s.caption) for s in scenes)])
     write_file(folder / "captions.csv", table.getvalue().encode())
     return folder / "captions.csv"
 
 
+@dataclass(frozen=True)
+class Scene:
+    """A video to be made: which drawing moves how."""
+
+    file: str
+    drawing: Drawing
+    motion: str
+
+    @property
+    def caption(self) -> str:
+        return f"{self.drawing.caption}, {self.motion}"
+
+
+def _scenes(count: int) -> list[Scene]:
+    drawings = sorted(OpenMoji().drawings, key=lambda drawing: hashlib.sha256(drawing.key.encode()).digest())
+    if not 1 <= count <= len(drawings) * len(MOTIONS):
+        raise ValueError(f"count must be from 1 to {len(drawings) * len(MOTIONS):,}, got {count:,}")
+    scenes = []
+    for number in range(count):
+        again, which = divmod(number, len(drawings))
+        scenes.append(Scene(f"{number:05d}.mp4", drawings[which], list(MOTIONS)[(which + again) % len(MOTIONS)]))
+    return scenes
+
+
 @dataclass
 class Motion:
-    """The videos as a source, made in ``folder`` when they are listed."""
+    """The videos as a source; ``make`` puts those into ``folder`` that are listed and not there yet."""
 
     folder: Path
     count: int = COUNT
@@ -99,7 +110,9 @@ class Motion:
         return {"source": "openmoji-motion", "count": self.count, "held_out": self.held_out, **_recipe(PX)}
 
     def items(self) -> Iterator[Item]:
-        return self._videos.items()
+        for scene in _scenes(self.count):
+            key = Path(scene.file).stem
+            yield Item(key, scene.caption, split_of(key, self.held_out), Place(self.folder / scene.file))
 
     def root(self) -> Path:
         return self.folder
@@ -107,19 +120,18 @@ class Motion:
     def notes(self) -> list[str]:
         return []
 
-    @cached_property
-    def _videos(self) -> Videos:
-        return Videos(self.folder, make_motion_videos(self.folder, self.count), self.held_out)
+    def make(self) -> None:
+        make_motion_videos(self.folder, self.count)
 
 
 def _recipe(px: int) -> dict[str, Any]:
     return {"px": px, "from": f"{OpenMoji().version}, Pillow {__version__}, ffmpeg {get_ffmpeg_version()}"}
 
 
-def _make(path: Path, drawing: Drawing, motion: str, px: int) -> None:
-    picture = Image.fromarray(rasterise_svg(drawing.path, px))
-    frames = (_frame(picture, *MOTIONS[motion](i / (FRAMES - 1))) for i in range(FRAMES))
-    write_file(path, _encode(b"".join(frame.tobytes() for frame in frames), px))
+def _make(folder: Path, scene: Scene, px: int) -> None:
+    picture = Image.fromarray(rasterise_svg(scene.drawing.path, px))
+    frames = (_frame(picture, *MOTIONS[scene.motion](i / (FRAMES - 1))) for i in range(FRAMES))
+    write_file(folder / scene.file, _encode(b"".join(frame.tobytes() for frame in frames), px))
 
 
 def _frame(picture: Image.Image, right: float, down: float, size: float, degrees: float) -> Image.Image:

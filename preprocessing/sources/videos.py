@@ -67,7 +67,7 @@ class Videos:
         bare = [path.relative_to(self.folder).as_posix() for path in files if path not in used]
         self._notes = [f"{len(bare):,} videos without a caption, left out: {first(bare)}"] if bare else []
         for path, caption, problem in spread(rows, self.limit):
-            yield Item(path.stem, caption, _split(path.stem, self.held_out), _place(path), problem=problem)
+            yield Item(path.stem, caption, split_of(path.stem, self.held_out), _place(path), problem=problem)
 
     def root(self) -> Path:
         return self.folder
@@ -136,7 +136,7 @@ class WebVid:
             yield Item(
                 key,
                 caption,
-                _split(key, self.held_out),
+                split_of(key, self.held_out),
                 None if path is None else _place(path),
                 meta={name: row[name] for name in ("contentUrl", "duration", "page_dir") if row.get(name)},
                 problem="no such video" if path is None else problem,
@@ -156,7 +156,7 @@ def _place(path: Path) -> Place:
     return Place(path, length=path.stat().st_size)
 
 
-def _split(key: str, held_out: float) -> Split:
+def split_of(key: str, held_out: float) -> Split:
     """By hash, so that what is held out stays so when the set grows."""
     return "val" if int(hashlib.sha256(key.encode()).hexdigest(), 16) % 1_000_000 < held_out * 1_000_000 else "train"
 

@@ -56,7 +56,7 @@ def opened(source: OpenMoji = DOZEN) -> Opened:
 
 
 def make(source: OpenMoji = DOZEN, say: Callable[[str], None] = lambda line: None) -> Path:
-    made = make_set(opened(source), lambda done: None, say)
+    made = make_set(opened(source), lambda *_: None, say)
     assert made is not None
     return made
 
@@ -116,12 +116,12 @@ def test_a_set_that_an_earlier_version_made_is_taken_as_it_lies(root: Path) -> N
     before = contents(old)
     row, said = find("openmoji"), list[str]()
     same = Opened(row, DOZEN, row.recipe(DOZEN, Options()), Options())
-    assert same.made() == old == make_set(same, lambda done: None, said.append) and contents(old) == before
+    assert same.made() == old == make_set(same, lambda *_: None, said.append) and contents(old) == before
     other = Opened(row, FEW, row.recipe(FEW, Options()), Options())
     assert other.made() is None and newest_set(root, "openmoji") == old
     (old / "train" / "00000.tar").unlink()
     with pytest.raises(ValueError, match="lacks shards, and an earlier version made it"):
-        make_set(same, lambda done: None, said.append)
+        make_set(same, lambda *_: None, said.append)
 
 
 def test_what_was_removed_under_a_former_name_stays_removed(root: Path) -> None:
@@ -164,7 +164,7 @@ def test_an_unfinished_set_goes_on_after_its_source_and_its_home_were_moved(
         return found
 
     def finished(source: Opened) -> list[str]:
-        made = make_set(source, lambda done: None, lambda line: None)
+        made = make_set(source, lambda *_: None, lambda line: None)
         assert made is not None
         return [read_manifest(made / split)["digest"] for split in ("train", "val")]
 
@@ -214,18 +214,18 @@ def test_a_manifest_that_cannot_be_made_again_is_one_line_before_any_work(root: 
 def test_a_lost_tier_of_a_finished_set_is_made_again(root: Path, lost: str) -> None:
     plain = opened()
     two = replace(plain, recipe=replace(plain.recipe, tiers=(Tier(16, "png"), Tier(0))))
-    folder = make_set(two, lambda done: None, print)
+    folder = make_set(two, lambda *_: None, print)
     assert folder is not None
     before, path = contents(folder), folder / "train" / lost
     shutil.rmtree(path) if path.is_dir() else path.unlink()
-    assert make_set(two, lambda done: None, print) == folder
+    assert make_set(two, lambda *_: None, print) == folder
     assert made_of(contents(folder)) == made_of(before)
 
 
 def test_another_sets_tier_is_found_and_made_again(root: Path) -> None:
     tiers = (Tier(16, "png"), Tier(0))
     mine, others = (replace(one, recipe=replace(one.recipe, tiers=tiers)) for one in (opened(), opened(FEW)))
-    folder, other = (make_set(one, lambda done: None, print) for one in (mine, others))
+    folder, other = (make_set(one, lambda *_: None, print) for one in (mine, others))
     assert folder is not None and other is not None
     verify_set(folder)
     before = contents(folder)
@@ -234,7 +234,7 @@ def test_another_sets_tier_is_found_and_made_again(root: Path) -> None:
     with pytest.raises(ValueError, match=r"train/originals is not the one that .* delete it and make the shards again"):
         verify_set(folder)
     shutil.rmtree(folder / "train" / "originals")
-    assert make_set(mine, lambda done: None, print) == folder and made_of(contents(folder)) == made_of(before)
+    assert make_set(mine, lambda *_: None, print) == folder and made_of(contents(folder)) == made_of(before)
 
 
 @pytest.mark.parametrize("damage", ["gone", "torn", "another's"])
@@ -387,7 +387,7 @@ def test_a_picture_stays_removed_under_another_key_and_its_old_key_takes_no_othe
         pictures = make_pictures(tmp_path / folder, dict.fromkeys(named, "a picture"))
         source = open_source("mine", Options(held_out=held_out), pictures)
         assert source is not None
-        made = make_set(source, lambda done: None, lambda line: None)
+        made = make_set(source, lambda *_: None, lambda line: None)
         assert made is not None
         return made
 
@@ -520,8 +520,7 @@ def test_sets_are_listed_with_their_users_and_unused_ones_pruned(
         assert is_finished(squares_here)  # what took a source is not deleted unnamed
         assert main(["data", "squares", "--prune", "--dry-run"]) == 0
         assert (
-            "2 unused sets would be deleted, 0.2 MB" in capsys.readouterr().out
-            and contents(root).keys() > before.keys()
+            "2 unused sets would be deleted, 224." in capsys.readouterr().out and contents(root).keys() > before.keys()
         )
         assert main(["data", "squares", "--prune"]) == 0
     assert sorted(path.name for path in root.iterdir() if path.is_dir()) == [
@@ -557,7 +556,7 @@ def test_a_link_to_another_disk_stays_and_nothing_ends_a_prune(
         for name in ("half.part", "left.deleted", "linked"):
             assert f"{name} stays: it is a link to {disk}; where unused, remove both by hand" in out
             assert (root / name).is_symlink() and is_finished(disk)
-    assert "squares stays: [Errno 16] Device or resource busy" in out and "1 unused sets deleted, 0.1 MB" in out
+    assert "squares stays: [Errno 16] Device or resource busy" in out and "1 unused set deleted, 112." in out
     assert not (root / "squares-2").exists()
 
 
@@ -635,7 +634,7 @@ def test_duplicates_are_dropped_where_asked_and_are_no_removals(root: Path) -> N
     files[twins[1]].write_bytes(files[twins[0]].read_bytes())
     whole = make()
     asked = replace(plain, recipe=replace(plain.recipe, drop_duplicates=True))
-    fewer = make_set(asked, lambda done: None, lambda line: None)
+    fewer = make_set(asked, lambda *_: None, lambda line: None)
     assert fewer is not None and fewer != whole
     gone = set().union(*(removed_keys(fewer / split) for split in ("train", "val")))
     assert len(gone) == 1 and gone < set(twins) and read_json(fewer / "dropped.json") == {"keys": sorted(gone)}
@@ -650,7 +649,7 @@ def test_a_split_of_which_nothing_is_left_is_named_and_the_set_is_not(root: Path
     asked = replace(plain, recipe=replace(plain.recipe, drop_duplicates=True))
     for _ in range(2):
         with pytest.raises(ValueError, match=r"val: none of 3 samples is left \(3 had .* 0 were removed\): leave out"):
-            make_set(asked, lambda done: None, lambda line: None)
+            make_set(asked, lambda *_: None, lambda line: None)
     removed: dict[str, Any] = {drawing.key: {} for drawing in DOZEN.split("val")}
     write_json(root / "dozen.removed.json", {"format": 1, "removed": removed})
     with pytest.raises(ValueError, match=r"val: none of 3 samples is left \(0 had .* 3 were removed\)"):
@@ -673,7 +672,7 @@ def test_a_set_that_a_removal_emptied_is_refused_and_the_removed_are_not_counted
 def test_a_name_with_options_means_the_set_that_was_made_with_them(root: Path) -> None:
     plain = opened()
     without = Options(limit=13, drop_duplicates=True)
-    fewer = make_set(replace(plain, recipe=replace(plain.recipe, drop_duplicates=True)), lambda done: None, print)
+    fewer = make_set(replace(plain, recipe=replace(plain.recipe, drop_duplicates=True)), lambda *_: None, print)
     whole = make()
     assert newest_made("dozen", without) == fewer and newest_made("dozen", Options(limit=13)) == whole
     (whole / "recipe.json").rename(whole / "away")
@@ -706,7 +705,7 @@ def test_what_was_refused_and_may_be_asked_now_is_said_of_a_finished_set(root: P
     for name, column in (("url", asked), ("outcome", outcomes)):
         rows = rows.set_column(rows.schema.get_field_index(name), name, column)
     pq.write_table(rows, path)
-    make_set(opened(), lambda done: None, said.append)
+    make_set(opened(), lambda *_: None, said.append)
     assert said == []
-    make_set(opened(), lambda done: None, said.append, policy=Policy(allow=("127.0.0.1:1",)))
+    make_set(opened(), lambda *_: None, said.append, policy=Policy(allow=("127.0.0.1:1",)))
     assert said == [f"--allow names 1 that were refused when {folder.name} was made: to ask them, move it away"]

@@ -59,7 +59,8 @@ class Story:
     away: str  # what was said without a network
     done: list[list[int]]  # numbers, run by run
     hits: list[Counter[str]]  # the server's, after each run with it
-    asked: int  # what progress told in the last run
+    asked: int  # what progress told in the last run, and of what was there before it
+    alive: int
     orphans: list[str]
     printed: str = ""  # by the killed run, beside its numbers
 
@@ -69,17 +70,18 @@ def story(tmp_path_factory: pytest.TempPathFactory) -> Iterable[Story]:
     port, closed = free_port(), free_port()
     raw = tmp_path_factory.mktemp("story") / "raw"
     policy = Policy(allow=(f"127.0.0.1:{port}", f"127.0.0.1:{closed}"), deadline_s=2.0)
-    story = Story(rows_of(port, closed), raw, policy, "", [[], [], []], [], 0, [])
+    story = Story(rows_of(port, closed), raw, policy, "", [[], [], []], [], 0, 0, [])
 
     def run(into: list[int]) -> None:
-        def progress(asked: int) -> None:
+        def progress(asked: int, alive: int) -> None:
             story.asked += asked
+            story.alive += alive
 
         into.extend(download([4, 0, 1, 2, 3], story.rows.__getitem__, raw, policy, 2, 8, progress))
 
     with pytest.raises(ValueError) as error:
         run(story.done[0])
-    story.away, story.asked = str(error.value), 0
+    story.away, story.asked, story.alive = str(error.value), 0, 0
 
     with HostileServer(port) as server:
         told = json.dumps([story.rows, str(raw), policy.allow])
@@ -128,7 +130,9 @@ def test_a_kill_leaves_no_process_and_loses_no_shard(story: Story) -> None:
     before, after = story.hits
     again = [i for i in range(2, 12) if after[f"/good/{i}.jpg"] != before[f"/good/{i}.jpg"]]
     assert len(again) <= 1  # asked whether the network is there, when the shard of dead links had no answer
-    assert story.asked == sum(len(rows) for number, rows in enumerate(story.rows) if number not in finished)
+    answers = [answer for number in range(5) for answer in read_raw(story.raw, number).values()]
+    assert story.asked == len(answers) == sum(map(len, story.rows))  # with those of the runs before
+    assert story.alive == sum(answer.outcome == "ok" for answer in answers)
     assert not list(story.raw.glob("work-*"))
 
 

@@ -3,7 +3,11 @@ from pathlib import Path
 import pytest
 
 from inputs import png, write_tar
+from made import make_own_set
+from mdm.data.shards import choose_tier
 from preprocessing.items import Item
+from preprocessing.manifest import read_manifest
+from preprocessing.members import samples_in
 from preprocessing.sources.imagenet import ImageNet
 
 SYNSETS = ["n02119789", "n01440764", "n03000134"]
@@ -146,3 +150,24 @@ def test_a_folder_without_pictures_is_refused(tmp_path: Path) -> None:
     for folder in (tmp_path, tmp_path / "none"):
         with pytest.raises(ValueError, match=r"no pictures: looked for folders of synsets"):
             list(ImageNet(folder).items())
+
+
+@pytest.mark.parametrize("form", ["folder", "tar"])
+def test_a_set_holds_crops_to_train_on_and_the_originals_to_measure_against(tmp_path: Path, form: str) -> None:
+    source = tmp_path / "source"
+    source.mkdir()
+    if form == "tar":
+        write_official(source)
+    else:
+        fill(source)
+    split = make_own_set(tmp_path / "sets", source, "imagenet") / "train"
+    manifest = read_manifest(split)
+    assert [choose_tier(split, manifest, px) for px in (64, 256)] == [split, split]
+    assert [choose_tier(split, manifest, px) for px in (0, 512)] == [split / "originals"] * 2
+    crops, originals = (list(samples_in(folder / "00000.tar")) for folder in (split, split / "originals"))
+    assert [sample.key for sample in crops] == [sample.key for sample in originals] and len(crops) == 12
+    with (split / "originals" / "00000.tar").open("rb") as tar:
+        for sample in originals:
+            offset, length = sample.members["png"]
+            tar.seek(offset)
+            assert tar.read(length) == png(int(sample.key[-1]))

@@ -120,3 +120,41 @@ def test_what_has_another_length_than_was_listed_is_not_read(tmp_path: Path) -> 
     for place in places:
         with pytest.raises(OSError, match="bytes, it was listed with 51"):
             place.read()
+
+
+def test_what_has_one_fingerprint_has_one_list_in_whatever_layout(tmp_path: Path) -> None:
+    """The same pictures elsewhere below the source's root are another recipe: half a set made from tars cannot be
+    finished from folders, nor by another machine that has these.
+    """
+    synset, data, about = "n01440764", b"a picture", {"images": [{"id": 1, "file_name": "b.png"}]}
+    about["annotations"] = [{"id": 1, "image_id": 1, "caption": "a b"}]
+    names = [f"{synset}_{key}.JPEG" for key in NINE]
+    for folder in ("plain", "sub/train", "other"):
+        make_folder(tmp_path / folder / synset)
+        for name in names:
+            (tmp_path / folder / synset / name).write_bytes(data)
+    for folder in ("tar", "tar-2"):
+        make_folder(tmp_path / folder)
+        part = write_tar(tmp_path / "part.tar", [(name, data) for name in names])
+        write_tar(tmp_path / folder / "ILSVRC2012_img_train.tar", [(f"{synset}.tar", part.read_bytes())])
+    for folder in ("own", "own/below"):
+        make_pictures(tmp_path / folder, dict.fromkeys(NINE, "red"))
+    (tmp_path / "own" / "below").rename(tmp_path / "below")
+    make_folder(tmp_path / "own-2")
+    (tmp_path / "below").rename(tmp_path / "own-2" / "below")
+    for folder, member in (("zip", "val2014/b.png"), ("zip-2", "b.png"), ("zip-3", "b.png")):
+        make_folder(tmp_path / folder)
+        (tmp_path / folder / CAPTIONS).write_text(json.dumps(about))
+        with ZipFile(tmp_path / folder / "val2014.zip", "w") as archive:
+            archive.writestr(member, data)
+    tar = tmp_path / "tar" / "ILSVRC2012_img_train.tar"
+    roots = (tmp_path / "plain", tmp_path / "other", tmp_path / "sub", tmp_path / "sub/train", tmp_path / "tar-2", tar)
+    sources: list[Source] = [ImageNet(root) for root in roots]
+    sources += [Pictures(tmp_path / name) for name in ("own", "own-2")]
+    sources += [Coco(tmp_path / name) for name in ("zip", "zip-2", "zip-3")]
+    lists: dict[str, set[str]] = {}
+    for number, source in enumerate(sources):
+        make_folder(tmp_path / "lists" / str(number))
+        plan = write_lists(source, tmp_path / "lists" / str(number), 100, 0)
+        lists.setdefault(json.dumps(source.fingerprint()), set()).add(json.dumps(plan["lists"]))
+    assert [len(of_one) for of_one in lists.values()] == [1] * 7

@@ -8,7 +8,7 @@ from PIL import Image
 
 from preprocessing.pack.video import extract_clip
 from preprocessing.sources import motion
-from preprocessing.sources.motion import MOTIONS, make_motion_videos
+from preprocessing.sources.motion import MOTIONS, Motion, make_motion_videos
 from preprocessing.sources.openmoji import OpenMoji
 
 PX = 48
@@ -105,3 +105,10 @@ def test_settings_that_cannot_be_are_refused(made: Path, tmp_path: Path) -> None
     for count in (0, 12 * len(MOTIONS) + 1):
         with pytest.raises(ValueError, match="count must be from 1 to 96"):
             make_motion_videos(tmp_path, count, PX)
+
+
+def test_the_list_is_that_of_the_videos_and_is_known_before_they_are_made(made: Path, tmp_path: Path) -> None:
+    listed = list(Motion(tmp_path / "none", len(MOTIONS)).items())
+    assert not (tmp_path / "none").exists()
+    assert {f"{item.key}.mp4": item.caption for item in listed} == captions(made)
+    assert all(item.place and item.place.file == tmp_path / "none" / f"{item.key}.mp4" for item in listed)

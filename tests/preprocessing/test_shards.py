@@ -38,7 +38,7 @@ def inline(monkeypatch: pytest.MonkeyPatch) -> None:
 def write(folder: Path, px: int = PX) -> list[int]:
     """Write both splits in shards of four into the folder above -> what was reported as progress."""
     seen: list[int] = []
-    write_drawings(folder.parent, TWELVE, px, progress=seen.append)
+    write_drawings(folder.parent, TWELVE, px, progress=lambda done, _: seen.append(done))
     return seen
 
 
