@@ -36,11 +36,12 @@ from torch.utils.flop_counter import FlopCounterMode
 ROOT = Path(__file__).parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "evaluation")]
 
-from evaluation.features import RandomFeatures, load_folder  # noqa: E402
+from evaluation.features import RandomFeatures  # noqa: E402
 from evaluation.inception import InceptionV3  # noqa: E402
 from evaluation.resize import bicubic  # noqa: E402
 from evaluation.streaming import extract_all  # noqa: E402
 from evaluation.weights import find_weights  # noqa: E402
+from mdm.data.pixels import read_rgb  # noqa: E402
 from mdm.run.job import commit, cpu_name  # noqa: E402
 from random_weights import whole_layers, write_inception  # noqa: E402
 
@@ -70,7 +71,8 @@ def speed(folder: Path, pictures: int, rounds: int) -> tuple[list[str], float]:
 
     def ours(network: InceptionV3) -> NDArray[np.float32]:
         parts = (names[i : i + BATCH] for i in range(0, pictures, BATCH))
-        return network.extract(load_folder(folder / "png", part, PX) for part in parts)
+        files = ([(folder / "png" / name).read_bytes() for name in part] for part in parts)
+        return network.extract(np.stack([read_rgb(data).transpose(2, 0, 1) for data in part]) for part in files)
 
     def theirs(network: torch.nn.Module, mode: str) -> NDArray[np.float32]:
         given: dict[str, Any] = {"num_workers": 0, "batch_size": BATCH, "device": torch.device("cpu"), "verbose": False}

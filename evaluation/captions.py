@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from evaluation.image_folder import ImageFolder
 from mdm.data.order import hash64
 from mdm.data.shards import Shards
 from mdm.files import whole_file
@@ -33,10 +34,6 @@ class Line:
     caption: str
     seed: int
     label: int | None = None  # the first format had none
-
-    @property
-    def file(self) -> str:
-        return f"{self.index:05d}.png"
 
     def is_of(self, prompt: Prompt) -> bool:
         same = (self.key, self.caption) == (prompt.key, prompt.caption)
@@ -101,15 +98,10 @@ def lines_of(folder: Path, prompts: Sequence[Prompt]) -> list[Line]:
     )
 
 
-def is_drawn(folder: Path, line: Line, resolutions: Sequence[int]) -> bool:
-    """Whether an image is there, and below ``levels/`` at every resolution."""
-    return all((folder / place / line.file).exists() for place in ("", *(f"levels/{px}" for px in resolutions)))
-
-
 def is_whole(folder: Path, prompts: list[Prompt], resolutions: Sequence[int]) -> bool:
     """Whether every prompt has its image, at every resolution."""
-    lines = lines_of(folder, prompts)
-    return len(lines) == len(prompts) and all(is_drawn(folder, line, resolutions) for line in lines)
+    lines, images = lines_of(folder, prompts), ImageFolder(folder)
+    return len(lines) == len(prompts) and all(images.has(line.index, resolutions) for line in lines)
 
 
 def assign(folder: Path, prompts: list[Prompt], seed: int) -> None:
@@ -126,7 +118,5 @@ def assign(folder: Path, prompts: list[Prompt], seed: int) -> None:
         Line(index=index, seed=image_seed(seed, index), **to_dict(prompt))
         for prompt, index in zip((prompt for prompt in prompts if prompt.key not in known), free, strict=False)
     ]
-    for file in {line.file for line in [*read_lines(folder), *new] if line.index not in taken}:
-        for path in [folder / file, *folder.glob(f"levels/*/{file}")]:
-            path.unlink(missing_ok=True)
+    ImageFolder(folder).forget({line.index for line in [*read_lines(folder), *new] if line.index not in taken})
     write_lines(folder, sorted([*kept, *new], key=lambda line: line.index))

@@ -8,7 +8,7 @@ name (``metric_name``) and none is called FID.
 import contextlib
 import itertools
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -21,11 +21,9 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from evaluation.results import RANDOM
-from mdm.data.pixels import read_rgb
 from mdm.files import sha256
 
 Images = Tensor | NDArray[np.uint8]
-AGAIN = "Delete it: the run's command (`mdm run`) draws it again"
 
 
 class Extractor(ABC):
@@ -161,27 +159,3 @@ def _fold_batch_norms(network: nn.Module) -> None:
             if hasattr(module, conv):
                 setattr(module, conv, fuse_conv_bn_eval(getattr(module, conv), getattr(module, norm)))
                 setattr(module, norm, nn.Identity())
-
-
-def load_folder(folder: Path, names: Sequence[str], px: int) -> NDArray[np.uint8]:
-    """The named pictures of a folder, in the order of the names: uint8 [N, 3, px, px]. Alpha lies on white.
-
-    Other files are none of its business. Raises FileNotFoundError naming one that is not there, ValueError one that
-    cannot be read or has another size.
-    """
-    images = np.empty((len(names), 3, px, px), np.uint8)
-    for image, name in zip(images, names, strict=True):
-        found = _read(Path(folder) / name)
-        if found.shape != image.shape:
-            raise ValueError(f"{folder}/{name}: {found.shape[2]}x{found.shape[1]} px, not {px}x{px}. {AGAIN}")
-        image[...] = found
-    return images
-
-
-def _read(file: Path) -> NDArray[np.uint8]:
-    try:
-        return read_rgb(file.read_bytes()).transpose(2, 0, 1)
-    except FileNotFoundError:
-        raise FileNotFoundError(f"{file} is missing. The run's command (`mdm run`) draws it again") from None
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{file}: {error}. {AGAIN}") from error

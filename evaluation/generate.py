@@ -10,25 +10,22 @@ draws those again in which files are missing, and gets the same bytes.
 
 import contextlib
 import sys
-from collections.abc import Container
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from PIL import Image
-from torch import Tensor
 from tqdm import tqdm
 
-from evaluation.captions import Line, Prompt, assign, is_drawn, read_lines
+from evaluation.captions import Line, Prompt, assign, read_lines
 from evaluation.conditions import conditions_of_samples, own_conditions
+from evaluation.image_folder import ImageFolder
 from mdm.config import Device, Model, Sampling, check
 from mdm.data.embeddings import TextSource
 from mdm.data.leases import Lease, removal_asked
 from mdm.data.order import hash64
-from mdm.data.ranges import to_uint8
 from mdm.data.shards import Shards
 from mdm.diffusion.generate import generate
-from mdm.files import load_as, whole_file, write_json
+from mdm.files import load_as, write_json
 from mdm.network.nested import NestedUNet
 from mdm.run.watch import stops_as_ctrl_c
 from mdm.structure import to_dict
@@ -58,6 +55,7 @@ class ImageJob:
     seed: int = 0
     device: Device = "auto"
     threads: int = 0
+    loose: bool = False  # files of their own, to look at, instead of a tar for each batch
 
     def __post_init__(self) -> None:
         check(not self.negative_prompt or self.text is not None, "negative_prompt: a model of labels reads no captions")
@@ -89,18 +87,18 @@ def generate_images(folder: Path, job: ImageJob, rank: int, world: int) -> None:
         network = _network(job, images).to(device).to(memory_format=torch.channels_last)
         if device.type == "cuda":
             network.compile()
-        target, mine = folder / images.name, lines[images.name]
+        target, mine = ImageFolder(folder / images.name), lines[images.name]
         px = network.config.resolutions
         bar = tqdm(total=sum(map(len, mine)), desc=images.name, disable=rank != 0)
         for batch in mine:
             part = [line for line in batch if line.key in conditions]
-            missing = {line.index for line in part if not is_drawn(target, line, px)}
+            missing = {line.index for line in part if not target.has(line.index, px)}
             if missing:
                 if removal_asked():
                     raise ValueError(f"{removal_asked()}: the same command goes on with the images that are missing")
                 asked, seeds = [conditions[line.key] for line in part], [line.seed for line in part]
                 xs = generate(network, asked, null, seeds, images.sampling, device)
-                save_images(xs, target, part, missing)
+                target.save(xs, [line.index for line in part], missing, job.loose)
             bar.update(len(batch))
         bar.close()
 
@@ -111,19 +109,6 @@ def batches(folder: Path, size: int) -> list[list[Line]]:
     for line in sorted(read_lines(folder), key=lambda line: line.index):
         found.setdefault(line.index // size, []).append(line)
     return list(found.values())
-
-
-def save_images(xs: list[Tensor], folder: Path, lines: list[Line], missing: Container[int]) -> None:
-    """Write levels of [B, 3, H_r, H_r] as PNG, of those lines whose numbers are missing."""
-    for x in xs:
-        levels = folder / "levels" / str(x.shape[-1])
-        for line, picture in zip(lines, to_uint8(x), strict=True):
-            if line.index not in missing:
-                continue
-            for target in [levels / line.file] + ([folder / line.file] if x is xs[-1] else []):
-                target.parent.mkdir(parents=True, exist_ok=True)
-                with whole_file(target) as file:
-                    Image.fromarray(picture.permute(1, 2, 0).numpy()).save(file, format="png")
 
 
 def _model(job: ImageJob) -> Model:

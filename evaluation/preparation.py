@@ -4,7 +4,6 @@ Each source says by ``identity`` what decides its pictures, and gives them from 
 """
 
 import hashlib
-import io
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from evaluation.captions import Line, Prompt, lines_of, read_lines, unique
-from evaluation.features import AGAIN, load_folder
+from evaluation.image_folder import ImageFolder
 from evaluation.protocols import Preparation
 from mdm.data.order import hash64
 from mdm.data.ranges import average, to_uint8
@@ -24,7 +23,6 @@ from mdm.data.shards import Shards
 from mdm.structure import digest
 
 ADM_PX = 256
-PNG_END = b"IEND\xaeB`\x82"  # the last bytes of a PNG that was not cut off
 
 
 def adm_centre_crop(rgb: NDArray[np.uint8], px: int) -> NDArray[np.uint8]:
@@ -57,7 +55,7 @@ class Pictures(Protocol):
 class Drawn:
     """The images of a folder that generate.py drew, at one of their resolutions, in the order of their numbers."""
 
-    folder: Path
+    folder: ImageFolder
     lines: list[Line]
     px: int
     content: str  # sha256 of all files
@@ -74,21 +72,19 @@ class Drawn:
         if not lines:
             raise ValueError(f"{images}: no captions.jsonl that says which image is of which prompt")
         unique([line.key for line in lines], str(images / "captions.jsonl"))
-        levels = images / "levels"
-        there = sorted(int(level.name) for level in levels.glob("*") if level.name.isdecimal())
-        px = ADM_PX if preparation == "adm centre crop 256" else max(there, default=0)
-        if px not in there:
-            raise ValueError(f"{levels}: images of {px or 'any'} px are measured, there are {there or 'none'}")
-        folder, files = levels / str(px), {line.file for line in lines}
-        found = {file.name for file in folder.iterdir()}
-        if files - found:
-            lacking = f"{min(files - found)} is missing, as are {len(files - found) - 1} more"
-            raise ValueError(f"{folder}: {lacking} of {len(files)}. The command that drew the others draws them")
-        if stray := found - {line.file for line in known}:
-            raise ValueError(f"{folder / min(stray)} is no image of {images / 'captions.jsonl'}: move it away")
+        folder = ImageFolder(images)
+        px = ADM_PX if preparation == "adm centre crop 256" else max(folder.resolutions, default=0)
+        if px not in folder.resolutions:
+            there = folder.resolutions or "none"
+            raise ValueError(f"{images}: images of {px or 'any'} px are measured, there are {there}")
+        if lacking := [line.index for line in lines if not folder.has(line.index, [px])]:
+            more = f"is missing, as are {len(lacking) - 1} more of {len(lines)}"
+            raise ValueError(f"{folder.where(lacking[0], px)} {more}. The command that drew the others draws them")
+        if strays := folder.strays({line.index for line in known}):
+            raise ValueError(f"{strays[0]} is no image of {images / 'captions.jsonl'}: move it away")
         content = hashlib.sha256()
         for line in lines:
-            content.update(hashlib.sha256(_check(folder / line.file, px)).digest())
+            content.update(hashlib.sha256(folder.read(line.index, px)).digest())
         return cls(folder, lines, px, content.hexdigest())
 
     @property
@@ -99,22 +95,7 @@ class Drawn:
         return len(self.lines)
 
     def batches(self, start: int) -> Iterator[NDArray[np.uint8]]:
-        return (load_folder(self.folder, [line.file], self.px) for line in self.lines[start:])
-
-
-def _check(file: Path, px: int) -> bytes:
-    """The bytes of a PNG; of what is wrong with it, that which shows without decoding."""
-    try:
-        data = file.read_bytes()
-        with Image.open(io.BytesIO(data), formats=["PNG"]) as picture:
-            size = picture.size
-    except OSError as error:  # UnidentifiedImageError is one
-        raise ValueError(f"{file}: {error.strerror or 'it is no PNG'}. {AGAIN}") from error
-    if size != (px, px):
-        raise ValueError(f"{file}: {size[0]}x{size[1]} px, not {px}x{px}. {AGAIN}")
-    if not data.endswith(PNG_END):
-        raise ValueError(f"{file}: it is cut off. {AGAIN}")
-    return data
+        return (self.folder.load([line.index], self.px) for line in self.lines[start:])
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,8 @@ import torch
 from numpy.typing import NDArray
 
 from evaluation.captions import Line, held_out_prompts, lines_of
-from evaluation.features import load_folder
 from evaluation.heads import pool_tokens
+from evaluation.image_folder import ImageFolder
 from evaluation.results import NOISE, SAMPLES, UNTRAINED
 from mdm.data.order import hash64
 from mdm.data.ranges import average, to_uint8
@@ -62,14 +62,14 @@ def measured_lines(images: Path, held_out: Shards, num_samples: int, labelled: b
 def load_drawn(images: Path, lines: list[Line], seed: int) -> dict[str, NDArray[np.uint8]]:
     """The images of these lines, uint8 [N, 3, H, H] each: samples, the untrained model's, and noise."""
     px = sample_px(images)
-    names = [line.file for line in lines]
-    drawn = {what: load_folder(images / folder, names, px) for what, folder in FOLDERS.items()}
+    numbers = [line.index for line in lines]
+    drawn = {what: ImageFolder(images / folder).load(numbers, px) for what, folder in FOLDERS.items()}
     return {**drawn, NOISE: noise_images(max(line.index for line in lines) + 1, px, seed)[[x.index for x in lines]]}
 
 
 def sample_px(images: Path) -> int:
     """The samples' resolution: the highest that they were kept at."""
-    return max(int(level.name) for level in (images / "samples" / "levels").iterdir() if level.name.isdecimal())
+    return max(ImageFolder(images / "samples").resolutions)
 
 
 def noise_images(count: int, px: int, seed: int) -> NDArray[np.uint8]:

@@ -10,6 +10,7 @@ from prefect.cache_policies import NO_CACHE
 from evaluation.asked import prompts_of
 from evaluation.captions import is_whole
 from evaluation.generate import AS_MADE, ImageJob, ImageSet, prepare
+from evaluation.image_folder import ImageFolder
 from evaluation.measure import measure
 from evaluation.protocols import PROTOCOLS, STAND_INS, Protocol
 from evaluation.reading import measured_lines
@@ -67,6 +68,7 @@ def sample_images(
         seed=preset.seed,
         device=preset.hardware.device,
         threads=preset.hardware.threads,
+        loose=preset.hardware.loose_images,
     )
     inputs = sample_inputs(preset, sha256(weights / "model.safetensors"), text, negative)
     prompts = prompts_of(protocol, model, data, preset.evaluation.num_samples)
@@ -75,7 +77,7 @@ def sample_images(
     progress = StageProgress("sample", total)
 
     def on_poll() -> None:
-        drawn = min(total, sum(len(list((folder / s.name).glob("*.png"))) for s in sets))
+        drawn = min(total, sum(ImageFolder(folder / images.name).count for images in sets))
         if drawn:
             board().update("sample", drawn)
             progress.update(drawn)

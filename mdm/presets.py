@@ -50,6 +50,7 @@ class Hardware:
     threads: int = 0  # CPU threads of each; 0: torch's choice
     data_workers: int = 0  # decoding processes of each
     disk_gb: float = 1.0
+    loose_images: bool = False  # drawn ones as files of their own, to look at; else in a tar for each batch
 
     def __post_init__(self) -> None:
         check(self.processes >= 1, f"hardware.processes must be at least 1, got {self.processes}")
@@ -220,7 +221,7 @@ PRESETS = {
             # followed at the inner levels; guidance at 64 px too costs the dearest pass and likeness to real pictures.
             sampling=Sampling(steps=24, spacing="quadratic", guidance=(3.0, 2.0, 1.0), threshold="clip"),
             evaluation=Evaluation(num_samples=128, num_real=600),
-            hardware=Hardware(device="cpu", processes=2, threads=1, disk_gb=1),
+            hardware=Hardware(device="cpu", processes=2, threads=1, disk_gb=1, loose_images=True),
         ),
         _cc12m(
             "cc12m-256",

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from evaluation.beside import beside_paper
-from evaluation.features import load_folder
+from evaluation.image_folder import ImageFolder
 from evaluation.results import FRECHET, KID, NOISE, SAMPLES, SHUFFLED, TEXT_IMAGE, UNTRAINED
 from flows.inputs import started_at
 from flows.records.tracking import Tracker, history
@@ -191,14 +191,13 @@ def seen_before(preset: Preset, name: str) -> int:
 def _sample_grid(preset: Preset, images: Path, data: Path, results: dict[str, Any]) -> list[dict[str, Any]]:
     """One strip per caption: every level, the real image, the nearest training image."""
     resolutions = list(preset.stages.values())[-1].model.resolutions
-    levels = images / "samples" / "levels"
+    drawn = ImageFolder(images / "samples")
     real, train = Shards(data / "val"), Shards(data / "train")
     held_out = {real.key(i): i for i in real.present()}
     items = []
     every = max(1, len(results["samples"]) // SHOWN)
     for sample in results["samples"][::every][:SHOWN]:
-        file = f"{sample['index']:05d}.png"
-        tiles = [load_folder(levels / str(px), [file], px)[0] for px in resolutions]
+        tiles = [drawn.load([sample["index"]], px)[0] for px in resolutions]
         tiles.append(real[held_out[sample["key"]]].image.numpy())
         nearest = train[sample["nearest_index"]]
         if nearest.key != sample.get("nearest_key", nearest.key):  # the first format has numbers alone

@@ -1,4 +1,3 @@
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -9,7 +8,7 @@ from efficientnet_lite_pytorch import EfficientNet
 from numpy.typing import NDArray
 from PIL import Image
 
-from evaluation.features import EfficientNetLite0, load_folder
+from evaluation.features import EfficientNetLite0
 
 Uint8 = NDArray[np.uint8]
 
@@ -61,21 +60,3 @@ def test_refuses_other_images(extractor: EfficientNetLite0) -> None:
 
 def test_metric_name() -> None:
     assert EfficientNetLite0.metric_name("kid") == "kid_efficientnet_lite0"
-
-
-def test_load_folder(tmp_path: Path, drawings: Uint8) -> None:
-    for i in (1, 0):
-        Image.fromarray(drawings[i].transpose(1, 2, 0)).save(tmp_path / f"{i:05d}.png")
-    Image.new("RGB", (32, 64)).save(tmp_path / "stray.png")  # nobody asked for it
-    np.testing.assert_array_equal(load_folder(tmp_path, ["00001.png", "00000.png"], 64), drawings[1::-1])
-
-    Image.new("RGBA", (64, 64)).save(tmp_path / "00002.png")  # transparent: white
-    assert (load_folder(tmp_path, ["00002.png"], 64) == 255).all()
-
-    with pytest.raises(ValueError, match=r"stray\.png: 32x64 px, not 64x64\. Delete it"):
-        load_folder(tmp_path, ["00000.png", "stray.png"], 64)
-    (tmp_path / "00003.png").write_bytes((tmp_path / "00000.png").read_bytes()[:-200])
-    with pytest.raises(ValueError, match=r"00003\.png: it cannot be decoded .* Delete it"):
-        load_folder(tmp_path, ["00003.png"], 64)
-    with pytest.raises(FileNotFoundError, match=r"00004\.png is missing"):
-        load_folder(tmp_path, ["00004.png"], 64)

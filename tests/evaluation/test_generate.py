@@ -49,7 +49,7 @@ def test_online_draws_and_pools_what_stored_embeddings_do(squares: Path, tmp_pat
     drawn = {}
     for source in (cached, online):
         folder = tmp_path / source.way
-        job = ImageJob(sets=(images,), data=str(val), text=source, device="cpu")
+        job = ImageJob(sets=(images,), data=str(val), text=source, device="cpu", loose=True)
         prepare(folder, job, held_out_prompts(Shards(val), 5, labelled=False))
         for rank in range(2):
             generate_images(folder, job, rank, 2)
@@ -77,7 +77,7 @@ def test_a_class_conditional_stage_trains_and_draws_through_the_same_code(square
     checkpoint, _ = newest_checkpoint(run / "checkpoints")
     assert checkpoint is not None
     drawn = ImageSet(name="samples", weights=str(checkpoint / "ema"), sampling=replace(job.sampling, steps=2))
-    job = ImageJob(sets=(drawn,), data=str(squares / "val"), text=None, device="cpu")
+    job = ImageJob(sets=(drawn,), data=str(squares / "val"), text=None, device="cpu", loose=True)
     prompts = held_out_prompts(Shards(squares / "val"), 3, labelled=True)
     assert [prompt.label for prompt in prompts] == [0, 1, 2]
     prepare(tmp_path / "drawn", job, prompts)
@@ -94,7 +94,7 @@ def test_other_data_is_refused_and_a_removal_of_samples_is_given_way_to(
     network = NestedUNet(small_model(1))
     save_weights(tmp_path / "weights", network.config, network.state_dict())
     images = ImageSet(name="set", weights=str(tmp_path / "weights"), sampling=Sampling(steps=2))
-    job = ImageJob(sets=(images,), data=str(data / "val"), text=FAKE, device="cpu")
+    job = ImageJob(sets=(images,), data=str(data / "val"), text=FAKE, device="cpu", loose=True)
     prepare(tmp_path, job, held_out_prompts(Shards(data / "val"), 2, labelled=False))
     with pytest.raises(ValueError, match=r"val holds other data \(digest .* was made for \(ffffffffffff\)"):
         generate_images(tmp_path, replace(job, data_digest="f" * 64), 0, 1)
@@ -112,7 +112,7 @@ def test_only_what_is_missing_or_asked_for_anew_is_drawn(squares: Path, tmp_path
     job = small_job(squares, num_levels=2)
     save_weights(tmp_path / "weights", job.model, NestedUNet(job.model).state_dict())
     drawn = ImageSet(name="samples", weights=str(tmp_path / "weights"), sampling=replace(job.sampling, steps=1))
-    wanted = ImageJob(sets=(drawn,), data=str(squares / "val"), text=FAKE, device="cpu")
+    wanted = ImageJob(sets=(drawn,), data=str(squares / "val"), text=FAKE, device="cpu", loose=True)
     prompts, folder = held_out_prompts(Shards(squares / "val"), 6, labelled=False), tmp_path / "drawn"
     pictures, px = folder / "samples", job.model.resolutions
 
@@ -155,7 +155,7 @@ def test_drawing_stops_at_once_and_goes_on_where_it_was(name: str, squares: Path
     save_weights(tmp_path / "weights", model, NestedUNet(model).state_dict())
     sampling = Sampling(steps=20, batch_size=1)
     images = ImageSet(name="set", weights=str(tmp_path / "weights"), sampling=sampling)
-    job = ImageJob(sets=(images,), data=str(squares / "train"), text=FAKE, device="cpu", threads=1)
+    job = ImageJob(sets=(images,), data=str(squares / "train"), text=FAKE, device="cpu", threads=1, loose=True)
     folder, whole = tmp_path / "drawn", tmp_path / "whole"
     prompts = held_out_prompts(Shards(squares / "train"), 40, labelled=False)
     for target in (folder, whole):
@@ -184,7 +184,7 @@ def test_batches_are_of_fixed_numbers_for_any_number_of_ranks_and_after_any_kill
     model = small_job(squares, num_levels=1).model
     save_weights(tmp_path / "weights", model, NestedUNet(model).state_dict())
     images = ImageSet(name="set", weights=str(tmp_path / "weights"), sampling=Sampling(steps=1, batch_size=3))
-    job = ImageJob(sets=(images,), data=str(squares / "train"), text=FAKE, device="cpu", threads=1)
+    job = ImageJob(sets=(images,), data=str(squares / "train"), text=FAKE, device="cpu", threads=1, loose=True)
     prompts = held_out_prompts(Shards(squares / "train"), 8, labelled=False)
     asked: list[list[int]] = []
     draw = generate_module.generate

@@ -10,8 +10,9 @@ import pytest
 import torch
 
 from evaluation import extraction, measure
-from evaluation.captions import held_out_prompts, read_lines, unique
-from evaluation.generate import ImageJob, ImageSet, prepare, save_images
+from evaluation.captions import held_out_prompts, unique
+from evaluation.generate import ImageJob, ImageSet, prepare
+from evaluation.image_folder import ImageFolder
 from evaluation.results import HEADLINE, SAMPLES, UNTRAINED
 from mdm.config import Sampling
 from mdm.data.shards import Shards
@@ -33,7 +34,7 @@ def data(squares: Path, tmp_path: Path) -> Path:
     for i, images in enumerate(sets):
         folder, noise = tmp_path / "images" / images.name, torch.Generator().manual_seed(i)
         pictures = torch.randn(8, 3, 32, 32, generator=noise)
-        save_images([pictures[..., :8, :8], pictures], folder, read_lines(folder), range(8))
+        ImageFolder(folder).save([pictures[..., :8, :8], pictures], range(8), range(8), loose=True)
     return data
 
 
@@ -108,11 +109,11 @@ def test_pictures_and_captions_that_do_not_belong_are_named(data: Path, fits: li
     before = measured(data)
     shutil.copy(samples / "levels" / "8" / "00000.png", samples / "0-mine.png")  # another's, of another size
     assert measured(data) == before
-    shutil.copy(samples / "0-mine.png", samples / "00003.png")
-    with pytest.raises(ValueError, match=r"samples/00003\.png: 8x8 px, not 32x32\. Delete it"):
+    shutil.copy(samples / "0-mine.png", samples / "levels" / "32" / "00003.png")
+    with pytest.raises(ValueError, match=r"levels/32/00003\.png: 8x8 px, not 32x32\. Delete it"):
         measured(data)
     (samples / "00003.png").unlink()
-    with pytest.raises(FileNotFoundError, match=r"00003\.png is missing"):
+    with pytest.raises(ValueError, match=r"00003\.png is missing"):
         measured(data)
     lines = (samples / "captions.jsonl").read_text().splitlines()
     (samples / "captions.jsonl").write_text("\n".join([*lines[:3], *lines[4:]]) + "\n")

@@ -22,7 +22,7 @@ from evaluation.cmmd import cmmd
 from evaluation.features import Extractor, RandomFeatures
 from evaluation.fid_infinity import fid_infinity
 from evaluation.frechet import Gaussian, frechet_distance
-from evaluation.generate import save_images
+from evaluation.image_folder import ImageFolder
 from evaluation.inception import InceptionV3
 from evaluation.inception_score import inception_score
 from evaluation.kid import kid
@@ -76,7 +76,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     assign(root / "images", prompts, 0)
     noise = torch.randn(N, 3, 8, 8, generator=torch.Generator().manual_seed(0)) / 2
     whole = torch.nn.functional.interpolate(noise, size=(256, 256))
-    save_images([noise, whole], root / "images", read_lines(root / "images"), range(N))
+    ImageFolder(root / "images").save([noise, whole], range(N), range(N), loose=True)
     return root
 
 
@@ -196,7 +196,7 @@ def test_as_drawn_real_images_are_averaged_to_the_samples_resolution(made: Path,
     """Of both splits, 32 px, beside images of 16 px."""
     assign(tmp_path / "images", [Prompt(key=f"val{i:03d}", caption=f"caption {i}") for i in range(32)], 0)
     drawn = torch.randn(32, 3, 16, 16, generator=torch.Generator().manual_seed(0))
-    save_images([drawn[..., ::2, ::2], drawn], tmp_path / "images", read_lines(tmp_path / "images"), range(32))
+    ImageFolder(tmp_path / "images").save([drawn[..., ::2, ::2], drawn], range(32), range(32))
     splits, networks = [Shards(squares / split) for split in ("train", "val")], make_networks()
     asked = {"protocol": PROTOCOLS["cc12m-heldout"], "images": tmp_path / "images", "reference": splits}
     found = measured(made, tmp_path / "out", networks, tmp_path / "references", **asked)
@@ -227,7 +227,7 @@ def test_random_weights_reach_no_report(made: Path, once: dict[str, Any], tmp_pa
         ("small", "00003.png: 64x64 px, not 256x256. Delete it"),
         ("gone", "00003.png is missing, as are 0 more of 64. The command that drew the others draws them"),
         ("stray", "holiday.jpg is no image of .*captions.jsonl: move it away"),
-        ("level", r"levels: images of 256 px are measured, there are \[8\]"),
+        ("level", r"images: images of 256 px are measured, there are \[8\]"),
         ("few", "2 images, a protocol needs at least 30"),
     ],
 )

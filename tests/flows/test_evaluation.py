@@ -36,7 +36,7 @@ PRESET = Preset(
     stages={"16": Stage(model=MODEL, training=Training(nimg=8, batch_size=8))},
     sampling=Sampling(steps=1),
     evaluation=Evaluation(num_samples=8, feature_px=32),
-    hardware=Hardware(device="cpu", processes=1),
+    hardware=Hardware(device="cpu", processes=1, loose_images=True),
 )
 
 

@@ -17,6 +17,7 @@ from evaluation.asked import random_labels
 from evaluation.captions import read_lines
 from evaluation.features import RandomFeatures
 from evaluation.generate import ImageJob, generate_images
+from evaluation.image_folder import ImageFolder
 from evaluation.networks import NETWORKS
 from evaluation.protocols import PROTOCOLS
 from flows import evaluation as tasks
@@ -55,7 +56,7 @@ class Measuring:
     """What the flow does with a run, without Prefect, MLflow, other processes. ``drawn``: images of its last call."""
 
     def __init__(self, patch: pytest.MonkeyPatch) -> None:
-        self.drawn: list[str] = []
+        self.drawn: list[int] = []
         for name, value in (("run_job", self.draw), ("StageProgress", Silent), ("show_metrics", Silent)):
             patch.setattr(tasks, name, value)
         for name in ("sample_images", "evaluate_samples"):
@@ -68,9 +69,9 @@ class Measuring:
         self.tracker = nobody
 
     def draw(self, module: str, folder: Path, *_: Any) -> None:
-        before = set(folder.glob("samples/*.png"))
+        before = ImageFolder(folder / "samples").places.keys()
         generate_images(folder, from_dict(ImageJob, json.loads((folder / "generate.json").read_text())), 0, 1)
-        self.drawn = sorted(path.name for path in set(folder.glob("samples/*.png")) - before)
+        self.drawn = sorted({index for index, _ in ImageFolder(folder / "samples").places.keys() - before})
 
     def __call__(self, protocol: ProtocolName) -> dict[str, Any]:
         """The record of its one point."""
@@ -122,10 +123,11 @@ def test_random_labels_are_drawn_and_measured_against_all_of_train(run: Path, me
     lines = read_lines(folder / "samples" / "samples")
     assert [line.label for line in lines] == [prompt.label for prompt in random_labels(N, 4, 0)]
     assert len({line.label for line in lines}) == 4
-    picture = folder / "samples" / "samples" / "00007.png"
-    kept = picture.read_bytes()
-    picture.unlink()
-    assert measuring("imagenet-50k") == found and measuring.drawn == ["00007.png"] and picture.read_bytes() == kept
+    images = ImageFolder(folder / "samples" / "samples")
+    kept = images.read(7, 16)
+    images.forget({7})
+    assert measuring("imagenet-50k") == found and measuring.drawn == [7]
+    assert ImageFolder(images.folder).read(7, 16) == kept
 
 
 def test_a_model_that_cannot_be_asked_so_is_refused(run: Path) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from evaluation.generate import ImageJob, generate_images
+from evaluation.image_folder import ImageFolder
 from evaluation.protocols import PROTOCOLS
 from flows import evaluation as tasks
 from flows import sweep
@@ -95,14 +96,19 @@ def test_what_a_protocol_lacks_is_named_all_at_once(tmp_path: Path, monkeypatch:
 
 
 def test_the_same_call_goes_on_and_a_revision_measures_anew(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    drawn: list[str] = []
+    drawn: list[int] = []
+
+    def contents(folder: Path) -> dict[tuple[int, int], bytes]:
+        images = ImageFolder(folder)
+        return {key: images.read(*key) for key in images.places}
 
     def draw(module: str, folder: Path, *_: Any) -> None:
         job = from_dict(ImageJob, json.loads((folder / "generate.json").read_text()))
-        before = {path: path.read_bytes() for path in folder.glob("samples/*.png")}
+        before = contents(folder / "samples")
         generate_images(folder, job, 0, 1)
-        drawn.extend(path.name for path in folder.glob("samples/*.png") if path not in before)
-        assert all(path.read_bytes() == data for path, data in before.items())
+        after = contents(folder / "samples")
+        drawn.extend({index for index, _ in after.keys() - before.keys()})
+        assert after.items() >= before.items()
 
     for name, value in (("run_job", draw), ("StageProgress", Silent), ("show_metrics", Silent)):
         monkeypatch.setattr(tasks, name, value)
@@ -121,10 +127,11 @@ def test_the_same_call_goes_on_and_a_revision_measures_anew(run: Path, monkeypat
     assert len(drawn) == 16 and [point["point"] for point in first] == ["steps-1", "steps-2"]
     assert measured() == first and drawn == []
     folder = run / "evaluations" / "embedded"
-    pictures = sorted((folder / "steps-2" / "samples" / "samples").glob("*.png"))
-    kept = pictures[5].read_bytes()
-    pictures[5].unlink()  # as a kill leaves it
-    assert measured() == first and drawn == ["00005.png"] and pictures[5].read_bytes() == kept
+    samples = folder / "steps-2" / "samples" / "samples"
+    assert [path.name for path in samples.iterdir() if path.suffix == ".png"] == [] != list(samples.glob("tars/*.tar"))
+    kept = contents(samples)
+    ImageFolder(samples).forget({5})  # as a kill leaves it
+    assert measured() == first and drawn == [5] and contents(samples) == kept
     assert len({point["protocol_digest"] for point in first}) == 1
     write_json(folder / "results.json", first)
     assert [line.split()[0] for line in result_lines(folder)] == ["steps-1", "steps-2"]
