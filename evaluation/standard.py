@@ -67,7 +67,7 @@ def measure_standard(
     real = Reference.open(splits, protocol.preparation, drawn.px, keys)
     noise = Noise(len(drawn), drawn.px, seed)
     identity = {
-        "protocol": {k: v for k, v in to_dict(protocol).items() if k not in ("summary", "lacks")},
+        "protocol": {k: v for k, v in to_dict(protocol).items() if k != "summary"},
         "prompts": digest([[line.key, line.caption, line.label] for line in drawn.lines]),
         "reference": real.identity,
         "n": len(drawn),

@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from numpy.typing import NDArray
+from PIL import Image
 
-from evaluation import preparation
+from evaluation import gallery, preparation
 from evaluation.asked import random_labels
 from evaluation.captions import read_lines
 from evaluation.features import RandomFeatures
@@ -21,20 +21,26 @@ from evaluation.networks import NETWORKS
 from evaluation.protocols import PROTOCOLS
 from flows import evaluation as tasks
 from flows import sweep
+from flows.cli import main
 from flows.measuring import plan as planning
 from flows.measuring.plan import plan
+from flows.measuring.told import result_lines
 from flows.progress import board
 from made import write_originals
+from mdm.config import Labels, Model, Text
+from mdm.data.embeddings import TextSource
+from mdm.data.text import load_encoder
 from mdm.experiments import Protocol as ProtocolName
 from mdm.files import write_json
-from mdm.network.nested import NestedUNet
+from mdm.gallery import GALLERY, PICTURES, RANDOM_LABELS
 from mdm.run.checkpoint import Contents, save_checkpoint
-from mdm.stage import Cadence
+from mdm.stage import Cadence, Stage, Training
 from mdm.structure import from_dict, to_dict
-from small import small_job
+from small import attentive, small_job, small_model
 from tests.flows.test_evaluation import MODEL, PRESET, Silent
 
 N = 32
+CLASSES = ("goldfish", "coral reef", "tench", "llama")
 
 
 class MadeUp(RandomFeatures):
@@ -72,14 +78,13 @@ class Measuring:
         generate_images(folder, from_dict(ImageJob, json.loads((folder / "generate.json").read_text())), 0, 1)
         self.drawn = sorted(path.name for path in set(folder.glob("samples/*.png")) - before)
 
-    def __call__(self, protocol: ProtocolName) -> dict[str, Any]:
-        """The record of its one point."""
+    def __call__(self, protocol: ProtocolName) -> list[dict[str, Any]]:
+        """The records of its points."""
         planned = plan("small", protocol, {})
         assert planned.lacks() == []
         board(["sample", "evaluate"], lambda line: None)
         self.drawn = []
-        (point,) = sweep._measure(planned, planned.preset, self.tracker, lambda line: None)
-        return point
+        return sweep._measure(planned, planned.preset, self.tracker, lambda line: None)
 
 
 @pytest.fixture
@@ -94,14 +99,18 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A run of four classes of "imagenet", whose originals are kept: one checkpoint, made and not trained."""
     monkeypatch.setenv("MDM_HOME", str(tmp_path))
     data, folder = tmp_path / "datasets" / "imagenet", tmp_path / "runs" / "small"
-    write_originals(data / "train", 70, "imagenet", labels=4)
-    write_originals(data / "val", 3, "imagenet", labels=4)
-    torch.manual_seed(0)
-    weights = NestedUNet(MODEL).state_dict()
-    save_checkpoint(folder / "16" / "checkpoints", Contents(8, 1, MODEL, weights, weights, {}, {}), Cadence())
-    write_json(folder / "16" / "job.json", to_dict(replace(small_job(data), model=MODEL, text=None)))
-    write_json(folder / "config.json", to_dict(PRESET))
+    write_originals(data / "train", 70, "imagenet", CLASSES)
+    write_originals(data / "val", 3, "imagenet", CLASSES)
+    write_run(folder, data, MODEL)
     return folder
+
+
+def write_run(folder: Path, data: Path, model: Model, source: TextSource | None = None, **changes: Any) -> None:
+    weights, job = attentive(model).state_dict(), replace(small_job(data), model=model, text=source)
+    save_checkpoint(folder / "16" / "checkpoints", Contents(8, 1, model, weights, weights, {}, {}), Cadence())
+    write_json(folder / "16" / "job.json", to_dict(job))
+    stage = Stage(model=model, training=Training(nimg=8, batch_size=8))
+    write_json(folder / "config.json", to_dict(replace(PRESET, stages={"16": stage}, **changes)))
 
 
 def test_random_labels_are_uniform_and_each_for_itself() -> None:
@@ -112,7 +121,7 @@ def test_random_labels_are_uniform_and_each_for_itself() -> None:
 
 
 def test_random_labels_are_drawn_and_measured_against_all_of_train(run: Path, measuring: Measuring) -> None:
-    found = measuring("imagenet-50k")
+    (found,) = measuring("imagenet-50k")
     assert found["n"] == N and len(measuring.drawn) == N  # three samples are held out: they limit nothing
     names = {metric["name"]: metric for metric in found["metrics"]}
     assert f"fid_{N}_legacy" in names and set(names[f"fid_{N}_clean"]["values"]) == {"samples", "noise", "real images"}
@@ -125,7 +134,49 @@ def test_random_labels_are_drawn_and_measured_against_all_of_train(run: Path, me
     picture = folder / "samples" / "samples" / "00007.png"
     kept = picture.read_bytes()
     picture.unlink()
-    assert measuring("imagenet-50k") == found and measuring.drawn == ["00007.png"] and picture.read_bytes() == kept
+    assert measuring("imagenet-50k") == [found] and measuring.drawn == ["00007.png"] and picture.read_bytes() == kept
+
+
+def test_the_gallery_of_classes_has_each_figure_at_its_guidance(
+    run: Path, measuring: Measuring, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(ValueError, match="trained with its labels always there"):
+        plan("small", "gallery", {})
+    data = run.parent.parent / "datasets" / "imagenet"
+    write_run(run, data, replace(MODEL, labels=Labels(num_classes=4, null=True)))
+    random, named = measuring("gallery")
+    assert (random["n"], named["n"]) == (2 * RANDOM_LABELS, 2 * PICTURES) and random["metrics"] == []  # Figs. 5 and 15
+    assert (random["sampling.guidance"], named["sampling.guidance"]) == ([2.0], [2.5])
+    folder = run / "evaluations" / "gallery"
+    lines = read_lines(folder / "guidance-2.5" / "samples" / "samples")
+    assert [(line.caption, line.label) for line in lines[::PICTURES]] == [("coral reef", 1), ("llama", 3)]
+    with Image.open(folder / "guidance-2.5" / "contact-sheet.png") as sheet:
+        assert sheet.size == (PICTURES * 260, 2 * 282) and len(sheet.getcolors(1 << 20) or []) > 10
+    write_json(folder / "results.json", [random, named])
+    assert main(["evaluate", "small", "--protocol", "gallery", "--dry-run"]) == 0
+    told = capsys.readouterr().out
+    assert "2 points, 40 images, " in told and "no class of these words: rhinoceros beetle; Siberian husky" in told
+    assert "WebVid-10M's Fig. 1, Fig. 19 (a model of clips has them)" in told
+    assert [line.split(maxsplit=2)[2] for line in result_lines(folder)] == [
+        f"no numbers: {folder}/guidance-{guidance}/contact-sheet.png" for guidance in ("2", "2.5")
+    ]
+    with pytest.raises(ValueError, match="--sweep guidance: each figure has its own"):
+        plan("small", "gallery", {"guidance": ["3"]})
+
+
+def test_the_gallery_of_captions_needs_no_data(
+    run: Path, measuring: Measuring, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = replace(small_model(2), text=Text(dim=384, proj_dim=16, num_layers=1))
+    source = TextSource(encoder="minilm", encoder_digest=load_encoder("minilm", Path("/nowhere")).digest())
+    write_run(run, run / "gone", text, source=source, text="minilm")
+    monkeypatch.setattr(gallery, "PICTURES", 1)
+    (found,) = measuring("gallery")
+    lines = read_lines(run / "evaluations" / "gallery" / "guidance-7" / "samples" / "samples")
+    assert [line.caption for line in lines] == [picture.prompt for picture in GALLERY if picture.data == "CC12M"]
+    assert found["n"] == len(lines) == 31 and found["sampling.guidance"] == [7.0]
+    measuring("gallery")
+    assert measuring.drawn == []
 
 
 def test_a_model_that_cannot_be_asked_so_is_refused(run: Path) -> None:
