@@ -23,6 +23,7 @@ from flows.data import embed_text
 from flows.evaluation import evaluate_samples, log_results, sample_images
 from flows.home import Trouble, hold, home, quiet_services, weights
 from flows.measuring.plan import Evaluation, Point, plan
+from flows.measuring.released import plan_released, write_weights
 from flows.measuring.told import SHEET, warnings
 from flows.progress import board
 from flows.records.tracking import Tracker
@@ -34,22 +35,32 @@ from mdm.files import write_json
 from mdm.presets import Preset
 from mdm.structure import digest, to_dict
 from mdm.training.compute import pick_device
+from preprocessing.manifest import read_manifest
 
 ROWS = ["text embeddings", "sample", "evaluate"]
 
 
 @flow(name="mdm-evaluation", flow_run_name="{run} {protocol}")
 def evaluation(
-    run: str, protocol: ProtocolName = "embedded", sweep: dict[str, list[str]] | None = None, processes: int = 0
+    run: str,
+    protocol: ProtocolName = "embedded",
+    sweep: dict[str, list[str]] | None = None,
+    processes: int = 0,
+    released: bool = False,
 ) -> str | State:
-    """Measure a run's checkpoints under a protocol; the same call goes on after a kill. Returns the results' folder."""
+    """Measure a run's checkpoints under a protocol; the same call goes on after a kill. Returns the results' folder.
+
+    ``released``: ``run`` is a file of the authors'.
+    """
     quiet_services()
-    planned = plan(run, protocol, sweep or {})
+    planned = plan_released(Path(run), protocol, sweep or {}) if released else plan(run, protocol, sweep or {})
     if lines := planned.lacks():
         raise Trouble(f"protocol {protocol} cannot be measured here:\n" + "\n".join(f"  - {line}" for line in lines))
     preset = planned.preset
     if processes:
         preset = replace(preset, hardware=replace(preset.hardware, processes=processes))
+    if released:
+        write_weights(Path(run), planned)
     planned.folder.mkdir(parents=True, exist_ok=True)
     with hold(planned.folder / "flow.lock", f"evaluation {planned.folder}"), board(ROWS) as shown:
         tracker = Tracker(planned.folder, f"{planned.run.name} {planned.protocol.name}", shown.say)
@@ -67,26 +78,26 @@ def _measure(planned: Evaluation, preset: Preset, tracker: Tracker, say: Callabl
     common: dict[str, Any] = {}
     figures = planned.protocol.prompts == "figures"
     if planned.protocol.data and text is not None and data is not None:  # captions of another set than the run's
-        text = embed_text(preset, data)
+        own = read_manifest(data / "train")["samples"]  # COCO has none: its captions' states are kept for all who ask
+        text = embed_text(preset if own else replace(preset, embeddings="cached"), data)
     for point in planned.points:
         for line in warnings(preset, point.sampling):
             say(f"{point.name}: {line}")
         chosen, folder = replace(preset, sampling=point.sampling), planned.folder / point.name
         if figures or not common:  # each figure has its own prompts, at other protocols' points they are the same
             common = common_facts(planned, point.sampling)
-        ema = point.checkpoint / "ema"
-        sample_images(chosen, folder / "samples", ema, data, text, planned.protocol)
+        sample_images(chosen, folder / "samples", point.weights, data, text, planned.protocol)
         if figures:
             done = _sheet(planned, point, folder, tracker)
         elif planned.protocol.name in STAND_INS:
             assert data is not None
-            done = evaluate_samples(chosen, folder, ema, data, text, tracker, point.name, point.nimg)
+            done = evaluate_samples(chosen, folder, point.weights, data, text, tracker, point.name, point.nimg)
         else:
             assert data is not None
             done = _standard(planned, data, chosen, folder)
             done |= {"finished_ms": int(time.time() * 1000)}
             log_results(tracker, folder / "evaluation", data, done, point.name, point.nimg)
-        facts = common | {"point": point.name, "checkpoint": point.checkpoint.name, "nimg": point.nimg}
+        facts = common | {"point": point.name, "checkpoint": point.checkpoint, "nimg": point.nimg}
         facts |= {f"sampling.{name}": value for name, value in to_dict(point.sampling).items()}
         with tracker.reachable():
             tracker.params(point.name, facts)
@@ -120,6 +131,7 @@ def _standard(planned: Evaluation, data: Path, preset: Preset, folder: Path) -> 
         preset.seed,
         lambda what, part, total: board().update("evaluate", part, total, what),
         planned.prompts(preset.sampling),
+        planned.about,
     )
     board().finish("evaluate", "done", 0, f"{len(done['metrics'])} numbers of {protocol.name}")
     return done
@@ -135,4 +147,5 @@ def common_facts(planned: Evaluation, sampling: Sampling) -> dict[str, Any]:
         *(Shards(data / split).revision for split in ("val", "train") if data is not None),
         planned.preset.seed,
     ]
-    return {"protocol": planned.protocol.name, "protocol_digest": digest(decides)[:12], "n": len(prompts)}
+    about = {"about": planned.about} if planned.about else {}
+    return {"protocol": planned.protocol.name, "protocol_digest": digest(decides)[:12], "n": len(prompts), **about}

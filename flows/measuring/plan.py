@@ -28,15 +28,13 @@ from preprocessing.sets import finished_sets
 
 @dataclass(frozen=True)
 class Point:
-    """One thing that is measured: a checkpoint's EMA weights, and how images are drawn from them."""
+    """One thing that is measured: weights, of which checkpoint, after how many images, and how they are drawn from."""
 
     name: str
-    checkpoint: Path
+    checkpoint: str
+    weights: Path
+    nimg: int
     sampling: Sampling
-
-    @property
-    def nimg(self) -> int:
-        return int(self.checkpoint.name.removeprefix("nimg-"))
 
 
 @dataclass(frozen=True)
@@ -50,6 +48,7 @@ class Evaluation:
     text: TextSource | None
     points: list[Point]
     stage: str = ""  # where it is not the run's last
+    about: str = ""  # what must stand beside every number
 
     @property
     def model(self) -> Model:
@@ -107,7 +106,7 @@ def plan(run: str, protocol: ProtocolName, sweep: dict[str, list[str]]) -> Evalu
     for point in points:
         model.check_sampling(point.sampling)
     if data is not None and chosen.prompts == "held out":
-        preset = _fitted(preset, data / chosen.split)
+        preset = fitted_to(preset, data / chosen.split)
     return Evaluation(folder, preset, chosen, data, text, points, asked)
 
 
@@ -127,7 +126,7 @@ def _run_and_stage(run: str) -> tuple[Path, str]:
     return run_folder(run), ""
 
 
-def _fitted(preset: Preset, split: Path) -> Preset:
+def fitted_to(preset: Preset, split: Path) -> Preset:
     """At most as many samples as the split has. Raises ValueError where a removal left none."""
     there = samples_left(read_manifest(split))
     if not there:
@@ -163,7 +162,8 @@ def _points(stage: Path, sampling: Sampling, sweep: dict[str, list[str]]) -> Ite
     checkpoints = _checkpoints(stage, sweep.get("checkpoint"))
     for checkpoint, (name, chosen) in itertools.product(checkpoints, samplings(sampling, sweep)):
         parts = [checkpoint.name] * (len(checkpoints) > 1) + [name] * bool(name)
-        yield Point("_".join(parts) or "as-trained", checkpoint, chosen)
+        nimg = int(checkpoint.name.removeprefix("nimg-"))
+        yield Point("_".join(parts) or "as-trained", checkpoint.name, checkpoint / "ema", nimg, chosen)
 
 
 def samplings(sampling: Sampling, sweep: dict[str, list[str]]) -> list[tuple[str, Sampling]]:

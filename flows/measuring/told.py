@@ -13,7 +13,6 @@ from mdm.config import Sampling
 from mdm.experiments import IMAGES, SECONDS_PER_CALL
 from mdm.files import load_json
 from mdm.presets import Preset, resolve
-from mdm.released.convert import convert
 
 SHEET = "contact-sheet.png"
 FEW_STEPS = 50  # below, uniform spacing leaves images of shifted levels with too little variance
@@ -21,6 +20,8 @@ FEW_STEPS = 50  # below, uniform spacing leaves images of shifted levels with to
 
 def plan_lines(planned: Evaluation) -> Iterator[str]:
     """What measuring will take: images, network calls, hours at the rate at which the run's own samples were drawn."""
+    if planned.about:
+        yield f"{planned.run.name}: {planned.about}; its numbers are no reproduction"
     yield f"{planned.run.name} under {planned.protocol.name} ({planned.protocol.summary})"
     calls, images, seconds, rate = 0, 0, 0.0, _rate(planned)
     for point in planned.points:
@@ -29,7 +30,7 @@ def plan_lines(planned: Evaluation) -> Iterator[str]:
         calls += (mine := count * _calls(sampling))
         seconds += 0 if rate is None else mine * rate
         shown = "/".join(f"{weight:g}" for weight in sampling.guidance)
-        yield f"  {point.name}: {point.checkpoint.name}, {sampling.sampler}, {sampling.steps} steps, guidance {shown}"
+        yield f"  {point.name}: {point.checkpoint}, {sampling.sampler}, {sampling.steps} steps, guidance {shown}"
         yield from (f"  {point.name}: {line}" for line in warnings(planned.preset, sampling))
     if planned.protocol.prompts == "figures":
         yield from (f"  {line}" for line in left_out_lines(planned))
@@ -78,7 +79,9 @@ def _calls(sampling: Sampling) -> int:
 
 def result_lines(folder: Path) -> Iterator[str]:
     """A table of the points' headline numbers, for a terminal."""
-    for point in load_json(folder / "results.json"):
+    points = load_json(folder / "results.json")
+    yield from dict.fromkeys(point["about"] for point in points if point.get("about"))
+    for point in points:
         named = {metric["name"]: metric for metric in point["metrics"]}
         values = [
             f"{metric['label']} {metric['values'][SAMPLES]:.4g}"
@@ -108,12 +111,3 @@ def preset_lines(name: str, protocol: Protocol, sweep: dict[str, list[str]]) -> 
     yield f"about {hours:,.0f} A100-hours at Table 2's rate for 256 px{more}; measuring is not counted"
     lines = [f"a trained run: `mdm run {name}`", *lacking(protocol, prompts_set(protocol), preset.text)]
     yield from (f"missing: {line}" for line in lines)
-
-
-def released_lines(file: Path, protocol: Protocol) -> Iterator[str]:
-    """What measuring one of the authors' checkpoints would take, and what is missing here."""
-    model = convert(file, file.with_name(f"{file.name}.never-written"), dry_run=True)
-    yield f"{file}: the released model {model}"
-    yield "the authors' weights, trained on 50 M pairs from Flickr, not on CC12M: their numbers are not this project's"
-    yield f"protocol {protocol.name}: {protocol.summary}; {protocol.num_samples:,} samples"
-    yield from (f"missing: {line}" for line in lacking(protocol, prompts_set(protocol), "flan-t5-xl"))
