@@ -10,7 +10,8 @@ from typing import Any, Literal, get_args
 from mdm.experiments import Protocol as ProtocolName
 
 Preparation = Literal["as drawn", "adm centre crop 256"]  # of real images; ADM: BOX halvings, bicubic, centre crop
-Reference = Literal["both splits", "all of the split", "all of train", "the prompts' own"]
+Reference = Literal["both splits", "all of the split", "all of train", "the prompts' own", "none"]
+Prompts = Literal["held out", "random labels", "figures"]  # the split's first ones (COCO's order is drawn by seed), …
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,7 +23,7 @@ class Protocol:
     summary: str
     data: str = ""  # a data set of the catalogue; "": the run's own
     split: Literal["train", "val"] = "val"  # whose captions or labels are asked for
-    prompts: Literal["held out", "random labels"] = "held out"  # the split's first ones (COCO's order is drawn by seed)
+    prompts: Prompts = "held out"
     label_seed: int = 0  # by which random labels are drawn: the same for every run
     num_samples: int = 0  # prompts; 0: as the run's preset has
     reference: Reference
@@ -33,12 +34,12 @@ class Protocol:
     negative_prompt: str = ""  # the caption that guidance leads away from; "": the null caption
     ascii_captions: bool = False  # samples whose captions hold other letters are left out
     caption_letters: int = 0  # that the CLIP score reads; 0: all that its own tokens reach
-    lacks: str = ""  # what this project does not have for it yet
 
     @property
     def reference_splits(self) -> tuple[str, ...]:
         """Whose pictures it measures against."""
-        return {"both splits": ("train", "val"), "all of train": ("train",)}.get(self.reference, (self.split,))
+        splits = {"both splits": ("train", "val"), "all of train": ("train",), "none": ()}
+        return splits.get(self.reference, (self.split,))
 
 
 _DISTANCES = ("fid_clean", "fid_legacy", "kid", "prdc", "inception_score", "cmmd", "fd_dinov2")
@@ -116,11 +117,11 @@ PROTOCOLS: dict[ProtocolName, Protocol] = {
         ),
         Protocol(
             name="gallery",
-            summary="the prompts of the paper's figures: pictures, no numbers",
-            reference="the prompts' own",
+            summary="the prompts of the paper's figures, each at its guidance: pictures, no numbers",
+            prompts="figures",
+            reference="none",
             networks=(),
             metrics=(),
-            lacks="the figures' prompts are not stored here (`mdm sample` draws prompts of your own)",
         ),
     )
 }

@@ -7,6 +7,7 @@ First everything is checked that can be without computing; then features are mad
 import errno
 import json
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from evaluation.kept import kept_pictures, kept_texts
 from evaluation.preparation import Drawn, Noise, Reference
 from evaluation.protocol_metrics import DISTANCES, FEWEST, Classifier, FeatureSets, TextReader, clip_scores, roles
 from evaluation.protocols import Protocol
-from evaluation.results import METRICS_FORMAT, RANDOM, Result
+from evaluation.results import METRICS_FORMAT, RANDOM, Metric, Result
 from mdm.data.shards import Shards
 from mdm.files import whole_file, write_json
 from mdm.structure import digest, to_dict
@@ -43,6 +44,7 @@ def measure_standard(
     seed: int,
     progress: Progress,
     prompts: Sequence[Prompt] | None = None,
+    about: str = "",
     for_tests: bool = False,
 ) -> dict[str, Any]:
     """Measure a folder of images that generate.py drew by a protocol -> what ``out/results.json`` holds.
@@ -51,7 +53,7 @@ def measure_standard(
     gives them. The features of the images are kept in ``out/features``, those of real images and of noise in
     ``references``, where every other measurement finds them. ``out/cosines.jsonl`` has the raw cosine of each image
     with its caption. ``progress(what, done, total)`` is called all along. ``prompts``: whose images are measured, where
-    that is not all: a sample that was removed leaves its image behind.
+    that is not all: a sample that was removed leaves its image behind. ``about``: what every number's note begins with.
 
     ``for_tests``: networks with random weights are taken, and their numbers written as ``random_metrics``, which no
     report reads. Raises ValueError, one line, for what is missing, wrong or full; before long work where it can be
@@ -67,7 +69,7 @@ def measure_standard(
     real = Reference.open(splits, protocol.preparation, drawn.px, keys)
     noise = Noise(len(drawn), drawn.px, seed)
     identity = {
-        "protocol": {k: v for k, v in to_dict(protocol).items() if k not in ("summary", "lacks")},
+        "protocol": {k: v for k, v in to_dict(protocol).items() if k != "summary"},
         "prompts": digest([[line.key, line.caption, line.label] for line in drawn.lines]),
         "reference": real.identity,
         "n": len(drawn),
@@ -98,7 +100,8 @@ def measure_standard(
             results += measure(FeatureSets(networks[role], drawn_, noise_, real_, seed))
         captions = [line.caption[: protocol.caption_letters or None] for line in drawn.lines]
         scores, cosines = _caption_scores(captions, found["samples"], networks, of_captions, out, progress)
-        return _write(out, identity, [*results, *scores], cosines, drawn.lines, len(real))
+        results = [replace(result, metric=_noted(result.metric, about)) for result in (*results, *scores)]
+        return _write(out, identity, results, cosines, drawn.lines, len(real))
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             where = error.filename or f"{out} or {references}"
@@ -144,6 +147,10 @@ def _check_networks(protocol: Protocol, networks: Mapping[str, Extractor], for_t
     random = sorted({network.name for network in networks.values() if network.name.startswith(RANDOM)})
     if random and not for_tests:
         raise ValueError(f"{', '.join(random)}: random weights, for tests only: nothing is measured with them")
+
+
+def _noted(metric: Metric, about: str) -> Metric:
+    return replace(metric, note=f"{about}. {metric.note}") if about else metric
 
 
 def _different(networks: Sequence[Extractor]) -> list[Extractor]:

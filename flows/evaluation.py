@@ -40,7 +40,7 @@ def sample_images(
     preset: Preset,
     folder: Path,
     weights: Path,
-    data: Path,
+    data: Path | None,
     text: TextSource | None,
     protocol: Protocol = PROTOCOLS["embedded"],
 ) -> Path:
@@ -56,9 +56,11 @@ def sample_images(
         sets.append(ImageSet(name="untrained", weights=AS_MADE, sampling=unguided))
     model = list(preset.stages.values())[-1].model
     negative = protocol.negative_prompt
-    if negative and text is not None:
+    if text is not None and (negative or protocol.prompts == "figures"):  # captions that no set has
         text = replace(text, folder=text.folder or str(find_encoder(text.encoder, home_weights())))
-    of_split = data / protocol.split if protocol.prompts == "held out" else None
+    if text is not None and protocol.prompts == "figures":
+        text = replace(text, way="online")
+    of_split = data / protocol.split if data is not None and protocol.prompts == "held out" else None
     job = ImageJob(
         sets=tuple(sets),
         data="" if of_split is None else str(of_split),
@@ -71,7 +73,7 @@ def sample_images(
         loose=preset.hardware.loose_images,
     )
     inputs = sample_inputs(preset, sha256(weights / "model.safetensors"), text, negative)
-    prompts = prompts_of(protocol, model, data, preset.evaluation.num_samples)
+    prompts = prompts_of(protocol, model, data, preset.evaluation.num_samples, preset.sampling.guidance[0])
     total = len(prompts) * len(sets)
     board().start("sample", total, "img")
     progress = StageProgress("sample", total)
@@ -90,9 +92,12 @@ def sample_images(
     def whole() -> bool:
         return all(is_whole(folder / images.name, prompts, model.resolutions) for images in sets)
 
-    done = once(folder, inputs, lambda: between_removals(data, work, board().say), board().say, whole=whole)
+    def drawn() -> dict[str, Any]:
+        return work() if data is None else between_removals(data, work, board().say)
+
+    done = once(folder, inputs, drawn, board().say, whole=whole)
     progress.done()
-    note = f"{len(prompts)} captions, held out"
+    note = f"{len(prompts)} prompts: {protocol.prompts}"
     board().finish("sample", "reused" if done["reused"] else "done", done["seconds"], note)
     return folder
 

@@ -4,6 +4,7 @@ Each point has a folder, ``RUN/evaluations/PROTOCOL/POINT``, with its images and
 so: killed at any moment, the same command draws what is missing and computes the same.
 """
 
+import contextlib
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -12,7 +13,8 @@ from typing import Any
 
 from prefect import State, flow
 
-from evaluation.asked import prompts_of
+from evaluation.asked import rows_of
+from evaluation.gallery import write_sheet
 from evaluation.networks import load_networks
 from evaluation.protocols import STAND_INS
 from evaluation.standard import measure_standard
@@ -20,10 +22,12 @@ from flows.cancel import ends_cancelled
 from flows.data import embed_text
 from flows.evaluation import evaluate_samples, log_results, sample_images
 from flows.home import Trouble, hold, home, quiet_services, weights
-from flows.measuring.plan import Evaluation, plan
-from flows.measuring.told import warnings
+from flows.measuring.plan import Evaluation, Point, plan
+from flows.measuring.released import plan_released, write_weights
+from flows.measuring.told import SHEET, warnings
 from flows.progress import board
 from flows.records.tracking import Tracker
+from mdm.config import Sampling
 from mdm.data.leases import Lease
 from mdm.data.shards import Shards
 from mdm.experiments import Protocol as ProtocolName
@@ -31,26 +35,37 @@ from mdm.files import write_json
 from mdm.presets import Preset
 from mdm.structure import digest, to_dict
 from mdm.training.compute import pick_device
+from preprocessing.manifest import read_manifest
 
 ROWS = ["text embeddings", "sample", "evaluate"]
 
 
 @flow(name="mdm-evaluation", flow_run_name="{run} {protocol}")
 def evaluation(
-    run: str, protocol: ProtocolName = "embedded", sweep: dict[str, list[str]] | None = None, processes: int = 0
+    run: str,
+    protocol: ProtocolName = "embedded",
+    sweep: dict[str, list[str]] | None = None,
+    processes: int = 0,
+    released: bool = False,
 ) -> str | State:
-    """Measure a run's checkpoints under a protocol; the same call goes on after a kill. Returns the results' folder."""
+    """Measure a run's checkpoints under a protocol; the same call goes on after a kill. Returns the results' folder.
+
+    ``released``: ``run`` is a file of the authors'.
+    """
     quiet_services()
-    planned = plan(run, protocol, sweep or {})
+    planned = plan_released(Path(run), protocol, sweep or {}) if released else plan(run, protocol, sweep or {})
     if lines := planned.lacks():
         raise Trouble(f"protocol {protocol} cannot be measured here:\n" + "\n".join(f"  - {line}" for line in lines))
     preset = planned.preset
     if processes:
         preset = replace(preset, hardware=replace(preset.hardware, processes=processes))
+    if released:
+        write_weights(Path(run), planned)
     planned.folder.mkdir(parents=True, exist_ok=True)
     with hold(planned.folder / "flow.lock", f"evaluation {planned.folder}"), board(ROWS) as shown:
         tracker = Tracker(planned.folder, f"{planned.run.name} {planned.protocol.name}", shown.say)
-        with ends_cancelled() as end, tracker.recording(), Lease(planned.data, f"evaluation of {planned.run.name}"):
+        used = contextlib.nullcontext() if planned.data is None else Lease(planned.data, f"evaluation of {planned.run}")
+        with ends_cancelled() as end, tracker.recording(), used:
             write_json(planned.folder / "results.json", _measure(planned, preset, tracker, shown.say))
             with tracker.reachable():
                 tracker.artifact("", planned.folder / "results.json")
@@ -58,23 +73,31 @@ def evaluation(
 
 
 def _measure(planned: Evaluation, preset: Preset, tracker: Tracker, say: Callable[[str], None]) -> list[dict[str, Any]]:
-    """The numbers of every point."""
-    found, data, text, common = [], planned.data, planned.text, common_facts(planned)
-    if planned.protocol.data and text is not None:  # captions of another set than the run's
-        text = embed_text(preset, data)
+    """The numbers of every point, or its pictures."""
+    found, data, text = [], planned.data, planned.text
+    common: dict[str, Any] = {}
+    figures = planned.protocol.prompts == "figures"
+    if planned.protocol.data and text is not None and data is not None:  # captions of another set than the run's
+        own = read_manifest(data / "train")["samples"]  # COCO has none: its captions' states are kept for all who ask
+        text = embed_text(preset if own else replace(preset, embeddings="cached"), data)
     for point in planned.points:
         for line in warnings(preset, point.sampling):
             say(f"{point.name}: {line}")
         chosen, folder = replace(preset, sampling=point.sampling), planned.folder / point.name
-        ema = point.checkpoint / "ema"
-        sample_images(chosen, folder / "samples", ema, data, text, planned.protocol)
-        if planned.protocol.name in STAND_INS:
-            done = evaluate_samples(chosen, folder, ema, data, text, tracker, point.name, point.nimg)
+        if figures or not common:  # each figure has its own prompts, at other protocols' points they are the same
+            common = common_facts(planned, point.sampling)
+        sample_images(chosen, folder / "samples", point.weights, data, text, planned.protocol)
+        if figures:
+            done = _sheet(planned, point, folder, tracker)
+        elif planned.protocol.name in STAND_INS:
+            assert data is not None
+            done = evaluate_samples(chosen, folder, point.weights, data, text, tracker, point.name, point.nimg)
         else:
-            done = _standard(planned, chosen, folder)
+            assert data is not None
+            done = _standard(planned, data, chosen, folder)
             done |= {"finished_ms": int(time.time() * 1000)}
             log_results(tracker, folder / "evaluation", data, done, point.name, point.nimg)
-        facts = common | {"point": point.name, "checkpoint": point.checkpoint.name, "nimg": point.nimg}
+        facts = common | {"point": point.name, "checkpoint": point.checkpoint, "nimg": point.nimg}
         facts |= {f"sampling.{name}": value for name, value in to_dict(point.sampling).items()}
         with tracker.reachable():
             tracker.params(point.name, facts)
@@ -82,37 +105,47 @@ def _measure(planned: Evaluation, preset: Preset, tracker: Tracker, say: Callabl
     return found
 
 
-def _standard(planned: Evaluation, preset: Preset, folder: Path) -> dict[str, Any]:
+def _sheet(planned: Evaluation, point: Point, folder: Path, tracker: Tracker) -> dict[str, Any]:
+    """One guidance's figures on a contact sheet; no numbers."""
+    board().start("evaluate")
+    rows = rows_of(planned.protocol, planned.model, planned.data, point.sampling.guidance[0])
+    write_sheet(folder / "samples" / "samples", rows, folder / SHEET)
+    with tracker.reachable():
+        tracker.artifact(point.name, folder / SHEET)
+        tracker.finish(point.name)
+    board().finish("evaluate", "done", 0, f"{len(rows)} rows of pictures on {folder / SHEET}")
+    return {"metrics": []}
+
+
+def _standard(planned: Evaluation, data: Path, preset: Preset, folder: Path) -> dict[str, Any]:
     """One point's numbers by the protocol's own networks."""
     protocol, device = planned.protocol, pick_device(preset.hardware.device)
-    model = list(preset.stages.values())[-1].model
     board().start("evaluate", 1, "img")
     done = measure_standard(
         protocol,
         folder / "samples" / "samples",
-        [Shards(planned.data / split) for split in protocol.reference_splits],
+        [Shards(data / split) for split in protocol.reference_splits],
         load_networks(protocol, weights(), device),
         folder / "evaluation",
         home() / "references",
         preset.seed,
         lambda what, part, total: board().update("evaluate", part, total, what),
-        prompts_of(protocol, model, planned.data, preset.evaluation.num_samples),
+        planned.prompts(preset.sampling),
+        planned.about,
     )
     board().finish("evaluate", "done", 0, f"{len(done['metrics'])} numbers of {protocol.name}")
     return done
 
 
-def common_facts(planned: Evaluation) -> dict[str, Any]:
-    """What stands beside every point's numbers; ``protocol_digest`` tells those that may be compared."""
-    held_out, preset = Shards(planned.data / "val"), planned.preset
-    model = list(preset.stages.values())[-1].model
-    prompts = prompts_of(planned.protocol, model, planned.data, preset.evaluation.num_samples)
+def common_facts(planned: Evaluation, sampling: Sampling) -> dict[str, Any]:
+    """What stands beside the numbers of points; ``protocol_digest`` tells those that may be compared."""
+    prompts, data = planned.prompts(sampling), planned.data
     decides = [
         to_dict(planned.protocol),
-        to_dict(preset.evaluation),
+        to_dict(planned.preset.evaluation),
         sorted((prompt.key, prompt.caption) for prompt in prompts),
-        held_out.revision,
-        Shards(planned.data / "train").revision,
-        preset.seed,
+        *(Shards(data / split).revision for split in ("val", "train") if data is not None),
+        planned.preset.seed,
     ]
-    return {"protocol": planned.protocol.name, "protocol_digest": digest(decides)[:12], "n": len(prompts)}
+    about = {"about": planned.about} if planned.about else {}
+    return {"protocol": planned.protocol.name, "protocol_digest": digest(decides)[:12], "n": len(prompts), **about}

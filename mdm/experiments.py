@@ -17,7 +17,7 @@ from mdm.structure import digest, to_dict
 
 Protocol = Literal["coco2014-val-30k", "mdm-released", "imagenet-50k", "cc12m-heldout", "gallery", "watch", "embedded"]
 IMAGES: dict[Protocol, int] = {  # per point; cc12m-heldout: 1/1000 of 12.4 M pairs, were they all alive
-    "coco2014-val-30k": 30_000, "imagenet-50k": 50_000, "cc12m-heldout": 12_400, "gallery": 32,
+    "coco2014-val-30k": 30_000, "imagenet-50k": 50_000, "cc12m-heldout": 12_400, "gallery": 128,
 }  # fmt: skip
 DATA: dict[Protocol, str] = {"coco2014-val-30k": "COCO 2014, validation", "mdm-released": "COCO 2014, validation"}
 
@@ -227,7 +227,7 @@ SECONDS_PER_CALL = _STEP_S * GPUS_2 / BATCH_2  # of an A100, for one image of 25
 def drawing_hours(experiment: Experiment) -> float:
     """A100-hours of drawing its images, at Table 2's 0.41 s per step of 256 images on 8 GPUs; guided ones count twice.
 
-    Measured at 256²; a gallery is a few dozen images, whatever their size.
+    Measured at 256²; a gallery is a hundred images, whatever their size.
     """
     passes = sum(2 if guidance != 1 else 1 for guidance in experiment.guidance)
     calls = IMAGES[experiment.protocol] * experiment.points * passes * experiment.sampling(1).steps
@@ -246,7 +246,7 @@ def commands(experiment: Experiment) -> list[str]:
     last = list(trained.resolve().stages)[-1]
     measured = trained.name if trained.stage == last else f"{trained.name}/{trained.stage}"
     measure = ["mdm", "evaluate", measured, "--protocol", experiment.protocol]
-    if experiment.guidance != (1.0,):
+    if experiment.guidance != (1.0,) and experiment.protocol != "gallery":  # each of its figures has its own
         measure += ["--sweep", "guidance=" + ",".join(f"{weight:g}" for weight in experiment.guidance)]
     if experiment.points > 1:
         measure += ["--sweep", "checkpoint=all"]

@@ -1,7 +1,7 @@
 """A set made from a folder of pictures, in this process: the flows' way starts others, which takes seconds."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -26,16 +26,16 @@ def make_pictures(folder: Path, captions: Mapping[str, str], size: tuple[int, in
     return folder
 
 
-def write_originals(folder: Path, count: int, name: str, labels: int = 0) -> Path:
-    """A split of pictures of other sizes as they came, real000 …; with ``labels``, number i is of class i % labels."""
+def write_originals(folder: Path, count: int, name: str, classes: Sequence[str] = ()) -> Path:
+    """A split of pictures of other sizes as they came, real000 …, labelled in turn where there are ``classes``."""
     folder.mkdir(parents=True)
     random = np.random.default_rng(0)
     with TarFile(folder / "00000.tar") as tar:
         for i in range(count):
             small = random.integers(0, 256, (4, 5, 3), np.uint8)
             picture = np.asarray(Image.fromarray(small).resize((300 + i % 7, 270), Image.Resampling.NEAREST))
-            meta = {"key": f"real{i:03d}"} | ({"label": i % labels} if labels else {})
-            text = f"class {i % labels}" if labels else "a picture"
+            meta = {"key": f"real{i:03d}"} | ({"label": i % len(classes)} if classes else {})
+            text = classes[i % len(classes)] if classes else "a picture"
             files = {"png": encode_png(picture), "txt": text.encode(), "json": json.dumps(meta).encode()}
             tar.add(f"real{i:03d}", files)
         shard = tar.finish()

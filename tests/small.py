@@ -2,6 +2,7 @@
 
 import dataclasses
 import hashlib
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -92,6 +93,26 @@ def attentive(model: Model) -> NestedUNet:
         if parameter.dim() > 1:
             torch.nn.init.normal_(parameter, std=parameter[0].numel() ** -0.5)
     return network
+
+
+def write_t5(weights: Path, words: Sequence[str], dim: int = 16) -> Path:
+    """A T5 of a few thousand random weights in the layout that the hub has, as ``weights/flan-t5-xl``."""
+    from tokenizers import Tokenizer
+    from tokenizers.models import WordLevel
+    from tokenizers.pre_tokenizers import Whitespace
+    from tokenizers.processors import TemplateProcessing
+    from transformers import PreTrainedTokenizerFast, T5Config, T5ForConditionalGeneration
+
+    vocabulary = {word: i for i, word in enumerate(["<pad>", "</s>", "<unk>", *words])}
+    tokenizer = Tokenizer(WordLevel(vocabulary, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = Whitespace()
+    tokenizer.post_processor = TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
+    whole = PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", eos_token="</s>", unk_token="<unk>")
+    whole.save_pretrained(weights / "flan-t5-xl")
+    torch.manual_seed(0)
+    config = T5Config(vocab_size=len(vocabulary), d_model=dim, d_kv=8, d_ff=32, num_layers=2, num_heads=2)
+    T5ForConditionalGeneration(config).save_pretrained(weights / "flan-t5-xl")
+    return weights
 
 
 def small_job(data: Path, num_levels: int = 2, **changes: object) -> Job:

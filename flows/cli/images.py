@@ -85,8 +85,10 @@ def evaluate_options(sub: argparse.ArgumentParser) -> None:
 
 
 def evaluate(arguments: argparse.Namespace) -> int:
+    if arguments.released is not None and arguments.run is not None:
+        raise ValueError(f"--released FILE is instead of a run: leave {arguments.run} out")
     if arguments.released is not None:
-        return _released(arguments)
+        return _by_protocol(arguments)
     if arguments.run is None:
         raise ValueError("name a run (`mdm status` lists them), or --released FILE")
     if arguments.protocol or arguments.sweep:
@@ -115,16 +117,18 @@ def _by_protocol(arguments: argparse.Namespace) -> int:
     for line in embed_services(arguments.mlflow):
         print(f"mdm: {line}", file=sys.stderr)
     from flows.measuring.plan import plan
+    from flows.measuring.released import plan_released
     from flows.measuring.told import plan_lines, preset_lines, result_lines
     from flows.starting.embedded import embedded
     from flows.sweep import evaluation
 
-    protocol: Any = arguments.protocol or "embedded"
+    released: Path | None = arguments.released
+    protocol: Any = arguments.protocol or ("embedded" if released is None else "mdm-released")
     sweep = _sweep(arguments.sweep)
     if arguments.dry_run and arguments.run in PRESETS and not run_folder(arguments.run).exists():
         print(*preset_lines(arguments.run, PROTOCOLS[protocol], sweep), sep="\n")
         return 0
-    planned = plan(arguments.run, protocol, sweep)
+    planned = plan(arguments.run, protocol, sweep) if released is None else plan_released(released, protocol, sweep)
     lines = planned.lacks()
     print(*plan_lines(planned), *(f"missing: {line}" for line in lines), sep="\n")
     if arguments.dry_run:
@@ -132,24 +136,11 @@ def _by_protocol(arguments: argparse.Namespace) -> int:
     if lines:
         raise ValueError(f"protocol {protocol} cannot be measured here: what is missing stands above")
     with hold(home() / "run.lock", f"MDM_HOME {home()}"):
-        code = embedded(lambda: evaluation(arguments.run, protocol, sweep, arguments.processes))
+        run = arguments.run if released is None else str(released.resolve())
+        code = embedded(lambda: evaluation(run, protocol, sweep, arguments.processes, released is not None))
     if code == 0:
         print(*result_lines(planned.folder), planned.folder / "results.json", sep="\n")
     return code
-
-
-def _released(arguments: argparse.Namespace) -> int:
-    """The plan for one of the authors' checkpoints: which model it is, and what is missing to measure it."""
-    from evaluation.protocols import PROTOCOLS
-    from flows.measuring.told import released_lines
-
-    protocol = PROTOCOLS[arguments.protocol or "mdm-released"]
-    if not arguments.released.exists():
-        raise ValueError(f"--released {arguments.released}: there is no such file")
-    print(*released_lines(arguments.released, protocol), sep="\n")
-    if not arguments.dry_run:
-        raise ValueError("measuring released checkpoints is not built: --dry-run shows what it would take")
-    return 0
 
 
 def _again(arguments: argparse.Namespace) -> int:

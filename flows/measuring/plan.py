@@ -6,12 +6,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, get_args
 
-from evaluation.asked import refuse
+from evaluation.asked import prompts_of, refuse
+from evaluation.captions import Prompt
+from evaluation.gallery import guidances
 from evaluation.networks import missing
 from evaluation.protocols import PROTOCOLS, STAND_INS, Protocol
 from flows.datasets.sets import set_of_samples
 from flows.home import datasets, run_folder, weights
-from mdm.config import SamplerName, Sampling
+from mdm.config import Model, SamplerName, Sampling
 from mdm.data.embeddings import TextSource
 from mdm.data.text import find_encoder
 from mdm.experiments import Protocol as ProtocolName
@@ -26,15 +28,13 @@ from preprocessing.sets import finished_sets
 
 @dataclass(frozen=True)
 class Point:
-    """One thing that is measured: a checkpoint's EMA weights, and how images are drawn from them."""
+    """One thing that is measured: weights, of which checkpoint, after how many images, and how they are drawn from."""
 
     name: str
-    checkpoint: Path
+    checkpoint: str
+    weights: Path
+    nimg: int
     sampling: Sampling
-
-    @property
-    def nimg(self) -> int:
-        return int(self.checkpoint.name.removeprefix("nimg-"))
 
 
 @dataclass(frozen=True)
@@ -44,15 +44,29 @@ class Evaluation:
     run: Path
     preset: Preset
     protocol: Protocol
-    data: Path
+    data: Path | None  # the set that is asked for, or measured against; None: it is not here, or none is needed
     text: TextSource | None
     points: list[Point]
     stage: str = ""  # where it is not the run's last
-    has_data: bool = True  # else ``data`` is what the run was trained on, and the protocol's own is not here
+    about: str = ""  # what must stand beside every number
+
+    @property
+    def model(self) -> Model:
+        return list(self.preset.stages.values())[-1].model
+
+    def prompts(self, sampling: Sampling) -> list[Prompt]:
+        """What is asked for at a point; the guidance matters to the figures alone, each of which has its own."""
+        number = self.preset.evaluation.num_samples
+        return prompts_of(self.protocol, self.model, self.data, number, sampling.guidance[0])
+
+    def count(self, sampling: Sampling) -> int:
+        """How many, before what was removed is left out."""
+        figures = self.protocol.prompts == "figures"
+        return len(self.prompts(sampling)) if figures else self.preset.evaluation.num_samples
 
     def lacks(self) -> list[str]:
         """A line for everything that is missing to measure it here."""
-        return lacking(self.protocol, self.data if self.has_data else None, self.preset.text)
+        return lacking(self.protocol, self.data, self.preset.text)
 
     @property
     def folder(self) -> Path:
@@ -78,15 +92,31 @@ def plan(run: str, protocol: ProtocolName, sweep: dict[str, list[str]]) -> Evalu
         raise ValueError(f"{stage} has not been trained: `mdm run` trains it, `mdm status {folder.name}` says how far")
     job = load_json(stage / "job.json")
     text = None if job["text"] is None else from_dict(TextSource, job["text"])
-    trained_on = set_of_samples(job["val_data"], job.get("val_digest", ""))
-    data = trained_on if not chosen.data else prompts_set(chosen)
+    if chosen.data:
+        data = prompts_set(chosen)
+    elif chosen.prompts == "figures" and text is not None:  # captions are of no set, classes are
+        data = None
+    else:
+        data = set_of_samples(job["val_data"], job.get("val_digest", ""))
     number = chosen.num_samples or preset.evaluation.num_samples
     preset = replace(preset, evaluation=replace(preset.evaluation, num_samples=number))
-    refuse(chosen, preset.stages[kept[-1]].model, folder.name)
-    points = list(_points(stage, replace(preset.sampling, **chosen.sampling), sweep))
+    model = preset.stages[kept[-1]].model
+    refuse(chosen, model, folder.name)
+    points = list(_points(stage, replace(preset.sampling, **chosen.sampling), swept(chosen, model, sweep)))
+    for point in points:
+        model.check_sampling(point.sampling)
     if data is not None and chosen.prompts == "held out":
-        preset = _fitted(preset, data / chosen.split)
-    return Evaluation(folder, preset, chosen, data or trained_on, text, points, asked, data is not None)
+        preset = fitted_to(preset, data / chosen.split)
+    return Evaluation(folder, preset, chosen, data, text, points, asked)
+
+
+def swept(protocol: Protocol, model: Model, sweep: dict[str, list[str]]) -> dict[str, list[str]]:
+    """With what a protocol sweeps by itself: the figures' guidance."""
+    if protocol.prompts != "figures":
+        return sweep
+    if "guidance" in sweep:
+        raise ValueError("--sweep guidance: each figure has its own (`mdm sample RUN PROMPT --guidance W` has any)")
+    return {"guidance": [f"{guidance:g}" for guidance in guidances(model)], **sweep}
 
 
 def _run_and_stage(run: str) -> tuple[Path, str]:
@@ -96,7 +126,7 @@ def _run_and_stage(run: str) -> tuple[Path, str]:
     return run_folder(run), ""
 
 
-def _fitted(preset: Preset, split: Path) -> Preset:
+def fitted_to(preset: Preset, split: Path) -> Preset:
     """At most as many samples as the split has. Raises ValueError where a removal left none."""
     there = samples_left(read_manifest(split))
     if not there:
@@ -113,7 +143,8 @@ def lacking(protocol: Protocol, data: Path | None, encoder: str | None) -> list[
     if protocol.name in STAND_INS:
         return []
     lines = missing(protocol, weights(), [] if data is None else [data / split for split in protocol.reference_splits])
-    if encoder is not None and (protocol.data or protocol.negative_prompt):  # captions that the training did not read
+    others = protocol.data or protocol.negative_prompt or protocol.prompts == "figures"
+    if encoder is not None and others:  # captions that the training did not read
         try:
             find_encoder(encoder, weights(), download=False)
         except ValueError as error:
@@ -131,7 +162,8 @@ def _points(stage: Path, sampling: Sampling, sweep: dict[str, list[str]]) -> Ite
     checkpoints = _checkpoints(stage, sweep.get("checkpoint"))
     for checkpoint, (name, chosen) in itertools.product(checkpoints, samplings(sampling, sweep)):
         parts = [checkpoint.name] * (len(checkpoints) > 1) + [name] * bool(name)
-        yield Point("_".join(parts) or "as-trained", checkpoint, chosen)
+        nimg = int(checkpoint.name.removeprefix("nimg-"))
+        yield Point("_".join(parts) or "as-trained", checkpoint.name, checkpoint / "ema", nimg, chosen)
 
 
 def samplings(sampling: Sampling, sweep: dict[str, list[str]]) -> list[tuple[str, Sampling]]:

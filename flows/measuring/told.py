@@ -4,42 +4,53 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
+from evaluation.asked import refuse
+from evaluation.gallery import class_numbers, left_out
 from evaluation.protocols import STAND_INS, Protocol
 from evaluation.results import HEADLINE, SAMPLES
-from flows.measuring.plan import Evaluation, lacking, prompts_set, samplings
+from flows.measuring.plan import Evaluation, lacking, prompts_set, samplings, swept
 from mdm.config import Sampling
-from mdm.experiments import SECONDS_PER_CALL
+from mdm.experiments import IMAGES, SECONDS_PER_CALL
 from mdm.files import load_json
 from mdm.presets import Preset, resolve
-from mdm.released.convert import convert
 
+SHEET = "contact-sheet.png"
 FEW_STEPS = 50  # below, uniform spacing leaves images of shifted levels with too little variance
 
 
 def plan_lines(planned: Evaluation) -> Iterator[str]:
     """What measuring will take: images, network calls, hours at the rate at which the run's own samples were drawn."""
-    prompts = planned.preset.evaluation.num_samples
+    if planned.about:
+        yield f"{planned.run.name}: {planned.about}; its numbers are no reproduction"
     yield f"{planned.run.name} under {planned.protocol.name} ({planned.protocol.summary})"
-    calls, seconds, rate = 0, 0.0, _rate(planned)
+    calls, images, seconds, rate = 0, 0, 0.0, _rate(planned)
     for point in planned.points:
         sampling = point.sampling
-        calls += (mine := prompts * _calls(sampling))
+        images += (count := planned.count(sampling))
+        calls += (mine := count * _calls(sampling))
         seconds += 0 if rate is None else mine * rate
         shown = "/".join(f"{weight:g}" for weight in sampling.guidance)
-        yield f"  {point.name}: {point.checkpoint.name}, {sampling.sampler}, {sampling.steps} steps, guidance {shown}"
+        yield f"  {point.name}: {point.checkpoint}, {sampling.sampler}, {sampling.steps} steps, guidance {shown}"
         yield from (f"  {point.name}: {line}" for line in warnings(planned.preset, sampling))
-    pixels = sum(px**2 for px in list(planned.preset.stages.values())[-1].model.resolutions)
+    if planned.protocol.prompts == "figures":
+        yield from (f"  {line}" for line in left_out_lines(planned))
+    pixels = sum(px**2 for px in planned.model.resolutions)
     stand_in = planned.protocol.name in STAND_INS
     beside = " and as many of an untrained model" if stand_in else ""
     yield (
-        f"{len(planned.points)} points, {prompts * len(planned.points):,} images{beside}, {calls:,} network calls, "
-        f"about {(1 + stand_in) * prompts * len(planned.points) * pixels * 3 / 1e6:,.0f} MB at most"
+        f"{len(planned.points)} points, {images:,} images{beside}, {calls:,} network calls, "
+        f"about {(1 + stand_in) * images * pixels * 3 / 1e6:,.0f} MB at most"
     )
     yield (
         "no time is known: this run has drawn no samples here"
         if rate is None
         else (f"about {seconds / 3600:,.2f} hours at the rate of the run's own samples, measuring not counted")
     )
+
+
+def left_out_lines(planned: Evaluation) -> Iterator[str]:
+    """The figures that the model is not asked for."""
+    return left_out(planned.model, {} if planned.data is None else class_numbers(planned.data, planned.model))
 
 
 def _rate(planned: Evaluation) -> float | None:
@@ -68,7 +79,9 @@ def _calls(sampling: Sampling) -> int:
 
 def result_lines(folder: Path) -> Iterator[str]:
     """A table of the points' headline numbers, for a terminal."""
-    for point in load_json(folder / "results.json"):
+    points = load_json(folder / "results.json")
+    yield from dict.fromkeys(point["about"] for point in points if point.get("about"))
+    for point in points:
         named = {metric["name"]: metric for metric in point["metrics"]}
         values = [
             f"{metric['label']} {metric['values'][SAMPLES]:.4g}"
@@ -77,14 +90,18 @@ def result_lines(folder: Path) -> Iterator[str]:
         ]
         low, high = named.get(HEADLINE.name, {}).get("interval", {}).get(SAMPLES, (None, None))
         interval = "" if low is None else f"  [{low:.3f}, {high:.3f}]"
-        yield f"{point['point']:24} N={point['n']}{interval}  " + "; ".join(values)
+        shown = "; ".join(values) or f"no numbers: {folder / point['point'] / SHEET}"
+        yield f"{point['point']:24} N={point['n']}{interval}  {shown}"
 
 
 def preset_lines(name: str, protocol: Protocol, sweep: dict[str, list[str]]) -> Iterator[str]:
     """What measuring a preset's model would take that has not been trained here."""
     preset = resolve(name, {})
-    drawn = [sampling for _, sampling in samplings(replace(preset.sampling, **protocol.sampling), sweep)]
-    images, px = protocol.num_samples or preset.evaluation.num_samples, preset.px
+    model = list(preset.stages.values())[-1].model
+    refuse(protocol, model, name)
+    sampling = replace(preset.sampling, **protocol.sampling)
+    drawn = [sampling for _, sampling in samplings(sampling, swept(protocol, model, sweep))]
+    images, px = IMAGES.get(protocol.name, protocol.num_samples) or preset.evaluation.num_samples, preset.px
     calls = images * sum(map(_calls, drawn))
     steps = "/".join(str(steps) for steps in sorted({sampling.steps for sampling in drawn}))
     yield f"{name} is a preset, and no run of it is here; under {protocol.name} ({protocol.summary}):"
@@ -94,12 +111,3 @@ def preset_lines(name: str, protocol: Protocol, sweep: dict[str, list[str]]) -> 
     yield f"about {hours:,.0f} A100-hours at Table 2's rate for 256 px{more}; measuring is not counted"
     lines = [f"a trained run: `mdm run {name}`", *lacking(protocol, prompts_set(protocol), preset.text)]
     yield from (f"missing: {line}" for line in lines)
-
-
-def released_lines(file: Path, protocol: Protocol) -> Iterator[str]:
-    """What measuring one of the authors' checkpoints would take, and what is missing here."""
-    model = convert(file, file.with_name(f"{file.name}.never-written"), dry_run=True)
-    yield f"{file}: the released model {model}"
-    yield "the authors' weights, trained on 50 M pairs from Flickr, not on CC12M: their numbers are not this project's"
-    yield f"protocol {protocol.name}: {protocol.summary}; {protocol.num_samples:,} samples"
-    yield from (f"missing: {line}" for line in lacking(protocol, prompts_set(protocol), "flan-t5-xl"))

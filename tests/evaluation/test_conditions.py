@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 
 from evaluation.asked import prompts_of, refuse
 from evaluation.captions import read_lines
 from evaluation.generate import ImageJob, ImageSet, generate_images, prepare
+from evaluation.image_folder import ImageFolder
 from evaluation.protocols import PROTOCOLS
 from mdm.config import ENCODERS, Labels, Sampling, Text, padded_length
 from mdm.data.embeddings import TextSource
@@ -49,7 +49,7 @@ def drawn(root: Path, out: Path, text: TextSource, **changes: Any) -> np.ndarray
     job = replace(job, **changes)
     prepare(out, job, prompts_of(PROTOCOLS["embedded"], MODEL, root / "data", 2))
     generate_images(out, job, 0, 1)
-    return np.stack([np.asarray(Image.open(file)) for file in sorted((out / "set").glob("*.png"))])
+    return ImageFolder(out / "set").load([0, 1], 16).transpose(0, 2, 3, 1)
 
 
 def test_guidance_leads_away_from_the_negative_prompt(

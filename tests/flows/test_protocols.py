@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import shutil
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -11,8 +12,10 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
+from PIL import Image
+from safetensors.torch import load_file
 
-from evaluation import preparation
+from evaluation import gallery, preparation
 from evaluation.asked import random_labels
 from evaluation.captions import read_lines
 from evaluation.features import RandomFeatures
@@ -20,22 +23,32 @@ from evaluation.generate import ImageJob, generate_images
 from evaluation.image_folder import ImageFolder
 from evaluation.networks import NETWORKS
 from evaluation.protocols import PROTOCOLS
+from flows import data as data_tasks
 from flows import evaluation as tasks
 from flows import sweep
+from flows.cli import main
 from flows.measuring import plan as planning
-from flows.measuring.plan import plan
+from flows.measuring.plan import Evaluation, plan
+from flows.measuring.released import TRAINED_ON, plan_released, write_weights
+from flows.measuring.told import result_lines
 from flows.progress import board
 from made import write_originals
+from mdm.config import ENCODERS, MODELS, Labels, Model, Text
+from mdm.data.embeddings import TextSource
+from mdm.data.text import load_encoder
 from mdm.experiments import Protocol as ProtocolName
-from mdm.files import write_json
-from mdm.network.nested import NestedUNet
+from mdm.files import sha256, write_json
+from mdm.gallery import GALLERY, PICTURES, RANDOM_LABELS
+from mdm.released.keys import model_from_options
 from mdm.run.checkpoint import Contents, save_checkpoint
-from mdm.stage import Cadence
+from mdm.stage import Cadence, Stage, Training
 from mdm.structure import from_dict, to_dict
-from small import small_job
+from small import attentive, small_job, small_model, write_t5
 from tests.flows.test_evaluation import MODEL, PRESET, Silent
 
 N = 32
+GOLDEN = Path(__file__).parents[1] / "golden"
+CLASSES = ("goldfish", "coral reef", "tench", "llama")
 
 
 class MadeUp(RandomFeatures):
@@ -59,6 +72,8 @@ class Measuring:
         self.drawn: list[int] = []
         for name, value in (("run_job", self.draw), ("StageProgress", Silent), ("show_metrics", Silent)):
             patch.setattr(tasks, name, value)
+        patch.setattr(data_tasks, "StageProgress", Silent)
+        patch.setattr(sweep, "embed_text", data_tasks.embed_text.fn)
         for name in ("sample_images", "evaluate_samples"):
             patch.setattr(sweep, name, getattr(tasks, name).fn)
         patch.setattr(sweep, "load_networks", lambda *_: {role: MadeUp(16 + i) for i, role in enumerate(NETWORKS)})
@@ -73,14 +88,13 @@ class Measuring:
         generate_images(folder, from_dict(ImageJob, json.loads((folder / "generate.json").read_text())), 0, 1)
         self.drawn = sorted({index for index, _ in ImageFolder(folder / "samples").places.keys() - before})
 
-    def __call__(self, protocol: ProtocolName) -> dict[str, Any]:
-        """The record of its one point."""
-        planned = plan("small", protocol, {})
+    def __call__(self, protocol: ProtocolName, planned: Evaluation | None = None) -> list[dict[str, Any]]:
+        """The records of its points."""
+        planned = planned or plan("small", protocol, {})
         assert planned.lacks() == []
-        board(["sample", "evaluate"], lambda line: None)
+        board(sweep.ROWS, lambda line: None)
         self.drawn = []
-        (point,) = sweep._measure(planned, planned.preset, self.tracker, lambda line: None)
-        return point
+        return sweep._measure(planned, planned.preset, self.tracker, lambda line: None)
 
 
 @pytest.fixture
@@ -95,14 +109,18 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A run of four classes of "imagenet", whose originals are kept: one checkpoint, made and not trained."""
     monkeypatch.setenv("MDM_HOME", str(tmp_path))
     data, folder = tmp_path / "datasets" / "imagenet", tmp_path / "runs" / "small"
-    write_originals(data / "train", 70, "imagenet", labels=4)
-    write_originals(data / "val", 3, "imagenet", labels=4)
-    torch.manual_seed(0)
-    weights = NestedUNet(MODEL).state_dict()
-    save_checkpoint(folder / "16" / "checkpoints", Contents(8, 1, MODEL, weights, weights, {}, {}), Cadence())
-    write_json(folder / "16" / "job.json", to_dict(replace(small_job(data), model=MODEL, text=None)))
-    write_json(folder / "config.json", to_dict(PRESET))
+    write_originals(data / "train", 70, "imagenet", CLASSES)
+    write_originals(data / "val", 3, "imagenet", CLASSES)
+    write_run(folder, data, MODEL)
     return folder
+
+
+def write_run(folder: Path, data: Path, model: Model, source: TextSource | None = None, **changes: Any) -> None:
+    weights, job = attentive(model).state_dict(), replace(small_job(data), model=model, text=source)
+    save_checkpoint(folder / "16" / "checkpoints", Contents(8, 1, model, weights, weights, {}, {}), Cadence())
+    write_json(folder / "16" / "job.json", to_dict(job))
+    stage = Stage(model=model, training=Training(nimg=8, batch_size=8))
+    write_json(folder / "config.json", to_dict(replace(PRESET, stages={"16": stage}, **changes)))
 
 
 def test_random_labels_are_uniform_and_each_for_itself() -> None:
@@ -113,7 +131,7 @@ def test_random_labels_are_uniform_and_each_for_itself() -> None:
 
 
 def test_random_labels_are_drawn_and_measured_against_all_of_train(run: Path, measuring: Measuring) -> None:
-    found = measuring("imagenet-50k")
+    (found,) = measuring("imagenet-50k")
     assert found["n"] == N and len(measuring.drawn) == N  # three samples are held out: they limit nothing
     names = {metric["name"]: metric for metric in found["metrics"]}
     assert f"fid_{N}_legacy" in names and set(names[f"fid_{N}_clean"]["values"]) == {"samples", "noise", "real images"}
@@ -126,8 +144,107 @@ def test_random_labels_are_drawn_and_measured_against_all_of_train(run: Path, me
     images = ImageFolder(folder / "samples" / "samples")
     kept = images.read(7, 16)
     images.forget({7})
-    assert measuring("imagenet-50k") == found and measuring.drawn == [7]
+    assert measuring("imagenet-50k") == [found] and measuring.drawn == [7]
     assert ImageFolder(images.folder).read(7, 16) == kept
+
+
+def test_the_gallery_of_classes_has_each_figure_at_its_guidance(
+    run: Path, measuring: Measuring, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(ValueError, match="trained with its labels always there"):
+        plan("small", "gallery", {})
+    data = run.parent.parent / "datasets" / "imagenet"
+    write_run(run, data, replace(MODEL, labels=Labels(num_classes=4, null=True)))
+    random, named = measuring("gallery")
+    assert (random["n"], named["n"]) == (2 * RANDOM_LABELS, 2 * PICTURES) and random["metrics"] == []  # Figs. 5 and 15
+    assert (random["sampling.guidance"], named["sampling.guidance"]) == ([2.0], [2.5])
+    folder = run / "evaluations" / "gallery"
+    lines = read_lines(folder / "guidance-2.5" / "samples" / "samples")
+    assert [(line.caption, line.label) for line in lines[::PICTURES]] == [("coral reef", 1), ("llama", 3)]
+    with Image.open(folder / "guidance-2.5" / "contact-sheet.png") as sheet:
+        assert sheet.size == (PICTURES * 260, 2 * 282) and len(sheet.getcolors(1 << 20) or []) > 10
+    write_json(folder / "results.json", [random, named])
+    assert main(["evaluate", "small", "--protocol", "gallery", "--dry-run"]) == 0
+    told = capsys.readouterr().out
+    assert "2 points, 40 images, " in told and "no class of these words: rhinoceros beetle; Siberian husky" in told
+    assert "WebVid-10M's Fig. 1, Fig. 19 (a model of clips has them)" in told
+    assert [line.split(maxsplit=2)[2] for line in result_lines(folder)] == [
+        f"no numbers: {folder}/guidance-{guidance}/contact-sheet.png" for guidance in ("2", "2.5")
+    ]
+    with pytest.raises(ValueError, match="--sweep guidance: each figure has its own"):
+        plan("small", "gallery", {"guidance": ["3"]})
+
+
+def test_the_gallery_of_captions_needs_no_data(
+    run: Path, measuring: Measuring, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = replace(small_model(2), text=Text(dim=384, proj_dim=16, num_layers=1))
+    source = TextSource(encoder="minilm", encoder_digest=load_encoder("minilm", Path("/nowhere")).digest())
+    write_run(run, run / "gone", text, source=source, text="minilm")
+    monkeypatch.setattr(gallery, "PICTURES", 1)
+    (found,) = measuring("gallery")
+    lines = read_lines(run / "evaluations" / "gallery" / "guidance-7" / "samples" / "samples")
+    assert [line.caption for line in lines] == [picture.prompt for picture in GALLERY if picture.data == "CC12M"]
+    assert found["n"] == len(lines) == 31 and found["sampling.guidance"] == [7.0]
+    measuring("gallery")
+    assert measuring.drawn == []
+
+
+@pytest.fixture
+def released(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A file of the released form, of the golden network as if it were 256x256; and a COCO without training data."""
+    monkeypatch.setenv("MDM_HOME", str(tmp_path))
+    spec, tensors = json.loads((GOLDEN / "nested16_64.json").read_text()), load_file(GOLDEN / "nested16_64.safetensors")
+    model = model_from_options(spec["config"], spec["resolutions"], spec["text_dim"])
+    monkeypatch.setitem(MODELS, "256x256", model)
+    monkeypatch.setitem(ENCODERS, "flan-t5-xl", replace(ENCODERS["flan-t5-xl"], dim=spec["text_dim"]))
+    write_t5(tmp_path / "weights", ["a", "picture"], spec["text_dim"])
+    weights = {key.removeprefix("weights/"): t.float() for key, t in tensors.items() if key.startswith("weights/")}
+    torch.save({"state_dict": weights}, tmp_path / "vis_model.pth")
+    for split, count in (("train", 0), ("val", 70)):
+        write_originals(tmp_path / "datasets" / "coco2014-val" / split, count, "coco2014-val")
+    monkeypatch.setitem(PROTOCOLS, "coco2014-val-30k", replace(PROTOCOLS["coco2014-val-30k"], sampling={"steps": 1}))
+    return tmp_path / "vis_model.pth"
+
+
+def test_a_released_file_is_measured_as_what_it_is(
+    released: Path, measuring: Measuring, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    planned = plan_released(released, "coco2014-val-30k", {})
+    write_weights(released, planned)
+    (found,) = measuring("coco2014-val-30k", planned)
+    known = f"256x256-{sha256(released)[:12]}"
+    assert planned.folder == tmp_path / "released" / known / "evaluations" / "coco2014-val-30k"
+    assert (tmp_path / "weights" / f"released-{known}" / "TERMS.txt").exists()
+    assert found["about"] == TRAINED_ON and found["checkpoint"] == "vis_model.pth" and found["n"] == N
+    assert all(metric["note"].startswith(f"{TRAINED_ON}. ") for metric in found["metrics"])
+    names = {metric["name"] for metric in found["metrics"]}
+    assert {f"fid_{N}_clean", f"clip_score_{N}_vit_l_14", f"fd_dinov2_{N}"} <= names
+    write_weights(released, planned)
+    assert measuring("coco2014-val-30k", planned) == [found] and measuring.drawn == []
+    write_json(planned.folder / "results.json", [found])
+    assert next(iter(result_lines(planned.folder))) == TRAINED_ON
+    assert main(["evaluate", "--released", str(released), "--dry-run"]) == 0
+    told = capsys.readouterr().out
+    assert f"{TRAINED_ON}; its numbers are no reproduction" in told and "ddim, 1000 steps, guidance 1" in told
+
+
+def test_what_a_released_file_lacks_is_said_before_work(
+    released: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MDM_OFFLINE", "1")
+    shutil.rmtree(tmp_path / "weights")
+    assert main(["evaluate", "--released", str(released), "--protocol", "gallery"]) == 1
+    ended = capsys.readouterr()
+    assert ended.out.count("missing: ") == 1 and "missing: text encoder flan-t5-xl: " in ended.out
+    assert "protocol gallery cannot be measured here: what is missing stands above" in ended.err
+    with pytest.raises(ValueError, match=r"asks with a run's own held-out samples, .* take coco2014-val-30k, "):
+        plan_released(released, "watch", {})
+    with pytest.raises(ValueError, match=r"50k asks with labels, and .* is conditioned on captions"):
+        plan_released(released, "imagenet-50k", {})
+    assert main(["evaluate", "small", "--released", str(released)]) == 1
+    assert "--released FILE is instead of a run" in capsys.readouterr().err
+    assert not (tmp_path / "released").exists()
 
 
 def test_a_model_that_cannot_be_asked_so_is_refused(run: Path) -> None:

@@ -16,6 +16,7 @@ from flows.cli import main
 from flows.measuring.plan import lacking, plan
 from flows.measuring.told import preset_lines, result_lines, warnings
 from flows.progress import board
+from mdm.config import Labels
 from mdm.files import write_json
 from mdm.presets import resolve
 from mdm.structure import from_dict, to_dict
@@ -43,6 +44,10 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_every_point_of_a_sweep_is_named_once(run: Path) -> None:
     (one,) = plan("small", "embedded", {}).points
     assert (one.name, one.nimg, one.sampling) == ("as-trained", 16, PRESET.sampling)
+    with pytest.raises(ValueError, match=r"guidance must be 1: this model was trained with its labels always there"):
+        plan("small", "embedded", {"guidance": ["1", "3/2"]})
+    nulled = replace(PRESET.stages["16"], model=replace(MODEL, labels=Labels(num_classes=4, null=True)))
+    write_json(run / "config.json", to_dict(replace(PRESET, stages={"16": nulled})))
     points = plan("small", "embedded", {"guidance": ["1", "3/2"], "steps": ["1", "2"]}).points
     assert [point.name for point in points] == [f"guidance-{g}_steps-{s}" for g in ("1", "3/2") for s in ("1", "2")]
     assert points[-1].sampling.guidance == (3.0, 2.0) and points[-1].sampling.steps == 2

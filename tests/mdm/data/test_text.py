@@ -9,30 +9,15 @@ import torch
 from mdm.config import ENCODERS
 from mdm.data.embeddings import TextSource, same_encoder
 from mdm.data.text import TextEncoder, encoder_digest, files_digest, find_encoder, load_encoder, online_encoder
+from small import write_t5
 
 WORDS = ["red", "blue", "round", "square", "heart", "dog"]
 
 
 @pytest.fixture(scope="module")
 def small_t5(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A T5 of a few thousand random weights in the layout that the hub has: MDM_HOME/weights with flan-t5-xl in it."""
-    from tokenizers import Tokenizer
-    from tokenizers.models import WordLevel
-    from tokenizers.pre_tokenizers import Whitespace
-    from tokenizers.processors import TemplateProcessing
-    from transformers import PreTrainedTokenizerFast, T5Config, T5ForConditionalGeneration
-
-    weights = tmp_path_factory.mktemp("weights")
-    vocabulary = {word: i for i, word in enumerate(["<pad>", "</s>", "<unk>", *WORDS])}
-    tokenizer = Tokenizer(WordLevel(vocabulary, unk_token="<unk>"))
-    tokenizer.pre_tokenizer = Whitespace()
-    tokenizer.post_processor = TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
-    whole = PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", eos_token="</s>", unk_token="<unk>")
-    whole.save_pretrained(weights / "flan-t5-xl")
-    torch.manual_seed(0)
-    config = T5Config(vocab_size=len(vocabulary), d_model=16, d_kv=8, d_ff=32, num_layers=2, num_heads=2)
-    T5ForConditionalGeneration(config).save_pretrained(weights / "flan-t5-xl")
-    return weights
+    """MDM_HOME/weights with flan-t5-xl in it."""
+    return write_t5(tmp_path_factory.mktemp("weights"), WORDS)
 
 
 def test_t5_is_its_frozen_encoder_from_a_local_folder(small_t5: Path) -> None:
