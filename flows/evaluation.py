@@ -27,6 +27,8 @@ from mdm.data.leases import give_way
 from mdm.data.shards import Shards
 from mdm.files import load_json, sha256, write_json
 from mdm.presets import Preset
+from mdm.run.job import device_name
+from mdm.training.compute import pick_device
 from preprocessing.manifest import read_manifest
 
 
@@ -57,16 +59,20 @@ def sample_images(preset: Preset, folder: Path, weights: Path, data: Path, text:
     board().start("sample", total, "img")
     progress = StageProgress("sample", total)
 
+    def count() -> int:
+        return min(total, sum(len(list((folder / s.name).glob("*.png"))) for s in sets))
+
     def on_poll() -> None:
-        drawn = min(total, sum(len(list((folder / s.name).glob("*.png"))) for s in sets))
-        if drawn:
+        if drawn := count():
             board().update("sample", drawn)
             progress.update(drawn)
 
     def work() -> dict[str, Any]:
         prepare(folder, job, prompts)
+        before = count()
         run_job("evaluation.generate", folder, preset.hardware.processes, preset.hardware.threads, on_poll)
-        return {"images": total}
+        name = device_name(pick_device(preset.hardware.device))
+        return {"images": total, "drawn": count() - before, "hardware": name}
 
     def whole() -> bool:
         return all(is_whole(folder / images.name, prompts, resolutions) for images in sets)

@@ -23,6 +23,7 @@ from flows.datasets.sets import set_of_samples
 from flows.evaluation import evaluate_samples, log_results, sample_images
 from flows.home import Trouble, datasets, hold, home, quiet_services, run_folder, weights
 from flows.progress import board
+from flows.records.pages import refresh_page
 from flows.records.tracking import Tracker
 from mdm.config import SamplerName, Sampling
 from mdm.data.embeddings import TextSource
@@ -161,11 +162,6 @@ def _samplings(sampling: Sampling, sweep: dict[str, list[str]]) -> list[tuple[st
     return found
 
 
-def _calls(sampling: Sampling) -> int:
-    """Of the network, for one image: guidance takes a second pass."""
-    return sampling.steps * (1 + any(weight != 1 for weight in sampling.guidance))
-
-
 def _numbers(text: str) -> tuple[float, ...]:
     return tuple(float(part) for part in text.split("/"))  # per level, innermost first; one value serves all
 
@@ -194,7 +190,7 @@ def plan_lines(planned: Evaluation) -> Iterator[str]:
     calls, seconds, rate = 0, 0.0, _rate(planned)
     for point in planned.points:
         sampling = point.sampling
-        calls += (mine := prompts * _calls(sampling))
+        calls += (mine := prompts * sampling.calls)
         seconds += 0 if rate is None else mine * rate
         shown = "/".join(f"{weight:g}" for weight in sampling.guidance)
         yield f"  {point.name}: {point.checkpoint.name}, {sampling.sampler}, {sampling.steps} steps, guidance {shown}"
@@ -217,7 +213,7 @@ def _rate(planned: Evaluation) -> float | None:
     if not done.exists():
         return None
     found = load_json(done)
-    return found["seconds"] / (found["images"] / 2 * _calls(planned.preset.sampling))
+    return found["seconds"] / (found["images"] / 2 * planned.preset.sampling.calls)
 
 
 def warnings(preset: Preset, sampling: Sampling) -> Iterator[str]:
@@ -246,7 +242,8 @@ def evaluation(
     with hold(planned.folder / "flow.lock", f"evaluation {planned.folder}"), board(ROWS) as shown:
         tracker = Tracker(planned.folder, f"{planned.run.name} {planned.protocol.name}", shown.say)
         with ends_cancelled() as end, tracker.recording(), Lease(planned.data, f"evaluation of {planned.run.name}"):
-            write_json(planned.folder / "results.json", _measure(planned, preset, tracker, shown.say))
+            write_results(planned.folder, _measure(planned, preset, tracker, shown.say))
+            refresh_page(planned.run)
             with tracker.reachable():
                 tracker.artifact("", planned.folder / "results.json")
     return end.state or str(planned.folder)
@@ -311,6 +308,13 @@ def common_facts(planned: Evaluation) -> dict[str, Any]:
     return {"protocol": planned.protocol.name, "protocol_digest": digest(decides)[:12], "n": len(prompts)}
 
 
+def write_results(folder: Path, found: list[dict[str, Any]]) -> None:
+    """results.json: these points, and those of sweeps before."""
+    file = folder / "results.json"
+    before = load_json(file) if file.exists() else []
+    write_json(file, list({point["point"]: point for point in [*before, *found]}.values()))
+
+
 def result_lines(folder: Path) -> Iterator[str]:
     """A table of the points' headline numbers, for a terminal."""
     from evaluation.results import HEADLINE, SAMPLES
@@ -332,7 +336,7 @@ def preset_lines(name: str, protocol: Protocol, sweep: dict[str, list[str]]) -> 
     preset = resolve(name, {})
     samplings = [sampling for _, sampling in _samplings(preset.sampling, sweep)]
     images, px = protocol.num_samples or preset.evaluation.num_samples, preset.px
-    calls = images * sum(map(_calls, samplings))
+    calls = images * sum(sampling.calls for sampling in samplings)
     steps = "/".join(str(steps) for steps in sorted({sampling.steps for sampling in samplings}))
     yield f"{name} is a preset, and no run of it is here; under {protocol.name} ({protocol.summary}):"
     yield f"{len(samplings)} points of {images:,} images, {steps} steps: {calls:,} network calls of {px} px"

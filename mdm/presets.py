@@ -107,6 +107,21 @@ def _check_start(name: str, stage: Stage, earlier: dict[str, Stage]) -> None:
     check_growth(earlier[start.stage].model, stage.model, f"stages.{name}: ")
 
 
+def started_at(preset: Preset, name: str) -> int:
+    """Images that the parent has seen when a stage starts from it; 0 where it starts from none."""
+    start = preset.stages[name].start
+    if start is None:
+        return 0
+    parent = preset.stages[start.stage]
+    return parent.cadence.milestones[start.milestone] if start.milestone else parent.training.nimg
+
+
+def seen_before(preset: Preset, name: str) -> int:
+    """Images that a stage's weights had seen in all stages that they come from."""
+    start = preset.stages[name].start
+    return 0 if start is None else seen_before(preset, start.stage) + started_at(preset, name)
+
+
 # -- pipelines -------------------------------------------------------------------------------------------------------
 
 
