@@ -33,8 +33,8 @@ from mdm.experiments import SECONDS_PER_CALL
 from mdm.experiments import Protocol as ProtocolName
 from mdm.files import load_json, write_json
 from mdm.presets import Preset, load_preset, resolve
-from mdm.run.checkpoint import newest_checkpoint
-from mdm.run.folder import find_damage, list_folders
+from mdm.run.checkpoint import list_points, newest_checkpoint
+from mdm.run.folder import find_damage
 from mdm.structure import digest, from_dict, to_dict
 from mdm.training.compute import pick_device
 from preprocessing.sets import finished_sets
@@ -167,7 +167,7 @@ def _numbers(text: str) -> tuple[float, ...]:
 
 
 def _checkpoints(stage: Path, asked: list[str] | None) -> list[Path]:
-    there = list_folders(stage / "checkpoints")
+    there = list_points(stage)
     if asked is None:
         newest = newest_checkpoint(stage / "checkpoints")[0]
         if newest is None:

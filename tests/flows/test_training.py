@@ -235,6 +235,7 @@ def change(name: str, **fields: Any) -> Preset:
     [
         change("a", compute=Compute(max_batch_per_process=2, precision="float32", recompute=(8,))),
         change("a", cadence=replace(EARLY, log_every_nimg=1, keep_checkpoints=5, average_every_nimg=8)),
+        change("a", cadence=replace(EARLY, keep_ema_every_nimg=8, checkpoint_every_minutes=0.5)),
         replace(BRANCHES, hardware=Hardware(device="cuda", processes=8, data_workers=4)),
         replace(BRANCHES, sampling=Sampling(steps=2), evaluation=Evaluation(num_samples=9), name="other"),
         replace(BRANCHES, storage=replace(BRANCHES.storage, check="digest", tolerate=3)),
