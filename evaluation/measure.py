@@ -12,7 +12,8 @@ from evaluation.extraction import kept_features
 from evaluation.metrics import caption_fit, distances
 from evaluation.nearest import nearest_images
 from evaluation.reading import load_drawn, load_real, measured_lines, sample_px
-from evaluation.results import SAMPLES
+from evaluation.results import SAMPLES, TEXT_IMAGE
+from evaluation.standard import COSINES, write_cosines
 from mdm.data.embeddings import TextSource
 from mdm.data.shards import Shards
 from mdm.data.text import online_encoder
@@ -56,7 +57,9 @@ def measure(
         place = unique(reals["val"].keys, f"{data / 'val'}")
         own = reals["val"].text[[place[line.key] for line in lines]]  # of each line's caption
         pairs = {split: (found[split], real.text) for split, real in reals.items()}
-        results += caption_fit(of_drawn, own, pairs["train"], pairs["val"], seed, out)
+        fit, cosines = caption_fit(of_drawn, own, pairs["train"], pairs["val"], seed, out)
+        results += fit
+        write_cosines(out / COSINES, {TEXT_IMAGE.name: cosines}, lines)
     nearest = nearest_images(drawn[SAMPLES], reals["train"].images)
     whole = {
         "metrics": [result.to_record() for result in results],

@@ -43,8 +43,9 @@ def caption_fit(
     held_out: tuple[Features, Features],
     seed: int,
     out: Path,
-) -> list[Result]:
-    """How well the sets fit their captions, under heads learned from the training pairs and written to ``out``.
+) -> tuple[list[Result], NDArray[np.float64]]:
+    """How well the sets fit their captions, under heads learned from the training pairs and written to ``out``; and
+    the cosine of each of the samples [N].
 
     ``drawn_text`` [N, D]: the captions' features, row by row those of the sets' images; ``train``, ``held_out``:
     features of real images, and of their captions.
@@ -61,8 +62,9 @@ def caption_fit(
         REAL: real["matched"],
     }
     number = len(held_out[0])
-    return [
+    results = [
         Result(TEXT_IMAGE, len(drawn_text), cosines),
         Result(RETRIEVAL_R1, number, {REAL: real["r1"], "chance": real["chance_r1"]}),
         Result(RETRIEVAL_R10, number, {REAL: real["r10"], "chance": real["chance_r10"]}),
     ]
+    return results, heads.cosine(drawn[SAMPLES], drawn_text).astype(np.float64)

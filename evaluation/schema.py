@@ -5,10 +5,12 @@ import binascii
 import io
 import unicodedata
 from datetime import datetime
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 from PIL import Image
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from evaluation.results import SAMPLES
 
 PNG_URI = "data:image/png;base64,"
 MAX_IMAGE_PX = 4096
@@ -31,6 +33,9 @@ class _Part(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
 
+Checked = TypeVar("Checked", bound=_Part)
+
+
 class Stage(_Part):
     name: Text
     state: Literal["done", "reused", "failed"]
@@ -43,12 +48,22 @@ class Series(_Part):
     name: Text
     x: list[Number]
     y: list[Number]
+    labels: list[Text] = []  # of the points, drawn beside them: numbers, no text from the web
 
     @model_validator(mode="after")
     def _paired(self) -> "Series":
         if len(self.x) != len(self.y) or not self.x:
             raise ValueError(f"x and y must be equally long and not empty, they have {len(self.x)} and {len(self.y)}")
+        if len(self.labels) not in (0, len(self.x)):
+            raise ValueError(f"labels: {len(self.labels)} of {len(self.x)} points")
         return self
+
+
+class PrintedLine(_Part):
+    """A value that stands in the paper's tables, across a chart."""
+
+    name: Text
+    y: Number
 
 
 class Curve(_Part):
@@ -57,6 +72,7 @@ class Curve(_Part):
     y_label: Text
     log_y: bool
     series: Annotated[list[Series], Field(min_length=1)]
+    lines: list[PrintedLine] = []
 
     @model_validator(mode="after")
     def _positive(self) -> "Curve":
@@ -117,6 +133,15 @@ class Grid(_Part):
     items: Annotated[list[Item], Field(min_length=1)]
 
 
+class Sample(_Part):
+    """An image of the run's own, by its prompt's key and the seed of its noise."""
+
+    key: Text
+    seed: int
+    caption: Text
+    image: Annotated[str, AfterValidator(_check_png)]
+
+
 class PaperRow(_Part):
     """A printed number, or what a figure shows without one (``printed`` empty), and this run's or what it needs."""
 
@@ -134,11 +159,12 @@ class PaperRow(_Part):
     run: Text
     needs: Text
     commands: list[Text]
+    hardware: Text = ""  # of ours, where a speed is compared
 
     @model_validator(mode="after")
     def _whole(self) -> "PaperRow":
-        if self.ours is not None and (self.n is None or not self.run):
-            raise ValueError("ours has no n, or no run")
+        if self.ours is not None and not (self.run and (self.n or self.hardware)):
+            raise ValueError("ours has no run, or neither n nor hardware")
         return self
 
 
@@ -146,6 +172,61 @@ class PaperTable(_Part):
     title: Text
     note: Text
     rows: Annotated[list[PaperRow], Field(min_length=1)]
+
+
+class EvaluationRow(_Part):
+    """A checkpoint, and how images were drawn from it."""
+
+    point: Text
+    stage: Text
+    nimg: Annotated[int, Field(ge=0)]  # images seen, by this stage
+    guidance: Text  # per level, innermost first
+    steps: Annotated[int, Field(ge=1)]
+    sampler: Text
+    metrics: list[MetricRow]
+
+    def by_name(self) -> dict[str, MetricRow]:
+        return {metric.name: metric for metric in self.metrics if SAMPLES in metric.values}
+
+
+class EvaluationTable(_Part):
+    """Of one protocol and one digest, at one resolution: only such numbers stand in one column."""
+
+    protocol: Text
+    digest: Text
+    px: Annotated[int, Field(ge=1)]
+    summary: Text
+    rows: Annotated[list[EvaluationRow], Field(min_length=1)]
+
+    def columns(self) -> dict[str, MetricRow]:
+        """The metrics that some row has of its samples, by name, in order."""
+        return {m.name: m for row in self.rows for m in row.metrics if SAMPLES in m.values}
+
+    def beside(self) -> dict[str, dict[str, tuple[float, float, int]]]:
+        """What a number stands between (noise, real images, ...) -> metric -> least and largest over rows, and N."""
+        found: dict[str, dict[str, tuple[float, float, int]]] = {}
+        for metric in (metric for row in self.rows for metric in row.metrics):
+            for what, value in metric.values.items():
+                if what != SAMPLES:
+                    low, high, _ = found.setdefault(what, {}).get(metric.name, (value, value, 0))
+                    found[what][metric.name] = (min(low, value), max(high, value), metric.n)
+        return {what: of for what, of in found.items() if of.keys() & self.columns().keys()}
+
+
+class Speed(_Part):
+    """What a stage took, and on what: the paper's Tables 2 to 4, of this run."""
+
+    stage: Text
+    hardware: Text
+    processes: Annotated[int, Field(ge=1)]
+    parameters: Annotated[int, Field(ge=1)]
+    batch: Annotated[int, Field(ge=1)]
+    iterations: Annotated[int, Field(ge=0)]
+    iteration_s: Number
+    images_per_s: Number
+    memory_mb: Number | None  # most that rank 0 had, of its GPU's, else of the machine's
+    call_s: Number | None  # of the network, for one image that is drawn; the last stage's
+    drawn_on: Text
 
 
 class Later(_Part):
@@ -169,7 +250,7 @@ class Paper(_Part):
 
     @property
     def measured(self) -> bool:
-        return any(row.ours is not None for table in self.tables for row in table.rows)
+        return any(row.run for table in self.tables for row in table.rows)
 
 
 def _check_time(text: str) -> str:
@@ -192,13 +273,58 @@ class Records(_Part):
     metrics: list[MetricRow]
     grids: list[Grid]
     credits: list[Text]
-    paper: Paper | None = None  # records made before November 2026 have none
+    paper: Paper | None = None  # records made before November 2026 have none of what follows
+    evaluations: list[EvaluationTable] = []
+    figures: list[Curve] = []
+    speeds: list[Speed] = []
+    prompts: list[Grid] = []
+    settings: dict[Text, Text] = {}  # of the preset, by dotted names, as JSON
+    digest: Text = ""  # of how ``metrics`` were measured
+    samples: list[Sample] = []
 
 
-def check(records: dict[str, Any]) -> Records:
+class RunHead(_Part):
+    run: Text
+    preset: Text
+    created: Annotated[str, AfterValidator(_check_time)]
+    verdict: Text
+
+
+class Setting(_Part):
+    """A field in which runs differ: a value each, as JSON; empty: that run's preset has no such field."""
+
+    name: Text
+    values: list[Text]
+
+
+class Own(_Part):
+    """The own samples of runs that were measured alike: a metric of each, in the order of ``runs``."""
+
+    digest: Text
+    runs: Annotated[list[Text], Field(min_length=1)]
+    metrics: list[list[MetricRow | None]]
+
+
+class Comparison(_Part):
+    """What ``compare.py`` makes of several runs' records, and all that their common page knows."""
+
+    format: Literal[1]
+    title: Text
+    created: Annotated[str, AfterValidator(_check_time)]
+    runs: Annotated[list[RunHead], Field(min_length=2)]
+    apart: list[Text]  # what does not compare, and why
+    settings: list[Setting]
+    own: list[Own]
+    evaluations: list[EvaluationTable]
+    curves: list[Curve]
+    prompts: list[Grid]
+    credits: list[Text]
+
+
+def check(records: dict[str, Any], kind: type[Checked]) -> Checked:
     """Raises ValueError naming the first field that is missing or malformed, e.g. ``stages[2].seconds``."""
     try:
-        return Records.model_validate(records)
+        return kind.model_validate(records)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         field = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in first["loc"]).lstrip(".")

@@ -203,7 +203,7 @@ def _write(
         "versions": {name: version(name) for name in LIBRARIES},
     }
     if cosines:
-        _write_cosines(out / COSINES, cosines, lines)
+        write_cosines(out / COSINES, cosines, lines)
     write_json(out / "results.json", whole)
     return whole
 
@@ -212,7 +212,8 @@ def _random_row(result: Result) -> dict[str, Any]:
     return {"name": result.metric.name, "n": result.n, "values": dict(result.values), "extractor": result.extractor}
 
 
-def _write_cosines(file: Path, cosines: Cosines, lines: Sequence[Line]) -> None:
+def write_cosines(file: Path, cosines: Cosines, lines: Sequence[Line]) -> None:
+    """A line per image: its caption's key and text, and the raw cosine of both by each network."""
     with whole_file(file) as opened:
         for i, line in enumerate(lines):
             own = {role: float(found[i]) for role, found in cosines.items()}

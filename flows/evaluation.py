@@ -32,6 +32,8 @@ from mdm.data.shards import Shards
 from mdm.data.text import find_encoder
 from mdm.files import load_json, sha256, write_json
 from mdm.presets import Preset
+from mdm.run.job import device_name
+from mdm.training.compute import pick_device
 from preprocessing.manifest import read_manifest
 
 
@@ -78,16 +80,20 @@ def sample_images(
     board().start("sample", total, "img")
     progress = StageProgress("sample", total)
 
+    def count() -> int:
+        return min(total, sum(ImageFolder(folder / images.name).count for images in sets))
+
     def on_poll() -> None:
-        drawn = min(total, sum(ImageFolder(folder / images.name).count for images in sets))
-        if drawn:
+        if drawn := count():
             board().update("sample", drawn)
             progress.update(drawn)
 
     def work() -> dict[str, Any]:
         prepare(folder, job, prompts)
+        before = count()
         run_job("evaluation.generate", folder, preset.hardware.processes, preset.hardware.threads, on_poll)
-        return {"images": total}
+        name = device_name(pick_device(preset.hardware.device))
+        return {"images": total, "drawn": count() - before, "hardware": name}
 
     def whole() -> bool:
         return all(is_whole(folder / images.name, prompts, model.resolutions) for images in sets)

@@ -17,7 +17,7 @@ from evaluation.features import EfficientNetLite0
 from evaluation.results import METRICS_FORMAT
 from mdm.config import SAMPLING_FORMAT, Model, Sampling
 from mdm.data.embeddings import TextSource
-from mdm.presets import Preset
+from mdm.presets import Preset, started_at
 from mdm.stage import TRAINING_FORMAT, Training
 from mdm.structure import digest, from_dict, to_dict
 from preprocessing.manifest import read_json
@@ -117,15 +117,6 @@ def start_inputs(preset: Preset, name: str, data: DataInputs) -> StartInputs:
         model=stage.model,
         seed=preset.seed,
     )
-
-
-def started_at(preset: Preset, name: str) -> int:
-    """Images that the parent has seen when a stage starts from it."""
-    start = preset.stages[name].start
-    if start is None:
-        return 0
-    parent = preset.stages[start.stage]
-    return parent.cadence.milestones[start.milestone] if start.milestone else parent.training.nimg
 
 
 def sample_inputs(preset: Preset, weights: str, text: TextSource | None, negative: str = "") -> SampleInputs:

@@ -26,12 +26,13 @@ from flows.measuring.plan import Evaluation, Point, plan
 from flows.measuring.released import plan_released, write_weights
 from flows.measuring.told import SHEET, warnings
 from flows.progress import board
+from flows.records.pages import refresh_page
 from flows.records.tracking import Tracker
 from mdm.config import Sampling
 from mdm.data.leases import Lease
 from mdm.data.shards import Shards
 from mdm.experiments import Protocol as ProtocolName
-from mdm.files import write_json
+from mdm.files import load_json, write_json
 from mdm.presets import Preset
 from mdm.structure import digest, to_dict
 from mdm.training.compute import pick_device
@@ -66,7 +67,8 @@ def evaluation(
         tracker = Tracker(planned.folder, f"{planned.run.name} {planned.protocol.name}", shown.say)
         used = contextlib.nullcontext() if planned.data is None else Lease(planned.data, f"evaluation of {planned.run}")
         with ends_cancelled() as end, tracker.recording(), used:
-            write_json(planned.folder / "results.json", _measure(planned, preset, tracker, shown.say))
+            write_results(planned.folder, _measure(planned, preset, tracker, shown.say))
+            refresh_page(planned.run)
             with tracker.reachable():
                 tracker.artifact("", planned.folder / "results.json")
     return end.state or str(planned.folder)
@@ -149,3 +151,10 @@ def common_facts(planned: Evaluation, sampling: Sampling) -> dict[str, Any]:
     ]
     about = {"about": planned.about} if planned.about else {}
     return {"protocol": planned.protocol.name, "protocol_digest": digest(decides)[:12], "n": len(prompts), **about}
+
+
+def write_results(folder: Path, found: list[dict[str, Any]]) -> None:
+    """results.json: these points, and those of sweeps before."""
+    file = folder / "results.json"
+    before = load_json(file) if file.exists() else []
+    write_json(file, list({point["point"]: point for point in [*before, *found]}.values()))

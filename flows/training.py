@@ -9,7 +9,7 @@ from prefect.cache_policies import NO_CACHE
 
 from flows.datasets.removal import between_removals
 from flows.home import Stopped, Trouble
-from flows.inputs import DataInputs, first_stage, first_start, stage_inputs, start_inputs, started_at
+from flows.inputs import DataInputs, first_stage, first_start, stage_inputs, start_inputs
 from flows.launch import JobDied, died, run_job, tail
 from flows.markers import once, read_done
 from flows.progress import board
@@ -18,7 +18,7 @@ from flows.records.following import Follower, record_stage
 from flows.records.tracking import Tracker
 from mdm.data.embeddings import TextSource
 from mdm.files import load_json, write_json
-from mdm.presets import Preset
+from mdm.presets import Preset, started_at
 from mdm.run.checkpoint import Damaged, last_checkpoint, milestone_checkpoint
 from mdm.run.folder import nimg_of
 from mdm.run.job import Job

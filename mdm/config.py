@@ -163,6 +163,11 @@ class Sampling:
         check(self.ceiling >= 1, f"sampling.ceiling must be at least 1, got {self.ceiling}")
         check(self.batch_size >= 1, f"sampling.batch_size must be at least 1, got {self.batch_size}")
 
+    @property
+    def calls(self) -> int:
+        """Of the network, for one image: guidance takes a second pass."""
+        return self.steps * (1 + any(weight != 1 for weight in self.guidance))
+
     def guidance_scales(self, num_levels: int) -> tuple[float, ...]:
         """One guidance_scale per level; the last one given serves the levels above it."""
         return tuple(self.guidance[min(r, len(self.guidance) - 1)] for r in range(num_levels))

@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from mdm.config import Sampling
 from mdm.paper import BATCH_2, GPUS_2, GPUS_3, TABLE_2, TABLE_3
-from mdm.presets import Preset, merge, resolve
+from mdm.presets import Preset, merge, resolve, started_at
 from mdm.structure import digest, to_dict
 
 Protocol = Literal["coco2014-val-30k", "mdm-released", "imagenet-50k", "cc12m-heldout", "gallery", "watch", "embedded"]
@@ -110,9 +110,8 @@ def stage_key(preset: Preset, name: str) -> str:
     stage = preset.stages[name]
     start: dict[str, Any] = {}
     if stage.start is not None:
-        parent = preset.stages[stage.start.stage]
-        begun = parent.cadence.milestones[stage.start.milestone] if stage.start.milestone else parent.training.nimg
-        start = to_dict(stage.start) | {"stage": stage_key(preset, stage.start.stage), "milestone": begun}
+        parent = stage_key(preset, stage.start.stage)
+        start = to_dict(stage.start) | {"stage": parent, "milestone": started_at(preset, name)}
     return digest([stage.model, stage.training, start, preset.data, preset.text, preset.seed])
 
 

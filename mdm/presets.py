@@ -108,6 +108,21 @@ def _check_start(name: str, stage: Stage, earlier: dict[str, Stage]) -> None:
     check_growth(earlier[start.stage].model, stage.model, f"stages.{name}: ")
 
 
+def started_at(preset: Preset, name: str) -> int:
+    """Images that the parent has seen when a stage starts from it; 0 where it starts from none."""
+    start = preset.stages[name].start
+    if start is None:
+        return 0
+    parent = preset.stages[start.stage]
+    return parent.cadence.milestones[start.milestone] if start.milestone else parent.training.nimg
+
+
+def seen_before(preset: Preset, name: str) -> int:
+    """Images that a stage's weights had seen in all stages that they come from."""
+    start = preset.stages[name].start
+    return 0 if start is None else seen_before(preset, start.stage) + started_at(preset, name)
+
+
 # -- pipelines -------------------------------------------------------------------------------------------------------
 
 
@@ -120,6 +135,7 @@ def _paper_stage(
     caption_dropout: float = 0.0,
     label_dropout: float = 0.0,
     window_shards: int = 0,
+    milestone: int | None = None,  # steps
 ) -> Stage:
     """App. B: Adam (0.9, 0.99), lr 1e-4 after 30,000 warm-up steps, EMA 0.9999, clip 2.0. See ``choices.py``.
 
@@ -143,6 +159,13 @@ def _paper_stage(
             compile=True,
             recompute=tuple(px for px in MODELS[model].resolutions if px > 256),
         ),
+        # What the figures need after weeks: 20 points of a curve, and those that Fig. 4's 256² stages start from.
+        cadence=Cadence(
+            checkpoint_every_nimg=0,
+            checkpoint_every_minutes=30,
+            keep_ema_every_nimg=training.nimg // 20,
+            milestones={} if milestone is None else {f"{milestone // 1000}k": milestone * batch_size},
+        ),
     )
 
 
@@ -155,8 +178,8 @@ def _cc12m(name: str, summary: str, disk_gb: float, *stages: tuple[str, int, int
         data=Data(name="cc12m"),
         text="flan-t5-xl",
         stages={
-            name: _paper_stage(*stage, start=start, caption_dropout=0.1, window_shards=128)
-            for name, stage, start in zip(names, stages, [None, *names], strict=False)
+            name: _paper_stage(*stage, start, caption_dropout=0.1, window_shards=128, milestone=milestone)
+            for name, stage, start, milestone in zip(names, stages, [None, *names], [390_000, None, None], strict=False)
         },
         sampling=_PAPER_SAMPLING,
         evaluation=Evaluation(num_samples=30_000),
@@ -172,7 +195,7 @@ def _imagenet(name: str, summary: str, models: str, label_dropout: float) -> Pre
         data=Data(name="imagenet"),
         text=None,
         stages={
-            "64": _paper_stage(f"MDM-S64-{models}", 512, 300_000, 64, label_dropout=label_dropout),
+            "64": _paper_stage(f"MDM-S64-{models}", 512, 300_000, 64, label_dropout=label_dropout, milestone=200_000),
             "256": _paper_stage(f"MDM-S64S256-{models}", 256, 500_000, 32, "64", label_dropout=label_dropout),
         },
         sampling=_PAPER_SAMPLING,

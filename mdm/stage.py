@@ -101,17 +101,26 @@ class Cadence:
 
     log_every_nimg: int = 100_000
     eval_every_nimg: int = 5_000_000  # held-out loss and sample grid
-    checkpoint_every_nimg: int = 1_000_000
+    checkpoint_every_nimg: int = 1_000_000  # 0: by the clock alone
+    checkpoint_every_minutes: float = 0.0  # > 0: and when so long has passed since the last one
     keep_checkpoints: int = 2  # the newest so many
     keep_every_nimg: int = 0  # and the first one after each multiple of this
+    keep_ema_every_nimg: int = 0  # > 0: the EMA alone at each multiple, never pruned; the last checkpoint has the end's
     milestones: dict[str, int] = field(default_factory=dict)  # name -> images: saved there, never pruned
     average_every_nimg: int = 0  # > 0: snapshots from which an EMA of any length can be rebuilt (mdm ema)
 
     def __post_init__(self) -> None:
-        for name in ("log_every_nimg", "eval_every_nimg", "checkpoint_every_nimg"):
+        for name in ("log_every_nimg", "eval_every_nimg"):
             check(getattr(self, name) >= 1, f"cadence.{name} must be at least 1, got {getattr(self, name)}")
-        for name in ("keep_every_nimg", "average_every_nimg"):
+        for name in ("checkpoint_every_nimg", "checkpoint_every_minutes", "keep_every_nimg", "keep_ema_every_nimg"):
             check(getattr(self, name) >= 0, f"cadence.{name} must not be negative, got {getattr(self, name)}")
+        check(
+            self.average_every_nimg >= 0, f"cadence.average_every_nimg must not be negative: {self.average_every_nimg}"
+        )
+        check(
+            self.checkpoint_every_nimg > 0 or self.checkpoint_every_minutes > 0,
+            "cadence.checkpoint_every_nimg is 0: set checkpoint_every_minutes, else a kill costs the whole stage",
+        )
         check(self.keep_checkpoints >= 2, "cadence.keep_checkpoints must be at least 2: the newest may be damaged")
         for name, nimg in self.milestones.items():
             check(name.replace("-", "").isalnum(), f"cadence.milestones: {name!r} may hold letters, digits and - only")

@@ -29,7 +29,7 @@ VERBS: dict[str, Verb] = {
     "evaluate": (images.evaluate, images.evaluate_options, "measure a run's drawn samples again"),
     "status": (pipeline.status, pipeline.status_options, "what is done, running and missing of a run"),
     "track": (records.track, records.track_options, "copy a training folder's metrics and pictures into MLflow"),
-    "report": (records.report, records.report_options, "make the report page of a records.json"),
+    "report": (records.report, records.report_options, "make a run's page again, or one of several runs"),
     "verify": (models.verify, models.verify_options, "prove that the networks compute the released functions"),
     "convert": (models.convert, models.convert_options, "turn the authors' vis_model.pth into a weights folder"),
     "export": (models.export, models.export_options, "write a released model for diffusers' community pipeline"),

@@ -30,19 +30,26 @@ def track(arguments: argparse.Namespace) -> int:
 
 
 def report_options(sub: argparse.ArgumentParser) -> None:
-    sub.add_argument("records", metavar="RECORDS", type=Path, help="records.json, or a run's name")
-    sub.add_argument("-o", "--output", type=Path, help="page to write (default: index.html beside it)")
+    sub.add_argument(
+        "runs",
+        metavar="RUN",
+        nargs="*",
+        help="a run's name or folder, or a records.json (default: the run whose page is the newest)",
+    )
+    sub.add_argument("-o", "--output", type=Path, help="page to write (default: index.html beside the records)")
+    sub.epilog = "Several runs are put side by side on one page, which lies in MDM_HOME/reports."
 
 
 def report(arguments: argparse.Namespace) -> int:
-    from evaluation.report import render
-    from flows.home import run_folder
-    from mdm.files import load_json
+    from flows.records.pages import compare_runs, newest_run, refresh_page, render_file
 
-    records = (
-        arguments.records
-        if arguments.records.is_file()
-        else run_folder(str(arguments.records)) / "report" / "records.json"
-    )
-    print(render(load_json(records), arguments.output or records.with_name("index.html")))
+    runs: list[str] = arguments.runs or [newest_run()]
+    if len(runs) > 1:
+        print(compare_runs(runs, arguments.output))
+    elif Path(runs[0]).is_file():
+        print(render_file(Path(runs[0]), arguments.output))
+    else:
+        from flows.home import run_folder
+
+        print(refresh_page(run_folder(runs[0]), arguments.output, required=True))
     return 0

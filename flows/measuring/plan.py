@@ -19,8 +19,8 @@ from mdm.data.text import find_encoder
 from mdm.experiments import Protocol as ProtocolName
 from mdm.files import load_json
 from mdm.presets import Preset, load_preset
-from mdm.run.checkpoint import newest_checkpoint
-from mdm.run.folder import find_damage, list_folders
+from mdm.run.checkpoint import list_points, newest_checkpoint
+from mdm.run.folder import find_damage
 from mdm.structure import from_dict
 from preprocessing.manifest import read_manifest, samples_left
 from preprocessing.sets import finished_sets
@@ -194,7 +194,7 @@ def _numbers(text: str) -> tuple[float, ...]:
 
 
 def _checkpoints(stage: Path, asked: list[str] | None) -> list[Path]:
-    there = list_folders(stage / "checkpoints")
+    there = list_points(stage)
     if asked is None:
         newest = newest_checkpoint(stage / "checkpoints")[0]
         if newest is None:

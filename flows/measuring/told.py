@@ -27,7 +27,7 @@ def plan_lines(planned: Evaluation) -> Iterator[str]:
     for point in planned.points:
         sampling = point.sampling
         images += (count := planned.count(sampling))
-        calls += (mine := count * _calls(sampling))
+        calls += (mine := count * sampling.calls)
         seconds += 0 if rate is None else mine * rate
         shown = "/".join(f"{weight:g}" for weight in sampling.guidance)
         yield f"  {point.name}: {point.checkpoint}, {sampling.sampler}, {sampling.steps} steps, guidance {shown}"
@@ -59,7 +59,7 @@ def _rate(planned: Evaluation) -> float | None:
     if not done.exists():
         return None
     found = load_json(done)
-    return found["seconds"] / (found["images"] / 2 * _calls(planned.preset.sampling))
+    return found["seconds"] / (found["images"] / 2 * planned.preset.sampling.calls)
 
 
 def warnings(preset: Preset, sampling: Sampling) -> Iterator[str]:
@@ -70,11 +70,6 @@ def warnings(preset: Preset, sampling: Sampling) -> Iterator[str]:
             f"{sampling.steps} uniformly spaced steps leave images of shifted levels with too little variance (seen: "
             "0.36 for 0.70): take another spacing, another sampler, or more steps"
         )
-
-
-def _calls(sampling: Sampling) -> int:
-    """Of the network, for one image: guidance takes a second pass."""
-    return sampling.steps * (1 + any(weight != 1 for weight in sampling.guidance))
 
 
 def result_lines(folder: Path) -> Iterator[str]:
@@ -102,7 +97,7 @@ def preset_lines(name: str, protocol: Protocol, sweep: dict[str, list[str]]) -> 
     sampling = replace(preset.sampling, **protocol.sampling)
     drawn = [sampling for _, sampling in samplings(sampling, swept(protocol, model, sweep))]
     images, px = IMAGES.get(protocol.name, protocol.num_samples) or preset.evaluation.num_samples, preset.px
-    calls = images * sum(map(_calls, drawn))
+    calls = images * sum(sampling.calls for sampling in drawn)
     steps = "/".join(str(steps) for steps in sorted({sampling.steps for sampling in drawn}))
     yield f"{name} is a preset, and no run of it is here; under {protocol.name} ({protocol.summary}):"
     yield f"{len(drawn)} points of {images:,} images, {steps} steps: {calls:,} network calls of {px} px"

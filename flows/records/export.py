@@ -1,84 +1,46 @@
-"""MLflow -> records.json: all that the report page knows of a run."""
+"""MLflow, samples, the run's folder -> records.json: all that the report page knows of a run."""
 
-import base64
-import io
 import json
 import re
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-from PIL import Image
-
-from evaluation.beside import beside_paper
 from evaluation.image_folder import ImageFolder
-from evaluation.results import FRECHET, KID, NOISE, SAMPLES, SHUFFLED, TEXT_IMAGE, UNTRAINED
-from flows.inputs import started_at
+from evaluation.prompt_grids import png_uri, strip
+from evaluation.sections import sections
 from flows.records.tracking import Tracker, history
 from flows.training import trained_weights
 from mdm.config import LossSpace
 from mdm.data.shards import Shards
-from mdm.presets import Preset
+from mdm.presets import Preset, seen_before
 from preprocessing.catalogue import find
 from preprocessing.manifest import read_manifest
 
-TILE_PX = 64
 SHOWN = 24  # captions on the page
 
 
 def export_records(preset: Preset, run: Path, data: Path, images: Path, tracker: Tracker) -> dict[str, Any]:
-    """Numbers, curves and facts from MLflow; pictures from its artifacts and the image folder."""
+    """Numbers, curves and facts from MLflow; pictures from the image folder; the rest by evaluation/sections.py."""
     parent = tracker.client.get_run(tracker.parent).data
     results = json.loads((Path(_download(tracker, "evaluation", "results.json"))).read_text())
     manifest = read_manifest(data / "train")
     protocol = results.get("protocol", "embedded")  # the only one until November 2026
-    return {
+    return sections(preset, run, results["metrics"], protocol) | {
         "format": 1,
         "title": f"Matryoshka Diffusion Models: {preset.name}",
-        "run": run.name,
         "preset": preset.name,
         "created": datetime.now().astimezone().isoformat(timespec="seconds"),
-        "verdict": verdict(preset, results["metrics"]),
         "facts": _facts(preset, run, images, parent.tags, manifest, results),
         "stages": _stages(preset, parent.metrics, tracker),
         "curves": _curves(preset, tracker),
         "metrics": [{"protocol": protocol} | metric for metric in results["metrics"]],
-        "paper": beside_paper(preset, run.name, protocol, results["metrics"]),
-        "grids": [*_sample_grid(preset, images, data, results), *_progress_grids(preset, tracker)],
+        "grids": _sample_grid(preset, images, data, results),
         "credits": [
             *[manifest["credit"]] * bool(manifest["credit"]),
             f"Licence of the pictures that this was trained on: {manifest['licence']}; {find(manifest['name']).terms}.",
         ],
     }
-
-
-def verdict(preset: Preset, metrics: list[dict[str, Any]]) -> str:
-    """What the numbers say, in words that follow from them."""
-    by_name = {metric["name"]: metric for metric in metrics}
-    frechet, kernel = (_against(by_name[metric.name]["values"]) for metric in (FRECHET, KID))
-    interval = by_name[KID.name]["interval"]
-    apart = all(interval[SAMPLES][1] < interval[other][0] for other in (UNTRAINED, NOISE))
-    fits = ""
-    if TEXT_IMAGE.name in by_name:
-        text = by_name[TEXT_IMAGE.name]["values"]
-        higher = "higher" if text[SAMPLES] > text[SHUFFLED] else "NOT higher"
-        fits = f" Captions score {higher} on their own samples than shuffled ones do."
-    return " ".join(
-        [
-            f"A run of preset {preset.name} on {preset.data.name} ({preset.px} px): a small stand-in for "
-            "the paper's experiments, not one of them; none of its numbers is a FID or CLIP score.",
-            f"Of the lesser of an untrained model's and noise's distance to real images the samples have {kernel:.0%} "
-            f"(kernel distance, whose intervals {'do not overlap' if apart else 'OVERLAP'}) and {frechet:.0%} (Fréchet "
-            f"distance); half was aimed at.{fits}",
-        ]
-    )
-
-
-def _against(values: dict[str, float]) -> float:
-    """The samples' distance as a fraction of the lesser one of those that know nothing."""
-    return values[SAMPLES] / min(values[UNTRAINED], values[NOISE])
 
 
 def _facts(
@@ -182,12 +144,6 @@ def _curves(preset: Preset, tracker: Tracker) -> list[dict[str, Any]]:
     return curves
 
 
-def seen_before(preset: Preset, name: str) -> int:
-    """Images that a stage's weights had seen in all stages that they come from."""
-    start = preset.stages[name].start
-    return 0 if start is None else seen_before(preset, start.stage) + started_at(preset, name)
-
-
 def _sample_grid(preset: Preset, images: Path, data: Path, results: dict[str, Any]) -> list[dict[str, Any]]:
     """One strip per caption: every level, the real image, the nearest training image."""
     resolutions = list(preset.stages.values())[-1].model.resolutions
@@ -218,42 +174,5 @@ def _sample_grid(preset: Preset, images: Path, data: Path, results: dict[str, An
     ]
 
 
-def _progress_grids(preset: Preset, tracker: Tracker) -> list[dict[str, Any]]:
-    """The pictures that each stage drew of the same captions while it trained, as MLflow keeps them."""
-    items = []
-    for name in preset.stages:
-        for artifact in tracker.client.list_artifacts(tracker.child(name), "samples"):
-            with Image.open(_download(tracker, name, artifact.path)) as picture:
-                pixels = np.asarray(picture.convert("RGB"))
-            seen = int(Path(artifact.path).stem)
-            items.append({"caption": f"stage {name}, {seen:,} images seen", "image": png_uri(enlarge(pixels))})
-    note = "The same captions and noise throughout; a row per resolution, the lowest first. EMA weights."
-    return [{"title": "While training", "note": note, "columns": 2, "items": items}] if items else []
-
-
 def _download(tracker: Tracker, stage: str, path: str) -> str:
     return tracker.client.download_artifacts(tracker.child(stage), path)
-
-
-def strip(tiles: list[NDArray[np.uint8]]) -> NDArray[np.uint8]:
-    """Images [3, H, H] of any size side by side at one size, white between them: [T, W, 3]."""
-    gap = np.full((TILE_PX, 4, 3), 255, np.uint8)
-    row: list[NDArray[np.uint8]] = []
-    for tile in tiles:
-        finer = tile.shape[1] > TILE_PX  # few pixels are to be seen as they are
-        how = Image.Resampling.BOX if finer else Image.Resampling.NEAREST
-        picture = Image.fromarray(tile.transpose(1, 2, 0)).resize((TILE_PX, TILE_PX), how)
-        row += [gap, np.asarray(picture)] if row else [np.asarray(picture)]
-    return np.concatenate(row, axis=1)
-
-
-def enlarge(pixels: NDArray[np.uint8], least: int = 512) -> NDArray[np.uint8]:
-    """A small grid by a whole factor, so that its pixels can be seen."""
-    factor = max(1, least // pixels.shape[1])
-    return pixels.repeat(factor, axis=0).repeat(factor, axis=1)
-
-
-def png_uri(pixels: NDArray[np.uint8]) -> str:
-    buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, format="png", optimize=True)
-    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()

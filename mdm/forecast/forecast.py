@@ -73,6 +73,8 @@ class Forecast:
     checkpoints: int  # kept at the end
     snapshots: int
     snapshot_bytes: int
+    kept_emas: int
+    ema_bytes: int
     start_bytes: int  # the grown weights that the stage starts from
 
     @property
@@ -81,7 +83,8 @@ class Forecast:
 
     @property
     def storage_bytes(self) -> int:
-        return self.checkpoints * self.checkpoint_bytes + self.snapshots * self.snapshot_bytes + self.start_bytes
+        averages = self.snapshots * self.snapshot_bytes + self.kept_emas * self.ema_bytes
+        return self.checkpoints * self.checkpoint_bytes + averages + self.start_bytes
 
 
 def forecast(stage: Stage, machine: Machine, where: str = "") -> Forecast:
@@ -118,6 +121,8 @@ def forecast(stage: Stage, machine: Machine, where: str = "") -> Forecast:
         checkpoints=kept_checkpoints(training, cadence),
         snapshots=steps * batch // cadence.average_every_nimg if averages else 0,
         snapshot_bytes=averages * weights_bytes,
+        kept_emas=(steps * batch - 1) // cadence.keep_ema_every_nimg if cadence.keep_ema_every_nimg else 0,
+        ema_bytes=weights_bytes,
         start_bytes=weights_bytes if stage.start else 0,
     )
 
@@ -132,6 +137,8 @@ def kept_checkpoints(training: Training, cadence: Cadence) -> int:
         return min(end, math.ceil(nimg / batch) * batch)
 
     milestones = {step(nimg) for nimg in cadence.milestones.values()}
+    if cadence.checkpoint_every_minutes:  # how many there are by then, nobody knows; the newest are kept
+        return cadence.keep_checkpoints + len(milestones - {end})
     regular = {step(nimg) for nimg in range(0, end + 1, cadence.checkpoint_every_nimg)}
     saved = sorted({end} | milestones | regular)
     kept = set(saved[-cadence.keep_checkpoints :]) | milestones
@@ -183,6 +190,8 @@ def page(names: list[str], every: list[Forecast], machine: Machine) -> str:
     row("  kept", lambda f: str(f.checkpoints))
     if any(f.snapshots for f in every):
         row("snapshots for mdm ema", lambda f: f"{f.snapshots} x {_size(f.snapshot_bytes)}" if f.snapshots else "–")
+    if any(f.kept_emas for f in every):
+        row("EMA kept along the way", lambda f: f"{f.kept_emas} x {_size(f.ema_bytes)}" if f.kept_emas else "–")
     row("storage at the end", lambda f: _size(f.storage_bytes), _size(sum(f.storage_bytes for f in every)))
     lines[0].append("in all")
     if len(every) == 1:

@@ -1,7 +1,7 @@
 """Checkpoint folders ``checkpoints/nimg-…``: what is in them, which are kept, which one to use.
 
 ``ema/`` and ``raw/`` (config.json + model.safetensors) serve to sample, evaluate and grow; ``state/`` (optimizer,
-counters) to resume; ``manifest.json`` vouches for every file (see folder.py).
+counters) to resume; ``manifest.json`` vouches for every file (see folder.py). ``kept/nimg-…`` has ``ema/`` alone.
 """
 
 import json
@@ -18,6 +18,8 @@ from mdm.config import Model
 from mdm.network.weights import save_tensors, save_weights
 from mdm.run.folder import find_damage, folder_of, list_folders, nimg_of, read_manifest, remove_folder, write_folder
 from mdm.stage import Cadence
+
+KEPT = "kept"  # in the run folder: EMA weights that no pruning takes
 
 
 class Damaged(ValueError):
@@ -102,6 +104,26 @@ def save_checkpoint(
     known.add(final.name)
     prune(checkpoints, cadence, known)
     return final
+
+
+def save_ema(
+    run: Path,
+    nimg: int,
+    model: Model,
+    ema: Mapping[str, Tensor],
+    attempt: int = 0,
+    may_write: Callable[[], None] = lambda: None,
+) -> Path:
+    """Write the EMA alone as ``RUN/kept/nimg-…/ema``; one that is there, of a stretch that is repeated, is replaced."""
+    final = folder_of(run / KEPT, nimg)
+    write_folder(final, attempt, {"nimg": nimg}, lambda folder: save_weights(folder / "ema", model, ema), may_write)
+    return final
+
+
+def list_points(run: Path) -> list[Path]:
+    """Every folder of a run that has an EMA, fewest images first: checkpoints, and what was kept where none is left."""
+    found = {nimg_of(folder): folder for parent in (KEPT, "checkpoints") for folder in list_folders(run / parent)}
+    return [found[nimg] for nimg in sorted(found)]
 
 
 def prune(checkpoints: Path, cadence: Cadence, whole: set[str]) -> None:

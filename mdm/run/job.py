@@ -74,6 +74,11 @@ def cpu_name() -> str:
     return platform.processor() or "unknown CPU"
 
 
+def device_name(device: torch.device) -> str:
+    """A GPU as its maker calls it, else the processor."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else cpu_name()
+
+
 def commit(folder: Path) -> str:
     """The commit of the checkout that a folder belongs to, marked where files differ from it."""
     git = ["git", "-C", str(folder)]

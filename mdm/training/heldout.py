@@ -14,7 +14,7 @@ from mdm.data.shards import Shards
 from mdm.data.text import TextEncoder, known_conditions
 from mdm.diffusion.generate import generate
 from mdm.diffusion.process import Process
-from mdm.files import whole_file
+from mdm.files import whole_file, write_json
 from mdm.network.conditioning import stack_conditions
 from mdm.network.nested import NestedUNet
 
@@ -74,8 +74,12 @@ class HeldOut:
         return {f"val/loss_{px}": mean for px, mean in zip(self.resolutions, means, strict=True)}
 
     def grid(self, network: NestedUNet, path: Path, on_step: Callable[[], None] = lambda: None) -> None:
-        """Samples of fixed prompts and seeds; a row per level, every picture at the size of the highest one."""
+        """Samples of fixed prompts and seeds; a row per level, every picture at the size of the highest one.
+
+        Their captions lie beside it, in captions.json.
+        """
         xs = generate(network, self.prompts, self.null, self.seeds, self.sampling, self.device, lambda *_: on_step())
         path.parent.mkdir(exist_ok=True)
+        write_json(path.with_name("captions.json"), self.captions)
         with whole_file(path) as file:
             Image.fromarray(tile(xs)).save(file, format="png")

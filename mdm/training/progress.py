@@ -4,6 +4,7 @@ import shlex
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
+from time import monotonic
 from typing import Any
 
 from mdm.files import load_json, write_json
@@ -70,6 +71,7 @@ class Checkpoints:
         self.folder, self.job, self.state, self.ranks = run / "checkpoints", job, state, ranks
         self.record, self.returns, self.pace = record, returns, pace
         self.due = False
+        self._since = monotonic()  # the last one was begun, or this attempt
         self.saved: int | None = None  # images seen at the newest
         self.failed = 0
         self._writing: dict[str, int] = {}  # milestones of the one that is being written
@@ -116,9 +118,16 @@ class Checkpoints:
         batch, cadence = self.job.training.batch_size, self.job.cadence
         passed = {name: at for name, at in cadence.milestones.items() if counters.nimg - batch < at <= counters.nimg}
         counters.milestones |= passed
-        self.due = self.due or bool(passed) or crossed(counters.nimg, batch, cadence.checkpoint_every_nimg)
+        every = cadence.checkpoint_every_nimg
+        self.due = self.due or bool(passed) or (every > 0 and crossed(counters.nimg, batch, every))
         if self.mine is not None and self.writer.idle:
             self.finish(counters)
+
+    @property
+    def overdue(self) -> bool:
+        """Whether the cadence's minutes are over, by the clock of rank 0, which speaks for all."""
+        minutes = self.job.cadence.checkpoint_every_minutes
+        return self.ranks.rank == 0 and not self.due and 0 < 60 * minutes <= monotonic() - self._since
 
     def save(self, counters: Counters, window: Window, revision: dict[str, Any], wait: bool) -> OSError | None:
         """Copy all state, and have it written. ``wait``: until it is on the disk -> why it is not, if so (rank 0).
@@ -140,7 +149,7 @@ class Checkpoints:
             milestones = {}  # they stay owed: a milestone is of a good step
         else:
             counters.milestones = {}
-        self.saved, self.due = counters.nimg, bool(counters.milestones)
+        self.saved, self.due, self._since = counters.nimg, bool(counters.milestones), monotonic()
         if self.mine is None:
             return
         self.finish(counters)

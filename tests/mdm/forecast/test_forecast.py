@@ -35,6 +35,7 @@ def test_hours_follow_from_flop_and_speed() -> None:
         ({"checkpoint_every_nimg": 2000, "keep_checkpoints": 5}, 2),  # the first and the last are all there are
         ({"checkpoint_every_nimg": 100, "keep_every_nimg": 400}, 4),  # 400, 800; 912, 992
         ({"checkpoint_every_nimg": 100, "milestones": {"early": 150, "end": 990}}, 3),
+        ({"checkpoint_every_nimg": 0, "checkpoint_every_minutes": 30, "milestones": {"early": 150, "end": 990}}, 3),
     ],
 )
 def test_kept_checkpoints(cadence: dict[str, Any], kept: int) -> None:
@@ -50,6 +51,8 @@ def test_storage_adds_up() -> None:
     found = forecast(grown, machine)
     assert (found.snapshots, found.snapshot_bytes, found.checkpoint_bytes) == (3, 2 * weights, 6 * weights)
     assert found.storage_bytes == 3 * 2 * weights + 2 * 6 * weights + weights
+    kept = forecast(small_stage(keep_ema_every_nimg=300), machine)  # beside the last checkpoint's
+    assert (kept.kept_emas, kept.storage_bytes) == (3, 2 * 4 * weights + 3 * weights)
 
 
 def test_what_cannot_run_is_named() -> None:

@@ -24,9 +24,11 @@ from mdm.run.checkpoint import (
     Writer,
     find_damage,
     last_checkpoint,
+    list_points,
     milestone_checkpoint,
     newest_checkpoint,
     save_checkpoint,
+    save_ema,
 )
 from mdm.run.folder import list_folders, nimg_of
 from mdm.stage import Cadence
@@ -271,3 +273,21 @@ def test_milestones_of_an_older_format_are_found(three: Path, tmp_path: Path) ->
     assert nimg_of(milestone_checkpoint(copy, "early", 2, 8)) == 3
     with pytest.raises(ValueError, match="no milestone"):
         milestone_checkpoint(copy, "early", 4, 8)
+
+
+def test_what_is_kept_alone_is_never_pruned_and_joins_the_checkpoints(tmp_path: Path) -> None:
+    checkpoints, points = tmp_path / "checkpoints", range(10, 210, 10)
+    for nimg in points:
+        made = contents(nimg)
+        save_ema(tmp_path, nimg, made.model, made.ema)
+        save_checkpoint(checkpoints, made, Cadence())
+    assert [nimg_of(folder) for folder in list_folders(checkpoints)] == [190, 200]
+    found = list_points(tmp_path)
+    assert [nimg_of(folder) for folder in found] == list(points)
+    assert {folder.parent.name for folder in found[:-2]} == {"kept"}
+    assert {folder.parent.name for folder in found[-2:]} == {"checkpoints"}  # which have more
+    for folder in found:
+        assert find_damage(folder) is None and NestedUNet.from_pretrained(folder / "ema").config == small_model(1)
+    assert not (found[0] / "raw").exists()
+    (found[0] / "ema" / "model.safetensors").write_bytes(b"torn")
+    assert find_damage(found[0]) is not None

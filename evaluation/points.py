@@ -1,0 +1,108 @@
+"""RUN/evaluations -> what was measured of a run's checkpoints, point by point, and the tables of it in records.json."""
+
+import itertools
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from evaluation.protocols import PROTOCOLS
+from evaluation.results import SAMPLES
+from mdm.config import Sampling
+from mdm.files import load_json
+from mdm.presets import Preset
+from mdm.structure import from_dict
+
+EVALUATIONS = "evaluations"  # in a run's folder: PROTOCOL or PROTOCOL-STAGE, with results.json and a folder per point
+
+
+@dataclass(frozen=True)
+class Point:
+    """A checkpoint of a stage, how its images were drawn, and what they measured."""
+
+    name: str
+    protocol: str
+    digest: str  # of all that decides the numbers beside the checkpoint and the sampling
+    stage: str
+    px: int
+    nimg: int
+    sampling: Sampling
+    metrics: list[dict[str, Any]]  # rows as ``Result.to_record`` makes them
+    folder: Path | None = None  # with its images and its cosines
+
+    @property
+    def guidance(self) -> str:
+        return "/".join(f"{weight:g}" for weight in self.sampling.guidance)
+
+    @property
+    def drawn(self) -> str:
+        """How, in words: points of equal words and stage differ by the checkpoint alone."""
+        return f"{self.drawn_but_for_guidance}, guidance {self.guidance}"
+
+    @property
+    def drawn_but_for_guidance(self) -> str:
+        spacing = f" {self.sampling.spacing}" if self.sampling.spacing else ""
+        return f"{self.sampling.sampler}{spacing}, {self.sampling.steps} steps"
+
+    def metric(self, name: str) -> dict[str, Any] | None:
+        """That row, if it says something of the samples."""
+        return next((m for m in self.metrics if m["name"] == name and SAMPLES in m["values"]), None)
+
+
+def read_points(preset: Preset, run: Path) -> list[Point]:
+    """Every point of every evaluation of a run, those of one protocol by stage, images seen and name.
+
+    Raises ValueError naming a file that is torn.
+    """
+    found, last = [], list(preset.stages)[-1]
+    for file in sorted((run / EVALUATIONS).glob("*/results.json")):
+        for row in load_json(file):
+            stage = file.parent.name.removeprefix(row["protocol"]).removeprefix("-") or last
+            sampling = {k.removeprefix("sampling."): v for k, v in row.items() if k.startswith("sampling.")}
+            px = preset.stages[stage].model.resolutions[-1]
+            found.append(
+                Point(
+                    row["point"],
+                    row["protocol"],
+                    row["protocol_digest"],
+                    stage,
+                    px,
+                    row["nimg"],
+                    from_dict(Sampling, sampling),
+                    row["metrics"],
+                    file.parent / row["point"],
+                )
+            )
+    stages = list(preset.stages)
+    return sorted(found, key=lambda p: (p.protocol, p.digest, stages.index(p.stage), p.nimg, p.sampling.guidance))
+
+
+def together(points: list[Point]) -> dict[tuple[str, str, int], list[Point]]:
+    """Points whose numbers may stand in one column: of one protocol, digest and resolution."""
+    key = lambda p: (p.protocol, p.digest, p.px)  # noqa: E731
+    return {k: list(found) for k, found in itertools.groupby(sorted(points, key=key), key)}
+
+
+def tables(preset: Preset, points: list[Point]) -> list[dict[str, Any]]:
+    """The section ``evaluations`` of records.json."""
+    return [
+        {
+            "protocol": protocol,
+            "digest": digest,
+            "px": px,
+            "summary": PROTOCOLS[protocol].summary if protocol in PROTOCOLS else "",
+            "rows": [_row(preset, point) for point in found],
+        }
+        for (protocol, digest, px), found in together(points).items()
+    ]
+
+
+def _row(preset: Preset, point: Point) -> dict[str, Any]:
+    return {
+        "point": point.name,
+        "stage": f"{preset.name}, stage {point.stage}",
+        "nimg": point.nimg,
+        "guidance": point.guidance,
+        "steps": point.sampling.steps,
+        "sampler": " ".join(filter(None, (point.sampling.sampler, point.sampling.spacing))),
+        "metrics": [{"protocol": point.protocol} | metric for metric in point.metrics],
+    }
