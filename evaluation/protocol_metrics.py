@@ -3,7 +3,7 @@
 The floor is what real images measure against real images, the ceiling what noise does. N stands in every name.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol, runtime_checkable
 
@@ -22,7 +22,7 @@ from evaluation.frechet import Gaussian, distance
 from evaluation.inception_score import inception_score
 from evaluation.kid import kid
 from evaluation.prdc import Prdc, prdc
-from evaluation.relative import real_against_real
+from evaluation.relative import drawn, real_against_real, relative_to_real
 from evaluation.results import NOISE, RANDOM, REAL_AGAINST_REAL, SAMPLES, SHUFFLED, Metric, Result
 
 FEWEST = 30  # samples: what a line through 15 numbers of them needs
@@ -196,11 +196,26 @@ def clip_scores(network: Extractor, role: str, samples: Features, text: Features
     return named(f"clip_score_{{n}}_{name}", label, "higher", note, values, len(samples), network), found.cosines
 
 
-def drawn(features: Features, count: int, seed: int) -> Features:
-    """``count`` of the rows, by the seed; all where there are no more."""
-    if count >= len(features):
-        return features
-    return np.asarray(features[np.sort(np.random.default_rng(seed).permutation(len(features))[:count])])
+RELATIVE = ("inception_v3_legacy", "dinov2_vit_l_14", "clip_vit_l_14_336_cmmd")  # of the protocol's, those compared so
+
+
+def relative(sets: Mapping[str, FeatureSets], roles: Sequence[str]) -> Result:
+    """The mean over several feature spaces of the distance relative to real images' own: one can be trained for."""
+    spaces = {sets[role].network.name: sets[role] for role in RELATIVE if role in roles}
+    first = next(iter(spaces.values()))
+    n = min(first.n, len(first.real) // 2)
+    between: Callable[[Features, Features], float] = lambda a, b: _frechet(a, Gaussian.of_features(b))  # noqa: E731
+    real = {space: s.real for space, s in spaces.items()}
+    found: dict[str, Estimate | float] = {
+        SAMPLES: relative_to_real(between, {space: s.samples for space, s in spaces.items()}, real, n, first.seed),
+        NOISE: relative_to_real(between, {space: s.noise for space, s in spaces.items()}, real, n, first.seed),
+        REAL_AGAINST_REAL: 1.0,  # by what it is
+    }
+    note = (
+        f"Fréchet distance of {n} samples to {n} real images, divided by that of {n} other real images to the same, in "
+        f"the features of {', '.join(spaces)}: the mean. 1 is as good as real."
+    )
+    return named("relative_{n}", "Distance relative to real images", "lower", note, found, n, first.network)
 
 
 Measure = Callable[[FeatureSets], list[Result]]
@@ -219,7 +234,7 @@ TEXT_NETWORKS = ("clip_vit_b_32", "clip_vit_b_16", "clip_vit_l_14")  # of the pr
 def roles(protocol: protocols.Protocol) -> tuple[list[str], list[str]]:
     """Of the networks that a protocol's metrics ask for: those of real images, noise and samples; those of samples and
     captions. Raises ValueError for a protocol that is measured another way."""
-    unknown = [name for name in protocol.metrics if name != "clip_score" and name not in DISTANCES]
+    unknown = [name for name in protocol.metrics if name not in ("clip_score", "relative") and name not in DISTANCES]
     if unknown or not protocol.metrics:
         what = f"measures {', '.join(unknown)}, which evaluation/measure.py does" if unknown else "measures nothing"
         raise ValueError(f"protocol {protocol.name} {what}")

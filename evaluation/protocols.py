@@ -42,7 +42,7 @@ class Protocol:
         return splits.get(self.reference, (self.split,))
 
 
-_DISTANCES = ("fid_clean", "fid_legacy", "kid", "prdc", "inception_score", "cmmd", "fd_dinov2")
+_DISTANCES = ("fid_clean", "fid_legacy", "kid", "prdc", "inception_score", "cmmd", "fd_dinov2", "relative")
 _NETWORKS = ("inception_v3", "clip_vit_l_14_336", "dinov2_vit_l_14")  # of the distances
 _CLIPS = ("clip_vit_b_32", "clip_vit_b_16", "clip_vit_l_14")  # of the CLIP scores
 
@@ -73,6 +73,7 @@ PROTOCOLS: dict[ProtocolName, Protocol] = {
         ),
         Protocol(
             name="coco2014-val-30k",
+            version=2,
             summary="30,000 captions of COCO 2014's validation pictures against all 40,504 of them, zero-shot",
             data="coco2014-val",
             num_samples=30_000,
@@ -97,6 +98,7 @@ PROTOCOLS: dict[ProtocolName, Protocol] = {
         ),
         Protocol(
             name="imagenet-50k",
+            version=2,
             summary="50,000 samples of random labels against all training images (App. F)",
             data="imagenet",
             prompts="random labels",
@@ -108,6 +110,7 @@ PROTOCOLS: dict[ProtocolName, Protocol] = {
         ),
         Protocol(
             name="cc12m-heldout",
+            version=2,
             summary="every held-out pair that is alive, without guidance (Figs. 4b, 4c, 8b)",
             data="cc12m",
             reference="all of the split",

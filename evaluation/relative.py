@@ -14,11 +14,39 @@ T = TypeVar("T")
 def real_against_real(metric: Callable[[Features, Features], T], real: Features, n: int, seed: int = 0) -> T:
     """``metric(a, b)`` of two sets of ``n`` different real images each, drawn by the seed from features [N, D]: what a
     perfect model would reach at this n. ValueError as check_features, or unless 2 <= n <= N / 2."""
+    return metric(*halves(real, n, seed))
+
+
+def halves(real: Features, n: int, seed: int = 0) -> tuple[Features, Features]:
+    """Two sets [n, D] of different real images, drawn by the seed. Raises ValueError as real_against_real."""
     check_features(real, "real")
     if not 2 <= n <= len(real) // 2:
         raise ValueError(f"two sets of {n} of {len(real)} real images: n must be at least 2 and at most half of them")
     drawn = np.random.default_rng(seed).permutation(len(real))[: 2 * n]
-    return metric(*(real[np.sort(part)] for part in (drawn[:n], drawn[n:])))
+    return np.asarray(real[np.sort(drawn[:n])]), np.asarray(real[np.sort(drawn[n:])])
+
+
+def drawn(features: Features, count: int, seed: int) -> Features:
+    """``count`` of the rows, by the seed; all where there are no more."""
+    if count >= len(features):
+        return features
+    return np.asarray(features[np.sort(np.random.default_rng(seed).permutation(len(features))[:count])])
+
+
+def relative_to_real(
+    metric: Callable[[Features, Features], float],
+    samples: Mapping[str, Features],
+    real: Mapping[str, Features],
+    n: int,
+    seed: int = 0,
+) -> float:
+    """``relative_distance`` of features [N, D] and [M, D] by their space's name: n samples against n real images, by n
+    other real images against the same. ValueError as there, and as real_against_real."""
+    distances, own = {}, {}
+    for space in (space for space in samples if space in real):  # one at a time: of ImageNet's, halves are large
+        others, against = halves(real[space], n, seed)
+        distances[space], own[space] = metric(drawn(samples[space], n, seed), against), metric(others, against)
+    return relative_distance(distances, own)
 
 
 def relative_distance(distances: Mapping[str, float], real: Mapping[str, float]) -> float:

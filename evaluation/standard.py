@@ -20,7 +20,16 @@ from evaluation.clip_score import hessel_score, torchmetrics_score
 from evaluation.features import Extractor
 from evaluation.kept import kept_pictures, kept_texts
 from evaluation.preparation import Drawn, Noise, Reference
-from evaluation.protocol_metrics import DISTANCES, FEWEST, Classifier, FeatureSets, TextReader, clip_scores, roles
+from evaluation.protocol_metrics import (
+    DISTANCES,
+    FEWEST,
+    Classifier,
+    FeatureSets,
+    TextReader,
+    clip_scores,
+    relative,
+    roles,
+)
 from evaluation.protocols import Protocol
 from evaluation.results import METRICS_FORMAT, RANDOM, Metric, Result
 from mdm.data.shards import Shards
@@ -92,12 +101,16 @@ def measure_standard(
         ):
             told = _of(progress, f"features of {what}", len(pictures))
             found[what] = kept_pictures(folder, name, pictures, _different(asked), told) if asked else {}
-        results = []
+        results, sets = [], {}
+        for role in of_pictures:
+            drawn_, noise_, real_ = (found[what][networks[role].name] for what in ("samples", "noise", "real images"))
+            sets[role] = FeatureSets(networks[role], drawn_, noise_, real_, seed)
         for i, name in enumerate(metric for metric in protocol.metrics if metric in DISTANCES):
             progress(name, i, len(protocol.metrics))
             role, measure = DISTANCES[name]
-            drawn_, noise_, real_ = (found[what][networks[role].name] for what in ("samples", "noise", "real images"))
-            results += measure(FeatureSets(networks[role], drawn_, noise_, real_, seed))
+            results += measure(sets[role])
+        if "relative" in protocol.metrics:
+            results.append(relative(sets, of_pictures))
         captions = [line.caption[: protocol.caption_letters or None] for line in drawn.lines]
         scores, cosines = _caption_scores(captions, found["samples"], networks, of_captions, out, progress)
         results = [replace(result, metric=_noted(result.metric, about)) for result in (*results, *scores)]

@@ -22,7 +22,7 @@ from flows.cancel import ends_cancelled
 from flows.data import embed_text
 from flows.evaluation import evaluate_samples, log_results, sample_images
 from flows.home import Trouble, hold, home, quiet_services, weights
-from flows.measuring.plan import Evaluation, Point, plan
+from flows.measuring.plan import BEGUN, Evaluation, Point, plan
 from flows.measuring.released import plan_released, write_weights
 from flows.measuring.told import SHEET, warnings
 from flows.progress import board
@@ -78,6 +78,8 @@ def _measure(planned: Evaluation, preset: Preset, tracker: Tracker, say: Callabl
     """The numbers of every point, or its pictures."""
     found, data, text = [], planned.data, planned.text
     common: dict[str, Any] = {}
+    planned.folder.mkdir(parents=True, exist_ok=True)
+    write_json(planned.folder / BEGUN, planned.digests())
     figures = planned.protocol.prompts == "figures"
     if planned.protocol.data and text is not None and data is not None:  # captions of another set than the run's
         own = read_manifest(data / "train")["samples"]  # COCO has none: its captions' states are kept for all who ask

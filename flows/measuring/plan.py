@@ -25,6 +25,8 @@ from mdm.structure import from_dict
 from preprocessing.manifest import read_manifest, samples_left
 from preprocessing.sets import finished_sets
 
+BEGUN = "data.json"  # the splits' digests, in an evaluation's folder
+
 
 @dataclass(frozen=True)
 class Point:
@@ -68,6 +70,12 @@ class Evaluation:
         """A line for everything that is missing to measure it here."""
         return lacking(self.protocol, self.data, self.preset.text)
 
+    def digests(self) -> dict[str, str]:
+        """Of the splits that are asked for or measured against, as they were made."""
+        asked = (self.protocol.split,) if self.protocol.prompts == "held out" else ()
+        splits = dict.fromkeys((*asked, *self.protocol.reference_splits))
+        return {} if self.data is None else {split: read_manifest(self.data / split)["digest"] for split in splits}
+
     @property
     def folder(self) -> Path:
         return self.run / "evaluations" / "-".join(filter(None, (self.protocol.name, self.stage)))
@@ -107,7 +115,21 @@ def plan(run: str, protocol: ProtocolName, sweep: dict[str, list[str]]) -> Evalu
         model.check_sampling(point.sampling)
     if data is not None and chosen.prompts == "held out":
         preset = fitted_to(preset, data / chosen.split)
-    return Evaluation(folder, preset, chosen, data, text, points, asked)
+    return as_begun(Evaluation(folder, preset, chosen, data, text, points, asked))
+
+
+def as_begun(planned: Evaluation) -> Evaluation:
+    """Raises ValueError where a split was exchanged under what is there of an evaluation: its numbers would be of two
+    data sets. A removal of samples exchanges nothing."""
+    begun = load_json(planned.folder / BEGUN) if (planned.folder / BEGUN).exists() else {}
+    for split, digest in planned.digests().items():
+        if begun.get(split, digest) != digest:
+            raise ValueError(
+                f"{planned.folder} was begun with another {split} split of {planned.protocol.data or 'its data'} "
+                f"(digest {begun[split][:12]}, {planned.data} has {digest[:12]}): put that one back, or move the folder "
+                "away"
+            )
+    return planned
 
 
 def swept(protocol: Protocol, model: Model, sweep: dict[str, list[str]]) -> dict[str, list[str]]:

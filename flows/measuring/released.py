@@ -8,7 +8,7 @@ import torch
 from evaluation.asked import refuse
 from evaluation.protocols import PROTOCOLS
 from flows.home import home, weights
-from flows.measuring.plan import Evaluation, Point, fitted_to, prompts_set, samplings, swept
+from flows.measuring.plan import Evaluation, Point, as_begun, fitted_to, prompts_set, samplings, swept
 from mdm.config import MODELS
 from mdm.data.embeddings import TextSource
 from mdm.data.text import encoder_digest, find_encoder
@@ -48,7 +48,7 @@ def plan_released(file: Path, protocol: ProtocolName, sweep: dict[str, list[str]
     ema = weights() / f"released-{name}-{known}"
     points = [Point(point or "as-released", file.name, ema, 0, sampling) for point, sampling in found]
     run = home() / "released" / f"{name}-{known}"
-    return Evaluation(run, preset, chosen, data, _text(preset.text), points, about=TRAINED_ON)
+    return as_begun(Evaluation(run, preset, chosen, data, _text(preset.text), points, about=TRAINED_ON))
 
 
 def write_weights(file: Path, planned: Evaluation) -> None:

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from evaluation.frechet import frechet_distance
-from evaluation.relative import real_against_real, relative_distance
+from evaluation.relative import halves, real_against_real, relative_distance, relative_to_real
 
 
 def test_mean_of_ratios() -> None:
@@ -43,3 +43,20 @@ def test_the_floor_falls_with_n() -> None:
     for n in (1, 501):
         with pytest.raises(ValueError, match=f"two sets of {n} of 1000 real images"):
             real_against_real(frechet_distance, real, n)
+
+
+def test_real_images_are_1_and_a_shift_adds_its_square() -> None:
+    """Moved by t, a Gaussian's Fréchet distance grows by |t|² + 2 t · (difference of the means)."""
+    random = np.random.default_rng(0)
+    real = {"a": random.normal(size=(101, 4)), "b": random.normal(size=(101, 7))}
+    half = {space: halves(features, 50, seed=3) for space, features in real.items()}
+    others = {space: pair[0] for space, pair in half.items()}
+    assert relative_to_real(frechet_distance, others, real, 50, seed=3) == pytest.approx(1, rel=1e-12)
+    expected = 0.0
+    for first, second in half.values():
+        own, difference = frechet_distance(first, second), first.mean(0) - second.mean(0)
+        expected += (own + len(difference) * 0.25 + 2 * 0.5 * difference.sum()) / own / 2
+    moved = {space: features + 0.5 for space, features in others.items()}
+    assert relative_to_real(frechet_distance, moved, real, 50, seed=3) == pytest.approx(expected, rel=1e-9)
+    more = {space: np.concatenate([features, features]) for space, features in moved.items()}
+    assert relative_to_real(lambda a, b: len(a) + len(b), more, real, 50) == 1  # of equal numbers, whatever there is

@@ -31,7 +31,7 @@ from evaluation.prdc import prdc
 from evaluation.preparation import Drawn, Noise, Pictures, Reference, adm_centre_crop
 from evaluation.protocol_metrics import Classifier, TextReader, roles, short
 from evaluation.protocols import PROTOCOLS
-from evaluation.relative import real_against_real
+from evaluation.relative import real_against_real, relative_to_real
 from evaluation.standard import compare, measure_standard
 from made import write_originals
 from mdm.data.ranges import average
@@ -135,7 +135,11 @@ def test_numbers_are_those_of_the_plain_functions(made: Path, once: dict[str, An
         assert found[f"clip_score_64_vit_{size}"]["samples"] == expected.mean.value
         assert [row["cosines"][f"clip_vit_{size}"] for row in rows] == expected.cosines.tolist()
     assert [row["key"] for row in rows] == [line.key for line in lines]
-    assert len(found) == 2 + 2 + 1 + 4 + 1 + 1 + 1 + 3
+    spaces = ("inception_v3_legacy", "dinov2_vit_l_14", "clip_vit_l_14_336_cmmd")
+    samples, reals = ({space: of[space][what] for space in spaces} for what in ("samples", "real"))
+    assert found["relative_64"]["samples"] == relative_to_real(frechet_distance, samples, reals, N)
+    assert found["relative_64"]["noise"] > 0 and found["relative_64"]["real images"] == 1
+    assert len(found) == 2 + 2 + 1 + 4 + 1 + 1 + 1 + 3 + 1
     assert load_json(made / "once" / "results.json") == once
     assert short(30_000) == "30k" and short(1_000) == "1k"
 

@@ -43,6 +43,7 @@ from mdm.released.keys import model_from_options
 from mdm.run.checkpoint import Contents, save_checkpoint
 from mdm.stage import Cadence, Stage, Training
 from mdm.structure import from_dict, to_dict
+from preprocessing.remove import find, take_out
 from small import attentive, small_job, small_model, write_t5
 from tests.flows.test_evaluation import MODEL, PRESET, Silent
 
@@ -203,7 +204,8 @@ def released(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     torch.save({"state_dict": weights}, tmp_path / "vis_model.pth")
     for split, count in (("train", 0), ("val", 70)):
         write_originals(tmp_path / "datasets" / "coco2014-val" / split, count, "coco2014-val")
-    monkeypatch.setitem(PROTOCOLS, "coco2014-val-30k", replace(PROTOCOLS["coco2014-val-30k"], sampling={"steps": 1}))
+    quick = replace(PROTOCOLS["coco2014-val-30k"], sampling={"steps": 1}, metrics=("kid", "fd_dinov2", "clip_score"))
+    monkeypatch.setitem(PROTOCOLS, "coco2014-val-30k", quick)
     return tmp_path / "vis_model.pth"
 
 
@@ -219,7 +221,7 @@ def test_a_released_file_is_measured_as_what_it_is(
     assert found["about"] == TRAINED_ON and found["checkpoint"] == "vis_model.pth" and found["n"] == N
     assert all(metric["note"].startswith(f"{TRAINED_ON}. ") for metric in found["metrics"])
     names = {metric["name"] for metric in found["metrics"]}
-    assert {f"fid_{N}_clean", f"clip_score_{N}_vit_l_14", f"fd_dinov2_{N}"} <= names
+    assert {f"kid_{N}_clean", f"clip_score_{N}_vit_l_14", f"fd_dinov2_{N}"} <= names
     write_weights(released, planned)
     assert measuring("coco2014-val-30k", planned) == [found] and measuring.drawn == []
     write_json(planned.folder / "results.json", [found])
@@ -227,6 +229,41 @@ def test_a_released_file_is_measured_as_what_it_is(
     assert main(["evaluate", "--released", str(released), "--dry-run"]) == 0
     told = capsys.readouterr().out
     assert f"{TRAINED_ON}; its numbers are no reproduction" in told and "ddim, 1000 steps, guidance 1" in told
+
+
+def test_a_removal_draws_nothing_and_an_exchanged_split_is_refused(
+    released: Path, measuring: Measuring, tmp_path: Path
+) -> None:
+    """Of standard protocols, whose data set is not the run's own."""
+    planned = plan_released(released, "coco2014-val-30k", {})
+    write_weights(released, planned)
+    (before,) = measuring("coco2014-val-30k", planned)
+    images = planned.folder / "as-released" / "samples" / "samples"
+    pictures = {path.name: path.read_bytes() for path in images.glob("*.png")}
+    val = tmp_path / "datasets" / "coco2014-val" / "val"
+    take_out(val, find(val, {"real003"}))
+    (after,) = measuring("coco2014-val-30k", plan_released(released, "coco2014-val-30k", {}))
+    assert measuring.drawn == [] and {path.name: path.read_bytes() for path in images.glob("*.png")} == pictures
+    assert (before["n"], after["n"]) == (N, N - 1) and before["protocol_digest"] != after["protocol_digest"]
+    assert {metric["n"] for metric in after["metrics"]} == {N - 1}
+    shutil.rmtree(val)
+    write_originals(val, 71, "coco2014-val")
+    with pytest.raises(ValueError, match=r"begun with another val split of coco2014-val \(digest .* move the folder"):
+        plan_released(released, "coco2014-val-30k", {})
+    plan_released(released, "mdm-released", {})  # which was not begun
+
+
+def test_of_random_labels_the_training_split_is_what_may_not_be_exchanged(run: Path, measuring: Measuring) -> None:
+    data = run.parent.parent / "datasets" / "imagenet"
+    (found,) = measuring("imagenet-50k")
+    shutil.rmtree(data / "val")
+    write_originals(data / "val", 4, "imagenet", CLASSES)
+    (again,) = measuring("imagenet-50k")
+    assert measuring.drawn == [] and again["metrics"] == found["metrics"]
+    shutil.rmtree(data / "train")
+    write_originals(data / "train", 72, "imagenet", CLASSES)
+    with pytest.raises(ValueError, match="begun with another train split of imagenet"):
+        plan("small", "imagenet-50k", {})
 
 
 def test_what_a_released_file_lacks_is_said_before_work(
