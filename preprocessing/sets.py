@@ -169,10 +169,17 @@ def write_removals(root: Path, name: str, removed: Removed) -> None:
 
 
 def is_cleared(folder: Path, removed: Removed) -> bool:
-    """Whether a set was made or left without everything in a list of removals."""
-    return not removed or (read_json(folder / CLEARED) or {}).get("removed") == digest(removed)
+    """Whether a set was made or left without everything in a list of removals, and its lists forgot that."""
+    return not removed or read_json(folder / CLEARED) == _cleared(removed)
 
 
 def mark_cleared(folder: Path, removed: Removed) -> None:
     if removed:
-        write_json(folder / CLEARED, {"removed": digest(removed)})
+        write_json(folder / CLEARED, _cleared(removed))
+
+
+def _cleared(removed: Removed) -> dict[str, Any]:
+    return {
+        "removed": digest(removed),
+        "forgotten": True,
+    }  # sets of an earlier version are cleared again, of their lists

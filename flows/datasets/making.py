@@ -18,6 +18,7 @@ from flows.home import datasets, sources
 from mdm.data.pixels import centre_crop, read_rgb
 from preprocessing.catalogue import DataSet, Options, find
 from preprocessing.fetch.download import Policy
+from preprocessing.forget import forget
 from preprocessing.items import Source
 from preprocessing.manifest import make_folder, read_json, read_manifest, write_json
 from preprocessing.pack.lists import PLAN, SPLITS, shard_numbers, shard_size, write_lists
@@ -214,6 +215,7 @@ def _finish(opened: Opened, target: Path, plan: dict[str, Any], part: Part, say:
     removed = removals(datasets(), opened.row.name)
     shutil.rmtree(target / "raw", ignore_errors=True)
     finish_set(target, plan, opened.recipe, opened.row.manifest_terms, removed)
+    forget(target)
     mark_cleared(target, removed)
     write_json(target / RECIPE, {"finished_s": time.time(), **_recipe_json(opened, target)})
     return target if target == opened.folder else target.rename(opened.folder)

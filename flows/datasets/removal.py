@@ -11,6 +11,7 @@ from flows.datasets.sets import sets_of_run
 from flows.home import Trouble, datasets, home, mlflow_uri, without_secrets
 from flows.launch import JobDied
 from mdm.data.leases import give_way, live, removal
+from preprocessing.forget import forget
 from preprocessing.manifest import read_json, read_manifest
 from preprocessing.pack.lists import count_listed
 from preprocessing.remove import (
@@ -96,6 +97,7 @@ def clear_set(folder: Path, removed: Removed, say: Say) -> None:
         for part in folders_of(folder):
             finish(part)
             take_out(part, find(part, (), removed))
+        forget(folder)
         mark_cleared(folder, removed)
 
 

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 
 from preprocessing.items import printable
 from preprocessing.manifest import read_json, read_manifest, write_json
-from preprocessing.pack.lists import PLAN, SPLITS, list_path
+from preprocessing.pack.lists import PLAN, REMOVED, SPLITS, list_path
 from preprocessing.pack.shards import OK, lost_rows, read_rows
 from preprocessing.plan import STAGES_PX
 from preprocessing.remove import removed_keys
@@ -27,7 +27,6 @@ SIDES_PX = (0, 16, 64, 128, 256, 512, 1024, 2048, 4096)  # where the histogram o
 CHARS = (0, 1, 10, 20, 40, 80, 160, 320, 640)
 DROPPED_AS = "dropped: an earlier one has its bytes"
 EXAMPLES = 5  # items named for each class of outcome, and pictures that are there most often
-REMOVED = "removed since"
 
 
 def write_card(folder: Path, about: dict[str, Any]) -> dict[str, Any]:
@@ -150,6 +149,8 @@ def duplicates(folder: Path) -> set[str]:
     for split in SPLITS:
         rows = read_rows(folder / split, ["key", "outcome", "sha256"])
         for row in rows.filter(pc.equal(rows["outcome"], OK)).to_pylist():
+            if row["sha256"] is None:  # removed, and its shard made again since
+                continue
             if row["sha256"] in seen:
                 keys.add(row["key"])
             seen.add(row["sha256"])

@@ -428,7 +428,7 @@ def test_a_removal_that_was_cut_off_is_finished_before_a_set_is_used(
     def dies(*_: object) -> None:
         raise KeyboardInterrupt
 
-    for where in ("finish", "take_out", "mark_cleared"):
+    for where in ("finish", "take_out", "forget", "mark_cleared"):
         write_json(listed, {"format": 1, "removed": {key: {}, held_out: {}}})
         with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
             patch.setattr(removal, where, dies)
