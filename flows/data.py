@@ -19,10 +19,10 @@ from flows.home import datasets, pasted
 from flows.progress import board
 from flows.records.artifacts import StageProgress, show_card
 from mdm.data.embeddings import TextSource
-from mdm.presets import Preset
+from mdm.presets import LEAST_SAMPLES, Preset
 from preprocessing.catalogue import Options, find
 from preprocessing.manifest import read_json, read_manifest, samples_left
-from preprocessing.sets import SPLITS, emptied, newest_set, removals
+from preprocessing.sets import SPLITS, emptied, newest_set, removals, too_few_held_out
 from preprocessing.units import size
 
 
@@ -110,10 +110,10 @@ def pinned_set(run: Path, name: str, say: Callable[[str], None]) -> Path | None:
 def fitted(preset: Preset, folder: Path, say: Say) -> Preset:
     """The preset for a set that may be small: at most as many samples are measured as are held out.
 
-    Raises ValueError where a removal left none of a split.
+    Raises ValueError where a removal left none of a split, or fewer are held out than any measurement takes.
     """
-    if empty := emptied(folder):
-        raise ValueError(empty)
+    if unfit := emptied(folder) or too_few_held_out(folder, LEAST_SAMPLES):
+        raise ValueError(unfit)
     there, asked = samples_left(read_manifest(folder / "val")), preset.evaluation.num_samples
     if asked <= there:
         return preset

@@ -12,6 +12,8 @@ from mdm.files import load_json
 from mdm.stage import Cadence, Compute, Stage, Start, Storage, Training
 from mdm.structure import from_dict, to_dict
 
+LEAST_SAMPLES = 8  # of a set that is measured: fewer say nothing
+
 
 @dataclass(frozen=True, kw_only=True)
 class Data:
@@ -36,7 +38,10 @@ class Evaluation:
     num_real: int = 0  # real images to compare with; 0 = all
 
     def __post_init__(self) -> None:
-        check(self.num_samples >= 8, f"evaluation.num_samples must be at least 8, got {self.num_samples}")
+        check(
+            self.num_samples >= LEAST_SAMPLES,
+            f"evaluation.num_samples must be at least {LEAST_SAMPLES}, got {self.num_samples}",
+        )
         check(self.feature_px >= 32, f"evaluation.feature_px must be at least 32, got {self.feature_px}")
         check(self.num_real >= 0, f"evaluation.num_real must not be negative, got {self.num_real}")
 

@@ -11,7 +11,7 @@ from PIL import Image
 from preprocessing.items import Item, Source, Split
 from preprocessing.pack.lists import SPLITS
 from preprocessing.pack.shards import Recipe
-from preprocessing.sources.listing import hashed
+from preprocessing.sources.listing import hashed, too_few
 from preprocessing.units import size, span
 
 TOLD = 3
@@ -55,10 +55,7 @@ def plan_lines(source: Source, recipe: Recipe, parts: int, cores: int, proxy: st
     sampled = heapq.nsmallest(SAMPLED, at_hand(), key=lambda item: hashed(item.key))  # from all over the list
     usable = sum(items.values())
     if usable and usable <= recipe.least_val:
-        raise ValueError(
-            f"{usable} usable items are listed, at least {recipe.least_val + 1} are needed: {recipe.least_val} are "
-            f"held out{'; not usable: ' * bool(told)}{', '.join(told)}"
-        )
+        raise too_few(str(source.root()), usable, recipe.least_val, told)
     if usable and items["val"] < recipe.least_val:  # as lists.py has it
         items = {"train": usable - recipe.least_val, "val": recipe.least_val}
     unusable = f"; {problems:,} unusable" if problems else ""

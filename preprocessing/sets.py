@@ -17,8 +17,9 @@ from typing import Any
 
 from preprocessing.manifest import digest, read_json, samples_left, write_json
 from preprocessing.pack.lists import PLAN, SPLITS
-from preprocessing.pack.shards import Recipe
+from preprocessing.pack.shards import OK, Recipe, read_rows
 from preprocessing.remove import IDENTITY, LIST, Removed, removal_rule
+from preprocessing.sources.listing import share_for
 
 RECIPE, CLEARED, CARD, PAGE = "recipe.json", "cleared.json", "card.json", "card.html"
 DROPPED = "dropped.json"  # keys of duplicates that were left out: no removals, another set may have them
@@ -82,6 +83,29 @@ def emptied(folder: Path) -> str:
             advice = f"list others for `mdm data {name_of(folder)}` (--limit, --held-out, --source)"
             return f"{folder / split} has no sample that was not removed: {advice}"
     return ""
+
+
+def too_few_held_out(folder: Path, least: int) -> str:
+    """Why a finished set cannot be measured: fewer samples than that are left of what it holds out; "" where it can."""
+    manifests = {split: read_json(folder / split / "manifest.json") for split in SPLITS}
+    there = {split: samples_left(manifest) for split, manifest in manifests.items() if manifest is not None}
+    if there.get("val", least) >= least:  # one that is lost is said where it is read
+        return ""
+    said, name = f"{folder.name} holds out {there['val']} samples, at least {least} are measured", name_of(folder)
+    if (lacking := least + 1 - sum(there.values())) > 0:
+        return (
+            f"{said}: add at least {lacking} more pictures that can be read, and run `mdm data {name} --source …` again"
+        )
+    keys = [key for split in SPLITS for key in _usable(folder / split)]
+    share = f"{share_for(keys, least):g}" if keys else "SHARE"
+    return f"{said}: hold out more of them, by `mdm data {name} --source … --held-out {share}`"
+
+
+def _usable(split: Path) -> list[str]:
+    """The keys of its samples, as far as its rows say it; a set that was put there by hand has none."""
+    gone = set((read_json(split / LIST) or {"keys": []})["keys"])
+    rows = read_rows(split, ["key", "outcome"]).to_pylist()
+    return [row["key"] for row in rows if row["outcome"] == OK and row["key"] not in gone]
 
 
 def folders_of(folder: Path) -> list[Path]:
@@ -169,10 +193,17 @@ def write_removals(root: Path, name: str, removed: Removed) -> None:
 
 
 def is_cleared(folder: Path, removed: Removed) -> bool:
-    """Whether a set was made or left without everything in a list of removals."""
-    return not removed or (read_json(folder / CLEARED) or {}).get("removed") == digest(removed)
+    """Whether a set was made or left without everything in a list of removals, and its lists forgot that."""
+    return not removed or read_json(folder / CLEARED) == _cleared(removed)
 
 
 def mark_cleared(folder: Path, removed: Removed) -> None:
     if removed:
-        write_json(folder / CLEARED, {"removed": digest(removed)})
+        write_json(folder / CLEARED, _cleared(removed))
+
+
+def _cleared(removed: Removed) -> dict[str, Any]:
+    return {
+        "removed": digest(removed),
+        "forgotten": True,
+    }  # sets of an earlier version are cleared again, of their lists

@@ -48,8 +48,6 @@ def decode_all(
 
             def look(row: NDArray[np.int64], path: Path = path, file: int = tar.fileno()) -> str:
                 *images, text, meta = (os.pread(file, int(length), int(offset)) for offset, length in row)
-                if not meta:
-                    return ""  # removed
                 try:
                     text.decode()
                     found = {read_rgb(image).shape for image in images}
@@ -59,7 +57,7 @@ def decode_all(
                     return f"{path}: {json.loads(meta).get('key')!r}: {error}"
                 return ""
 
-            for line in pool.map(look, spans):
+            for line in pool.map(look, (row for row in spans if row.any())):  # the others were removed
                 wrong += [line] if line else []
                 progress(1)
     if wrong:

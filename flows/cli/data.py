@@ -10,40 +10,38 @@ from tqdm import tqdm
 
 from flows.cli.options import field_options, overrides, preset_options
 
+EXAMPLES = """examples:
+  mdm data                                    what there is, what is here, who uses it
+  mdm data mine --source PICTURES --dry-run   what it would hold, weigh and take
+  mdm data mine --source PICTURES             make it; again: it goes on where it was
+  mdm data mine --verify --decode             compare it with its digests, read every picture
+  mdm data mine --remove KEYS.txt             take samples out of it for good
+  mdm data cc12m --source cc12m.tsv --part 3/8 --contact me@example.org
+"""
+
 
 def data_options(sub: argparse.ArgumentParser) -> None:
-    sub.add_argument("name", metavar="NAME", nargs="?", help="a data set; none: list them; a new name: your pictures")
-    field_options(sub)
-    sub.add_argument("--source", type=Path, metavar="PATH", help="what it is made of; default: MDM_HOME/sources/NAME")
-    sub.add_argument("--limit", type=_count, metavar="N", help="only N of what the source lists")
-    sub.add_argument("--held-out", type=float, default=0.0, metavar="SHARE", help="another share than the set's own")
-    sub.add_argument("--part", type=_part, default=(1, 1), metavar="I/N", help="make only every N-th shard, from I on")
-    sub.add_argument(
-        "--allow", action="append", default=[], metavar="HOST:PORT", help="may be connected to though not public"
-    )
-    sub.add_argument("--proxy", default="", metavar="URL", help="your site's own: it then decides what may be reached")
-    sub.add_argument("--contact", default="", metavar="ADDRESS", help="who can be asked about the downloads")
-    sub.add_argument("--drop-duplicates", action="store_true", help="keep one of equal pictures")
-    sub.add_argument(
-        "--sheet",
-        action=argparse.BooleanOptionalAction,
-        help="show samples on the data card's page; default: only where they are not strangers' pictures",
-    )
-    sub.add_argument("--verify", action="store_true", help="compare the newest set of that name with its manifests")
-    sub.add_argument("--decode", action="store_true", help="with --verify: decode every picture, too")
-    sub.add_argument(
-        "--remove",
-        type=Path,
-        metavar="FILE",
-        help="take the samples with these keys, one per line, out of all sets of that name, later ones included; all "
-        "others keep their places in the order. Who uses a set is asked to leave and goes on afterwards",
-    )
-    sub.add_argument(
-        "--prune",
-        action="store_true",
-        help="delete sets that nobody uses; those of a source must be named",
-    )
-    sub.add_argument("--dry-run", action="store_true", help="say what would be made or removed, start nothing")
+    sub.formatter_class = lambda prog: argparse.RawDescriptionHelpFormatter(prog, max_help_position=26)
+    sub.epilog = EXAMPLES
+    sub.add_argument("name", metavar="NAME", nargs="?", help="a data set, a preset, or a new name for your own")
+    make = sub.add_argument_group("to make one")
+    make.add_argument("--source", type=Path, metavar="PATH", help="what it is made of; else MDM_HOME/sources/NAME")
+    make.add_argument("--limit", type=_count, metavar="N", help="only N of what the source lists")
+    make.add_argument("--held-out", type=float, default=0.0, metavar="SHARE", help="another share than the set's own")
+    make.add_argument("--drop-duplicates", action="store_true", help="keep one of equal pictures")
+    make.add_argument("--part", type=_part, default=(1, 1), metavar="I/N", help="only every N-th shard, from I on")
+    make.add_argument("--dry-run", action="store_true", help="only say what would be made, removed or deleted")
+    make.add_argument("--sheet", action=argparse.BooleanOptionalAction, help="samples on its card, or none")
+    web = sub.add_argument_group("to download")
+    web.add_argument("--allow", action="append", default=[], metavar="HOST:PORT", help="an address that is not public")
+    web.add_argument("--proxy", default="", metavar="URL", help="your site's own, which then decides addresses")
+    web.add_argument("--contact", default="", metavar="ADDRESS", help="whom servers may ask about the downloads")
+    finished = sub.add_argument_group("of finished sets")
+    finished.add_argument("--verify", action="store_true", help="compare the newest one with its manifests")
+    finished.add_argument("--decode", action="store_true", help="with --verify: read every picture, too")
+    finished.add_argument("--remove", type=Path, metavar="FILE", help="take out samples for good: a key per line")
+    finished.add_argument("--prune", action="store_true", help="delete those that nobody uses")
+    field_options(sub.add_argument_group("of a preset, whose set is then meant"))
 
 
 def _count(text: str) -> int:
@@ -92,8 +90,10 @@ def _make(name: str, options: Any, arguments: argparse.Namespace) -> int:
     from joblib import cpu_count
 
     from flows.datasets.making import count_items, list_set, make_set, newest_made, open_source
+    from flows.datasets.sets import did_you_mean
     from flows.home import datasets, make_home, sources
-    from preprocessing.catalogue import find
+    from mdm.presets import PRESETS
+    from preprocessing.catalogue import CATALOGUE, find
     from preprocessing.fetch.download import Policy
     from preprocessing.items import printable
     from preprocessing.plan import plan_lines
@@ -106,8 +106,11 @@ def _make(name: str, options: Any, arguments: argparse.Namespace) -> int:
     opened = open_source(name, options, given)
     if opened is None:
         if not finished_sets(datasets(), name):
-            raise ValueError(f"{name} needs a source: --source PATH, or {sources() / name}: {find(name).wants}")
+            wants = f"{name} needs a source: --source PATH, or {sources() / name}: {find(name).wants}"
+            raise ValueError(wants + did_you_mean(name, *PRESETS))
         return _show(newest_made(name, options), find(name), arguments)
+    if name not in CATALOGUE and opened.made() is None and (meant := did_you_mean(name)):
+        print(f"{name} is no data set of the paper{meant}")
     print(f"{name}: {opened.row.summary}\nterms: {opened.row.licence}; {opened.row.terms}")
     if opened.made() is None and not arguments.dry_run:
         make_home()
@@ -152,15 +155,17 @@ def _show(folder: Path, row: Any, arguments: argparse.Namespace) -> int:
 
 def _verify(name: str, decode: bool) -> int:
     from flows.datasets.making import PIXELS
-    from flows.home import datasets
-    from preprocessing.sets import folders_of, newest_set
+    from flows.datasets.sets import sets_named
+    from preprocessing.manifest import read_manifest, samples_left
+    from preprocessing.sets import folders_of
     from preprocessing.verify import decode_all, verify_set
 
-    folder = newest_set(datasets(), name)
+    folder = sets_named(name)[-1]
     verify_set(folder)
     if decode:
         for part in folders_of(folder):
-            with tqdm(desc=str(part.relative_to(folder)), unit="img") as bar:
+            total = samples_left(read_manifest(part))
+            with tqdm(desc=str(part.relative_to(folder)), total=total, unit="img") as bar:
                 decode_all(part, PIXELS.read_rgb, bar.update)
     print(f"{folder} is whole" + (", and every picture can be read" if decode else ""))
     return 0

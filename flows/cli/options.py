@@ -14,14 +14,14 @@ def preset_options(sub: argparse.ArgumentParser, name: str = "preset", **preset:
     field_options(sub)
 
 
-def field_options(sub: argparse.ArgumentParser) -> None:
+def field_options(sub: argparse.ArgumentParser | argparse._ArgumentGroup) -> None:
     sub.add_argument("--set", action="append", default=[], metavar="A.B=VALUE", help="replace a field (see mdm config)")
     sub.add_argument(
         "--choice",
         action="append",
         default=[],
         metavar="TOPIC=READING",
-        help="another reading of what the paper leaves open (see mdm config --choices)",
+        help="another reading of the paper (mdm config --choices)",
     )
     sub.add_argument("--config", type=Path, metavar="FILE", help="fields from a file, as mdm config prints them")
 

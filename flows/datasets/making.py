@@ -6,20 +6,24 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from imageio_ffmpeg import get_ffmpeg_version
 from joblib import cpu_count
 
 from flows.datasets.cards import keep_card
 from flows.datasets.parts import Part, Say, hold_in_turn, in_turn, part_lock
 from flows.datasets.removal import clear_set
 from flows.home import datasets, sources
-from mdm.data.pixels import centre_crop, read_rgb
+from mdm.data.pixels import FILTER, centre_crop, read_rgb
 from preprocessing.catalogue import DataSet, Options, find
 from preprocessing.fetch.download import Policy
+from preprocessing.forget import forget
 from preprocessing.items import Source
 from preprocessing.manifest import make_folder, read_json, read_manifest, write_json
+from preprocessing.pack import video
 from preprocessing.pack.lists import PLAN, SPLITS, shard_numbers, shard_size, write_lists
 from preprocessing.pack.making import Web, finish_set, is_whole, make_shards, missing_shards
 from preprocessing.pack.shards import Pixels, Recipe, Shard
@@ -132,7 +136,9 @@ def make_set(
             say(f"--allow names {refused:,} that were refused when {target.name} was made: to ask them, move it away")
         progress(count_items(target, part), "")
     elif is_finished(target) and not (target / "lists").exists():
-        raise ValueError(f"{target} lacks shards, and an earlier version made it: copy them there, or move it away")
+        raise ValueError(
+            f"{target} lacks shards, and the lists that they could be made from: copy the shards there, or move it away"
+        )
     else:
         with in_turn(lambda: part_lock(opened.folder, "shards", part), say):
             made = _make(opened, progress, say, part, policy)
@@ -214,9 +220,26 @@ def _finish(opened: Opened, target: Path, plan: dict[str, Any], part: Part, say:
     removed = removals(datasets(), opened.row.name)
     shutil.rmtree(target / "raw", ignore_errors=True)
     finish_set(target, plan, opened.recipe, opened.row.manifest_terms, removed)
+    forget(target)
     mark_cleared(target, removed)
-    write_json(target / RECIPE, {"finished_s": time.time(), **_recipe_json(opened, target)})
+    write_json(target / RECIPE, {"finished_s": time.time(), **_how(opened, plan), **_recipe_json(opened, target)})
     return target if target == opened.folder else target.rename(opened.folder)
+
+
+def _how(opened: Opened, plan: dict[str, Any]) -> dict[str, Any]:
+    """What a set was made from and by, for its card."""
+    libraries = ["numpy", "Pillow", "webdataset", "pyarrow"]
+    if plan["urls"]:
+        libraries.append("img2dataset")
+    versions = {name: version(name) for name in libraries}
+    if opened.row.clips:
+        versions["ffmpeg"] = get_ffmpeg_version()
+    source = opened.source
+    return {
+        "made_from": source.version if isinstance(source, OpenMoji | Motion) else str(source.root()),
+        "made_with": versions,
+        "resized_by": f"ffmpeg's {video.FILTER} filter, antialiased" if opened.row.clips else FILTER,
+    }
 
 
 def _of_others(missing: list[Shard], parts: int) -> str:

@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from flows.datasets.parts import Say, hold_in_turn
-from flows.datasets.sets import sets_of_run
+from flows.datasets.sets import sets_named, sets_of_run
 from flows.home import Trouble, datasets, home, mlflow_uri, without_secrets
 from flows.launch import JobDied
 from mdm.data.leases import give_way, live, removal
+from preprocessing.forget import forget
 from preprocessing.manifest import read_json, read_manifest
 from preprocessing.pack.lists import count_listed
 from preprocessing.remove import (
@@ -61,9 +62,7 @@ def remove_samples(name: str, keys: set[str], dry_run: bool, say: Say) -> None:
     Raises ValueError naming keys that no set has (then nothing was removed), or who does not leave a set.
     """
     root = datasets()
-    folders, listed = finished_sets(root, name), removals(root, name)
-    if not folders:
-        raise ValueError(f"there is no finished data set {name} in {root}")
+    folders, listed = sets_named(name), removals(root, name)
     for folder in () if dry_run else folders:
         clear_set(folder, listed, say)  # what an earlier removal left to do
     found: set[str] = set()
@@ -96,6 +95,7 @@ def clear_set(folder: Path, removed: Removed, say: Say) -> None:
         for part in folders_of(folder):
             finish(part)
             take_out(part, find(part, (), removed))
+        forget(folder)
         mark_cleared(folder, removed)
 
 

@@ -6,6 +6,7 @@ import textwrap
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
+from difflib import get_close_matches
 from pathlib import Path
 
 from flows.datasets.parts import locks_folder, part_lock, set_lock
@@ -15,7 +16,7 @@ from mdm.data.tars import load_manifest
 from preprocessing.catalogue import CATALOGUE, find
 from preprocessing.items import printable
 from preprocessing.manifest import read_json, read_manifest
-from preprocessing.sets import CARD, RECIPE, SPLITS, current_name, is_finished, name_of, newest_set
+from preprocessing.sets import CARD, RECIPE, SPLITS, current_name, finished_sets, is_finished, name_of, newest_set
 from preprocessing.units import size
 
 WIDTH = 110
@@ -112,6 +113,20 @@ def _summary(entries: list[Entry]) -> str:
     return printable(next((str(card["summary"]) for card in cards if "summary" in card), "your own"))
 
 
+def did_you_mean(name: str, *others: str) -> str:
+    """The data set (or the other name) that a name without one is nearly like, as the end of a line; "" for none."""
+    here = {name_of(folder) for folder in datasets().glob("*") if is_finished(folder)}
+    close = get_close_matches(name, sorted({*CATALOGUE, *here, *others} - {name}), n=1, cutoff=0.75)
+    return f"; did you mean {close[0]}?" if close else ""
+
+
+def sets_named(name: str) -> list[Path]:
+    """The finished sets of a name, the oldest first. Raises ValueError where there is none."""
+    if not (found := finished_sets(datasets(), name)):
+        raise ValueError(f"there is no finished data set {name} in {datasets()}{did_you_mean(name)}")
+    return found
+
+
 def sets_of_run(run: Path) -> set[str]:
     """The names of the folders that a run's trainings and samples read, moved-aside ones included.
 
@@ -164,11 +179,20 @@ def prune(name: str | None, dry_run: bool, say: Callable[[str], None]) -> None:
     """Delete the sets that were made here, that no living user holds and no run below MDM_HOME/runs names.
 
     Without a name only those that come with the packages, and what is left of deleted ones: any other took a source,
-    or a weekend of downloads, and must be named. Links stay: what they lead to may be others', too.
+    or a weekend of downloads, and must be named. Links stay: what they lead to may be others', too. Raises ValueError
+    for a name that no set here has.
     """
     freed = []
-    for entry in list_sets():
-        if entry.users or not entry.ours or name not in (None, current_name(entry.name)):
+    named = [entry for entry in list_sets() if name in (None, current_name(entry.name))]
+    if name is not None and not named:
+        raise ValueError(f"there is no data set {name} in {datasets()}{did_you_mean(name)}")
+    for entry in named:
+        if name is not None and (entry.users or not entry.ours):
+            say(
+                f"{entry.folder.name} stays: "
+                + (f"in use by {entry.users}" if entry.users else "it was put here by hand")
+            )
+        if entry.users or not entry.ours:
             continue
         if name is None and find(current_name(entry.name)).wants and not entry.folder.name.endswith(".deleted"):
             say(f"{entry.folder.name} stays: its source is not ours; `mdm data {entry.name} --prune` deletes it")

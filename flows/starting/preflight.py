@@ -10,16 +10,17 @@ from pathlib import Path
 import psutil
 
 from evaluation.results import memory_bytes
+from flows.datasets.sets import did_you_mean
 from flows.datasets.text import SPLITS
 from flows.home import Trouble, datasets, home, make_home, sources, weights
 from mdm.config import ENCODERS
 from mdm.data.shards import choose_tier
 from mdm.data.tars import load_manifest
 from mdm.data.text import how_to_get
-from mdm.presets import Preset
+from mdm.presets import LEAST_SAMPLES, Preset
 from preprocessing.catalogue import find
 from preprocessing.manifest import read_json, samples_left
-from preprocessing.sets import emptied, finished_sets
+from preprocessing.sets import emptied, finished_sets, too_few_held_out
 
 
 def check_machine(preset: Preset) -> None:
@@ -82,11 +83,14 @@ def _data(preset: Preset) -> list[str]:
     row = find(name)
     sets = finished_sets(datasets(), name)
     if not sets and row.wants and not (sources() / name).exists():
-        return [f"data: no finished data set {name}: `mdm data {name} --source PATH` makes it, of {row.wants}"]
+        return [
+            f"data: no finished data set {name}: `mdm data {name} --source PATH` makes it, of {row.wants}"
+            + did_you_mean(name)
+        ]
     if row.clips or (sets and "frames" in (read_json(sets[-1] / "train" / "manifest.json") or {})):
         return [f"data: {name} is a set of clips, and no preset here trains on clips yet"]
-    if sets and row.wants and (empty := emptied(sets[-1])):
-        return [f"data: {empty}"]
+    if sets and row.wants and (unfit := emptied(sets[-1]) or too_few_held_out(sets[-1], LEAST_SAMPLES)):
+        return [f"data: {unfit}"]
     if sets and row.wants:
         return list(filter(None, (_unfit(sets[-1] / "train", px) for px in tops)))
     lacking = [px for px in tops if not any(tier.px % px == 0 for tier in row.tiers)]

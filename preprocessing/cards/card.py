@@ -4,6 +4,7 @@
 """
 
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -13,21 +14,21 @@ import pyarrow.parquet as pq
 
 from preprocessing.items import printable
 from preprocessing.manifest import read_json, read_manifest, write_json
-from preprocessing.pack.lists import PLAN, SPLITS, list_path
+from preprocessing.pack.lists import PLAN, REMOVED, SPLITS, list_path
 from preprocessing.pack.shards import OK, lost_rows, read_rows
 from preprocessing.plan import STAGES_PX
 from preprocessing.remove import removed_keys
-from preprocessing.sets import CARD, DROPPED, folders_of
+from preprocessing.sets import CARD, DROPPED, RECIPE, folders_of
 from preprocessing.units import size
 
-FORMAT = 2
+FORMAT = 3
 ABOUT = ("name", "summary", "licence", "credit", "terms", "published", "sheet")
+HOW = ("finished_s", "source", "made_from", "made_with", "resized_by", "tiers")  # of recipe.json, as far as it is there
 COLUMNS = ["key", "outcome", "detail", "bytes", "sha256", "width", "height", "caption_chars"]
 SIDES_PX = (0, 16, 64, 128, 256, 512, 1024, 2048, 4096)  # where the histogram of short sides is cut
 CHARS = (0, 1, 10, 20, 40, 80, 160, 320, 640)
 DROPPED_AS = "dropped: an earlier one has its bytes"
 EXAMPLES = 5  # items named for each class of outcome, and pictures that are there most often
-REMOVED = "removed since"
 
 
 def write_card(folder: Path, about: dict[str, Any]) -> dict[str, Any]:
@@ -36,7 +37,7 @@ def write_card(folder: Path, about: dict[str, Any]) -> dict[str, Any]:
     ``about``: the fields of ``ABOUT``. ``published``: how many items there are, say its authors; 0: nobody does.
     ``sheet``: its page shows samples.
     """
-    plan = read_json(folder / "lists" / PLAN) or {}
+    plan, recipe = read_json(folder / "lists" / PLAN) or {}, read_json(folder / RECIPE) or {}
     rows = {split: _rows(folder, split) for split in SPLITS}
     for split, table in rows.items():
         if plan and len(table) != plan["items"][split]:
@@ -50,6 +51,7 @@ def write_card(folder: Path, about: dict[str, Any]) -> dict[str, Any]:
         "format": FORMAT,
         **about,
         "data": {str(place.relative_to(folder)): _state(manifest) for place, manifest in tiers.items()},
+        "made": {field: recipe[field] for field in HOW if field in recipe},
         "listed": len(whole),
         "samples": {split: pc.sum(pc.equal(table["outcome"], OK)).as_py() or 0 for split, table in rows.items()},
         "outcomes": _outcomes(whole),
@@ -150,6 +152,8 @@ def duplicates(folder: Path) -> set[str]:
     for split in SPLITS:
         rows = read_rows(folder / split, ["key", "outcome", "sha256"])
         for row in rows.filter(pc.equal(rows["outcome"], OK)).to_pylist():
+            if row["sha256"] is None:  # removed, and its shard made again since
+                continue
             if row["sha256"] in seen:
                 keys.add(row["key"])
             seen.add(row["sha256"])
@@ -172,7 +176,10 @@ def card_lines(folder: Path) -> Iterator[str]:
 
 def card_facts(card: dict[str, Any]) -> dict[str, str]:
     """What a page and Prefect's UI show of it in a table. Text from anyone is printable, not yet escaped."""
-    stored = (f"{size(state['bytes'])} {place} in {state['shards']:,} shards" for place, state in _data(card))
+    stored = (
+        f"{size(state['bytes'])} {place} in {state['shards']:,} shard{'s' * (state['shards'] != 1)}"
+        for place, state in _data(card)
+    )
     facts = {
         "Samples": _counts(card),
         "Stored": "; ".join(stored),
@@ -180,6 +187,7 @@ def card_facts(card: dict[str, Any]) -> dict[str, str]:
         "Smaller than a stage": enlarged(card) or "none",
         "Equal pictures": equal(card) or "none",
         "Notes": "; ".join(card["notes"]),
+        **_how(card["made"]),
         "Licence": card["licence"],
         "What it covers": card["terms"],
         "Credit": card["credit"],
@@ -188,6 +196,28 @@ def card_facts(card: dict[str, Any]) -> dict[str, str]:
         ),
     }
     return {what: printable(text) for what, text in facts.items() if text}
+
+
+def _how(made: dict[str, Any]) -> dict[str, str]:
+    """When a set was made, from what and by what; a set of an earlier version knows less of it."""
+    when = (
+        datetime.fromtimestamp(made["finished_s"], UTC).strftime("%Y-%m-%d %H:%M UTC") if "finished_s" in made else ""
+    )
+    source = made.get("source") or {}
+    kind = source.get("kind", source.get("source", ""))
+    tiers = [
+        f"squares of {tier['px']} px ({tier['image_ext']})"
+        if tier["px"]
+        else "originals as they came, without metadata"
+        for tier in made.get("tiers", ())
+    ]
+    return {
+        "Made": when,
+        "Made from": ", ".join(filter(None, (kind, made.get("made_from", "")))),
+        "Tiers": "; ".join(tiers),
+        "Resized by": made.get("resized_by", ""),
+        "Made with": ", ".join(f"{name} {version}" for name, version in made.get("made_with", {}).items()),
+    }
 
 
 def _data(card: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:

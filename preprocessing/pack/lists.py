@@ -18,11 +18,12 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from preprocessing.items import Item, Place, Source, Split
-from preprocessing.manifest import file_sha256, read_json, write_json
-from preprocessing.sources.listing import first, hashed
+from preprocessing.manifest import read_json, write_json
+from preprocessing.sources.listing import hashed, too_few
 
 SPLITS: tuple[Split, Split] = ("train", "val")
 PLAN = "plan.json"  # beside the lists, written last
+REMOVED = "removed since"  # the problem of an item whose sample was removed from the finished set: no more is known
 COLUMNS = pa.schema(
     [
         ("key", pa.string()),
@@ -58,10 +59,7 @@ def write_lists(source: Source, folder: Path, per_shard: int, least_val: int) ->
         short = least_val - counts["val"]
         if counts["usable"] < short + 1:
             problems = [item.problem for item in source.items() if item.problem]
-            raise ValueError(
-                f"there are {counts['usable'] + counts['val']} usable samples, at least {least_val + 1} are needed: "
-                f"{least_val} are held out{f'; not usable: {first(problems, repr_of=str)}' if problems else ''}"
-            )
+            raise too_few(str(source.root()), counts["usable"] + counts["val"], least_val, problems)
         usable = (item.key for item in source.items() if item.split == "train" and not item.problem)
         chosen = set(heapq.nsmallest(short, usable, key=hashed))
         again = (replace(item, split="val") if item.key in chosen else item for item in source.items())
@@ -75,7 +73,6 @@ def write_lists(source: Source, folder: Path, per_shard: int, least_val: int) ->
         "items": {split: counts[split] for split in SPLITS},
         "urls": counts["urls"],
         "per_shard": per_shard,
-        "lists": {split: file_sha256(list_path(folder, split)) for split in SPLITS},
         "notes": notes,
     }
     write_json(folder / PLAN, plan)

@@ -24,17 +24,17 @@ from preprocessing.fetch.download import Policy, discard_raw, download, read_raw
 from preprocessing.items import Split
 from preprocessing.manifest import (
     all_there,
-    as_made,
     data_digest,
     digest,
     make_folder,
     read_json,
     read_manifest,
+    read_marker,
     samples_left,
     write_json,
 )
 from preprocessing.pack.lists import SPLITS, read_items, shard_numbers, shard_size
-from preprocessing.pack.shards import Pixels, Recipe, Shard, pack_shard, read_rows
+from preprocessing.pack.shards import Pixels, Recipe, Shard, Tier, pack_shard, read_rows
 from preprocessing.pack.tally import Progress, Tally, count_for
 from preprocessing.remove import Removed, reapply, removed_keys
 from preprocessing.sets import DROPPED
@@ -73,7 +73,6 @@ def make_shards(
     for split in SPLITS:
         for tier in recipe.tiers:
             make_folder(recipe.tier_folder(folder / split, tier))
-    known = {split: _made_before(folder / split) for split in SPLITS}
     missing, tally = [], Tally(progress, web is not None)
     for split, number in sorted(shard_numbers(plan, part), key=lambda numbered: numbered[0] != "val"):
         shard = Shard(folder, recipe, split, number)
@@ -91,7 +90,7 @@ def make_shards(
 
     def pack(shard: Shard) -> Future[None]:
         answers = None if web is None else partial(read_raw, raw, _code(shard))
-        return pool.submit(pack_shard, shard, lists, root, pixels, answers, known[shard.split].get(shard.number, ""))
+        return pool.submit(pack_shard, shard, lists, root, pixels, answers, _made_before(shard))
 
     raw = folder / "raw" / f"{part[0]}-of-{part[1]}"  # of its own: parts go on at the same time
     with _pool(folder, min(workers, len(missing)), tally) as pool:
@@ -115,12 +114,18 @@ def _refuse_empty_val(folder: Path, plan: dict[str, Any], recipe: Recipe) -> Non
         raise _empty(folder / "val", plan["items"]["val"])
 
 
-def _made_before(folder: Path) -> dict[int, str]:
-    """The sha256 of every shard of a finished split, as it was made."""
-    if read_json(folder / "manifest.json") is None:
-        return {}
-    shards = [as_made(shard) for shard in read_manifest(folder)["shards"]]
-    return {int(Path(shard["file"]).stem): shard["sha256"] for shard in shards}
+def _made_before(shard: Shard) -> dict[Tier, dict[str, Any]]:
+    """What is known of a shard that is lost from a finished set, in each tier."""
+    found = {}
+    for tier, path in shard.paths.items():
+        manifest = read_json(path.parent / "manifest.json") and read_manifest(path.parent)
+        marker = read_marker(path)
+        named = [entry for entry in manifest["shards"] if entry["file"] == path.name] if manifest else []
+        if not named and marker is not None and "removed" in marker["shard"]:  # the manifest is lost, too
+            named = [marker["shard"]]
+        if named:
+            found[tier] = named[0]
+    return found
 
 
 def _fetched(missing: list[Shard], lists: Path, root: Path, raw: Path, web: Web, tally: Tally) -> Iterator[Shard]:
@@ -227,7 +232,9 @@ def finish_set(
     What was ``removed`` from other sets, and duplicates where the recipe drops them, are taken out before. Raises
     ValueError where a split came out empty though its list is not, or nothing is left of it.
     """
-    dropped = duplicates(folder) if recipe.drop_duplicates else set()
+    dropped = set((read_json(folder / DROPPED) or {"keys": []})["keys"])
+    if recipe.drop_duplicates:  # those of before stay: of which one they had the bytes may be forgotten
+        dropped |= duplicates(folder)
     if dropped:
         write_json(folder / DROPPED, {"keys": sorted(dropped)})
     manifests = []

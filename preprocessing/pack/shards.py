@@ -34,9 +34,9 @@ from preprocessing.manifest import (
     unwritable,
     write_file,
 )
-from preprocessing.members import check_key, index_tar
+from preprocessing.members import END, check_key, index_tar
 from preprocessing.pack.images import encode_jpeg, encode_png
-from preprocessing.pack.lists import read_items, shard_numbers, shard_size
+from preprocessing.pack.lists import REMOVED, read_items, shard_numbers, shard_size
 from preprocessing.pack.originals import without_metadata
 from preprocessing.pack.tally import count_packed
 
@@ -157,21 +157,30 @@ class TarFile:
         self.tar.write({"__key__": key, **members})
         self.samples += 1
 
-    def finish(self, made: str = "") -> dict[str, Any]:
-        """-> the manifest's entry. Raises ValueError where the tar is not the one that was ``made`` before."""
+    def finish(self, made: dict[str, Any] | None = None) -> dict[str, Any]:
+        """-> the manifest's entry. Raises ValueError where the tar is not that of the entry ``made`` before."""
+        removed = (made or {}).get("removed", ())
+        end = self.tar.tarstream.offset + len(END)
         self.tar.close()
         self.file.flush()
+        if removed:
+            self.file.truncate(end)  # as preprocessing/remove.py leaves it
         os.fsync(self.file.fileno())
         sha256 = file_sha256(self.temporary)
-        if made not in ("", sha256):
+        if made is not None and made["sha256"] != sha256:
             raise ValueError(
                 f"{self.path}: what is made now differs from what is lost (other answers, or other versions of the "
                 f"libraries): copy it from elsewhere, or move {self.path.parents[1]} away to have the set made anew"
             )
-        index = index_bytes(index_tar(self.temporary))
+        index = index_bytes(index_tar(self.temporary, removed))
         self.temporary.replace(self.path)
         write_file(self.path.with_suffix(".idx.npy"), index)
-        return {"file": self.path.name, "samples": self.samples, "bytes": self.path.stat().st_size, "sha256": sha256}
+        return made or {
+            "file": self.path.name,
+            "samples": self.samples,
+            "bytes": self.path.stat().st_size,
+            "sha256": sha256,
+        }
 
 
 def pack_shard(
@@ -180,28 +189,36 @@ def pack_shard(
     root: Path,
     pixels: Pixels,
     fetched: Callable[[], dict[str, Fetched]] | None = None,
-    made: str = "",
+    made: dict[Tier, dict[str, Any]] = {},  # noqa: B006
 ) -> None:
     """Write a shard in all its tiers.
 
     ``lists``: where its set's lists lie; ``root``: what their files lie below; ``fetched``: the answers to its items'
-    URLs, if any can be asked; ``made``: the sha256 that the first tier's tar must have, where it is lost from a
-    finished set. Raises ValueError where it has not, or naming a file that cannot be read or written.
+    URLs, if any can be asked; ``made``: the manifests' entries, where it is lost from a finished set. Raises ValueError
+    where its tars are not those, or naming a file that cannot be read or written.
     """
     items = read_items(lists, root, shard.split, shard.number)
     answers = {} if fetched is None or all(item.problem for item in items) else fetched()
     rows, paths, first = [], shard.paths, shard.recipe.tiers[0]
+    removed, samples = {tier: set(made.get(tier, {}).get("removed", ())) for tier in paths}, 0  # as it was made
+    if (any(removed.values()) or any(item.problem == REMOVED for item in items)) and set(made) != set(paths):
+        raise ValueError(
+            f"{paths[first]} is lost, samples were removed from it, and no manifest or marker tells what it was: "
+            f"restore one, or move {shard.folder} away to have the set made anew"
+        )
     try:
         with ExitStack() as stack:
             tars = {tier: stack.enter_context(TarFile(path)) for tier, path in paths.items()}
             for item in items:
                 row, members = _sample(item, answers.get(item.key), shard.recipe, pixels)
                 count_packed(bool(members))
-                rows.append({**row, "place": tars[first].samples if members else -1})
+                rows.append({**row, "place": samples if row["outcome"] == OK else -1})
                 for tier, parts in members.items():
-                    tars[tier].add(item.key, parts)
+                    if samples not in removed[tier]:
+                        tars[tier].add(item.key, parts)
+                samples += row["outcome"] == OK
             _write_rows(shard.rows, rows)
-            entries = {tier: tar.finish(made if tier == first else "") for tier, tar in tars.items()}
+            entries = {tier: tar.finish(made.get(tier)) for tier, tar in tars.items()}
     except OSError as error:
         raise unwritable(Path(error.filename or paths[first]), error) from error
     for tier in reversed(shard.recipe.tiers):  # the first one's last: it stands for all
@@ -219,7 +236,9 @@ class Refused(ValueError):
 def _sample(
     item: Item, answer: Fetched | None, recipe: Recipe, pixels: Pixels
 ) -> tuple[dict[str, Any], dict[Tier, dict[str, bytes]]]:
-    """What became of an item, and its members in each tier; none where it makes no sample."""
+    """What became of an item, and its members in each tier; none where it makes no sample, or was removed."""
+    if item.problem == REMOVED:
+        return {"key": item.key, "outcome": OK, "detail": "", "url": "", "final_url": ""}, {}
     row: dict[str, Any] = {"key": item.key, "url": item.url, "caption_chars": len(item.caption)}
     if answer is not None:
         row |= {"final_url": answer.final_url, "status": answer.status, "fetched_s": answer.fetched_s}

@@ -11,7 +11,17 @@ from typing import Any
 from preprocessing.items import Item, Place
 from preprocessing.manifest import digest, file_sha256
 from preprocessing.members import check_key
-from preprocessing.sources.listing import Problem, first, held_out_rule, is_picture, passed_over, read_caption, spread
+from preprocessing.sources.listing import (
+    Problem,
+    first,
+    held_out_rule,
+    is_picture,
+    is_unread,
+    passed_over,
+    read_caption,
+    spread,
+    unread,
+)
 from preprocessing.sources.tables import TABLES, read_captions
 
 
@@ -55,6 +65,12 @@ class Pictures:
         pictures = [path for path in files if is_picture(path.name)]
         if table is not None:
             found = _from_table(folder, table)
+            odd = [problem.partition(": ")[2] for _, _, problem in found if problem.startswith(Problem.NOT_UTF8)]
+            if odd:
+                notes.append(
+                    f"{len(odd):,} captions that are not UTF-8, left out ({first(odd, repr_of=str)}): save the table "
+                    "as UTF-8 to have them in"
+                )
             unnamed = sorted(
                 {path.relative_to(folder).as_posix() for path in pictures} - {file for file, _, _ in found}
             )
@@ -64,12 +80,16 @@ class Pictures:
             raise ValueError(
                 f"{folder}: no pictures: looked for *.png, *.jpg, *.jpeg, *.webp, *.bmp, *.gif, *.tif, *.tiff, in its "
                 f"subfolders too, and for a table of them in it ({', '.join('*' + kind for kind in TABLES)})"
+                + "".join(f"; {line}" for line in unread(path.name for path in files))
             )
         else:
             found = _beside(folder, pictures, set(files), notes)
         texts = {path.with_suffix("") for path in pictures} if table is None else set()
         other = [path for path in files if not is_picture(path.name) and path != table]
         other = [path for path in other if not (path.suffix == ".txt" and path.with_suffix("") in texts)]
+        if table is None:
+            notes += unread(path.name for path in other)
+            other = [path for path in other if not is_unread(path.name)]
         if other:
             notes.append(f"passed over: {passed_over(path.name for path in other)}")
         items = [
@@ -139,15 +159,28 @@ def _from_table(folder: Path, table: Path) -> list[tuple[str, str, str]]:
             raise ValueError(
                 f"{table}, line {line} names {name!r} again, as line {lines[file]} does: leave one of them"
             )
+        if not _is_utf8(name):
+            raise ValueError(f"{table}, line {line}: the file's name is not UTF-8: save the table as UTF-8")
         if not file or not (folder / file).is_file():
             missing.append(f"line {line} names {name!r}")
-        found.append((file, *read_caption(text.strip(), f"{table.name}, line {line}")))
+        caption, problem = read_caption(text.strip(), f"{table.name}, line {line}")
+        if is_unread(file):
+            problem = Problem.UNREAD.at(f"{file}: export it as JPEG or PNG")
+        found.append((file, caption, problem))
     if missing:
         more = f" (and {len(missing) - 1:,} more such lines)" if len(missing) > 1 else ""
         raise ValueError(
             f"{table}, {missing[0]}, which is no file in {folder}{more}: put it there or leave the line out"
         )
     return found
+
+
+def _is_utf8(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _beside(folder: Path, pictures: list[Path], files: set[Path], notes: list[str]) -> list[tuple[str, str, str]]:
@@ -183,18 +216,19 @@ def _read(path: Path) -> bytes:
 
 def _keys(folder: Path, files: list[str]) -> list[str]:
     """The key of each file. Raises ValueError naming a file that can have none, and two that would have the same."""
-    keys, owners = [], dict[str, str]()
+    keys, owners, pairs = [], dict[str, str](), list[str]()
     for file in files:
         key = Path(file).stem.replace(".", "_")
-        try:
-            key.encode()
-        except UnicodeEncodeError as error:
-            raise ValueError(f"{folder}: the name of {file!r} is not UTF-8: rename it") from error
+        if not _is_utf8(key):
+            raise ValueError(f"{folder}: the name of {file!r} is not UTF-8: rename it")
         try:
             check_key(key)
         except ValueError as error:
             raise ValueError(f"{folder}: {error}: rename {file!r}") from error
         if (other := owners.setdefault(key, file)) != file:
-            raise ValueError(f"{folder}: {other!r} and {file!r} would both have the key {key!r}: rename one")
+            pairs.append(f"{other!r} and {file!r} would both have the key {key!r}")
         keys.append(key)
+    if pairs:
+        more = f" (and {len(pairs) - 1:,} more such pairs)" if len(pairs) > 1 else ""
+        raise ValueError(f"{folder}: {pairs[0]}{more}: rename one of each, or move one away")
     return keys

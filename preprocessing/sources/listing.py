@@ -5,6 +5,7 @@ rule.
 import codecs
 import hashlib
 import heapq
+import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from enum import StrEnum
@@ -16,6 +17,9 @@ from preprocessing.items import Item, Split
 T = TypeVar("T")
 
 PICTURES = frozenset(("png", "jpg", "jpeg", "webp", "bmp", "gif", "tif", "tiff"))
+UNREAD = frozenset(  # pictures of kinds that the one reader does not know: telephones', cameras', drawing programs'
+    ("heic", "heif", "avif", "jxl", "jp2", "dng", "nef", "cr2", "cr3", "arw", "orf", "rw2", "raf", "psd", "svg", "eps")
+)
 MAX_CAPTION = 10_000  # characters; the longest of CC12M has fewer
 HELD_OUT_AT_LEAST = 8
 
@@ -29,6 +33,7 @@ class Problem(StrEnum):
     NOT_UTF8 = "not UTF-8"
     TOO_LONG = f"caption over {MAX_CAPTION:,} characters"
     NO_IMAGE = "no image"
+    UNREAD = "kind of picture that cannot be read"
     SEVERAL_IMAGES = "several images"
     KEY_TWICE = "key twice"
     DOT_IN_KEY = "dot in key"
@@ -74,13 +79,24 @@ def held_out_rule(source: object, items: Iterable[Item], share: float) -> Callab
 
     smallest = heapq.nsmallest(HELD_OUT_AT_LEAST + 1, usable())
     if len(smallest) <= HELD_OUT_AT_LEAST:
-        unusable = f"; not usable: {first(problems, repr_of=str)}" if problems else ""
-        raise ValueError(
-            f"{source} has {len(smallest)} pictures with captions: {HELD_OUT_AT_LEAST} are held out, so at least "
-            f"{HELD_OUT_AT_LEAST + 1} are needed, and fifty to train on{unusable}"
-        )
+        raise too_few(str(source), len(smallest), HELD_OUT_AT_LEAST, problems)
     bound = max(int(share * 2**256), smallest[HELD_OUT_AT_LEAST - 1] + 1)
     return lambda key: "val" if hashed(key) < bound else "train"
+
+
+def too_few(source: str, usable: int, held_out: int, problems: Sequence[str]) -> ValueError:
+    """That so few usable items are listed that none would be left to train on."""
+    unusable = f"; not usable: {first(problems, repr_of=str)}" if problems else ""
+    return ValueError(
+        f"{source} has {usable} pictures with captions: {held_out} are held out, so at least {held_out + 1} are "
+        f"needed, and fifty to train on: add at least {held_out + 1 - usable} more{unusable}"
+    )
+
+
+def share_for(keys: Iterable[str], count: int) -> float:
+    """The least share, of three digits, that holds out so many of these keys."""
+    bound = heapq.nsmallest(count, map(hashed, keys))[-1]
+    return math.ceil(bound / 2**256 * 1000 + 1e-9) / 1000
 
 
 def spread(listed: Sequence[T], limit: int) -> Sequence[T]:
@@ -95,9 +111,21 @@ def first(names: Sequence[object], shown: int = 3, repr_of: Callable[[object], s
 
 
 def passed_over(names: Iterable[str]) -> str:
-    """Files that are no pictures, counted by extension."""
+    """Files counted by extension."""
     kinds = Counter("hidden" if n.startswith(".") else Path(n).suffix.lower() or "without extension" for n in names)
     return ", ".join(f"{count:,} {kind}" for kind, count in sorted(kinds.items()))
+
+
+def unread(names: Iterable[str]) -> list[str]:
+    """A line for the pictures among these files that are of a kind that cannot be read; none where there are none."""
+    found = [name for name in names if is_unread(name)]
+    if not found:
+        return []
+    return [f"{passed_over(found)} cannot be read, left out: export them as JPEG or PNG to have them in"]
+
+
+def is_unread(name: str) -> bool:
+    return not name.startswith(".") and Path(name).suffix.lower().removeprefix(".") in UNREAD
 
 
 def is_picture(name: str) -> bool:

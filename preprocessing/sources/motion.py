@@ -106,6 +106,10 @@ class Motion:
     count: int = COUNT
     held_out: float = 0.05
 
+    @property
+    def version(self) -> str:
+        return OpenMoji().version
+
     def fingerprint(self) -> dict[str, Any]:
         return {"source": "openmoji-motion", "count": self.count, "held_out": self.held_out, **_recipe(PX)}
 

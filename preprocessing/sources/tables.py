@@ -15,6 +15,7 @@ FILE_COLUMNS = (  # the first that is there
     "file", "file_name", "filename", "path", "image", "image_path", "video", "video_path", "url",
 )  # fmt: skip
 CAPTION_COLUMNS = ("caption", "text", "title", "name")
+MARKS = {";": "semicolon", "\t": "tab", ",": "comma", "|": "bar"}  # in a header that should have more columns than one
 TABLES = (".csv", ".tsv", ".jsonl", ".parquet")
 
 Row = tuple[int, dict[str, str]]  # the line's number in the file (of parquet: the row's), from 1; column -> text
@@ -83,8 +84,12 @@ def _with_header(path: Path, rows: Any, advice: str) -> Iterator[Row]:
             continue
         if not header:
             header = [value.strip() for value in values]
-            if not all(map(str.isprintable, header)):
+            if not all(value.replace("\t", " ").isprintable() for value in header):
                 raise ValueError(f"{path}, line {line}: the header is not UTF-8: save the table as UTF-8")
+            if len(header) == 1 and (other := next((name for mark, name in MARKS.items() if mark in header[0]), "")):
+                raise ValueError(
+                    f"{path}, line {line}: it looks {other}-separated: save it with commas as .csv, or tabs as .tsv"
+                )
             if len(set(header)) < len(header):
                 raise ValueError(f"{path}, line {line}: the header names a column twice: {', '.join(header)}")
             continue
@@ -122,7 +127,9 @@ def _parquet(path: Path) -> Iterator[Row]:
     except pyarrow.ArrowException as error:
         raise ValueError(f"{path} is no parquet file, or is damaged after row {line}: {error}") from error
     except UnicodeDecodeError as error:
-        raise ValueError(f"{path}: not UTF-8 in one of the rows {line + 1} to {line + 1024}") from error
+        raise ValueError(
+            f"{path}: not UTF-8 in one of the rows {line + 1} to {line + 1024}: save it as UTF-8"
+        ) from error
 
 
 def _binary(kind: Any) -> bool:

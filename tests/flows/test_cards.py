@@ -1,11 +1,15 @@
 """Cards that follow their sets, in terminals, Prefect and MLflow; and who was trained on what was removed."""
 
+import html
 import re
+from datetime import UTC, datetime
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from drawn import Inline
 from flows.cli import main
 from flows.datasets import cards
 from flows.datasets.cards import keep_card
@@ -18,8 +22,10 @@ from mdm.files import write_json
 from mdm.run.checkpoint import list_folders
 from mdm.structure import to_dict
 from mdm.training.train import main as train
+from preprocessing.cards.card import card_facts
 from preprocessing.catalogue import find
 from preprocessing.manifest import read_json, read_manifest
+from preprocessing.pack import making
 from preprocessing.remove import removed_since
 from preprocessing.sets import CARD, PAGE
 from small import small_job, write_dataset
@@ -88,6 +94,21 @@ def test_prefect_shows_it_without_anyones_markdown(mine: Path, monkeypatch: pyte
     assert key == "data-mine" and link == (mine / PAGE).as_uri()
     facts = {row["what"]: row["it is"] for row in rows}
     assert "4 to train on" in facts["Samples"] and not set("<>[]") & set(facts["Credit"])
+
+
+def test_it_says_when_from_what_and_by_what_a_set_was_made(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(making, "ProcessPoolExecutor", Inline)
+    pictures = make_pictures(root.parent / "pictures", {f"p{i}": "a picture" for i in range(12)})
+    assert main(["data", "mine", "--source", str(pictures)]) == 0
+    (folder,) = root.glob("mine-*[0-9a-f]")
+    facts = card_facts(read_json(folder / CARD) or {})
+    assert re.fullmatch(rf"{datetime.now(UTC):%Y-%m-%d} \d\d:\d\d UTC", facts["Made"])
+    assert facts["Made from"] == f"folder of pictures, {pictures}" and facts["Tiers"] == "squares of 256 px (jpg)"
+    assert facts["Resized by"] == "Pillow's bicubic filter, antialiased"
+    assert f"Pillow {version('Pillow')}, webdataset " in facts["Made with"] and "img2dataset" not in facts["Made with"]
+    assert all(
+        html.escape(text, quote=False).replace("'", "&#39;") in (folder / PAGE).read_text() for text in facts.values()
+    )
 
 
 def train_on(data: Path, run: Path, nimg: int) -> list[str]:

@@ -63,12 +63,16 @@ def told(capsys: pytest.CaptureFixture[str], *words: object) -> str:
         (["coco2014-val", "--source", "empty"], "empty: no val2014.zip"),
         (["mine", "--source", "eight"], "eight has 8 pictures with captions: 8 are held out, so at least 9 are needed"),
         (["mine", "--source", "table"], "table/t.csv, line 3 names 'x.png', which is no file in "),
-        (["cc12m", "--source", "few.tsv"], "at least 9 are needed: 8 are held out; not usable: no tab: line 2"),
+        (["cc12m", "--source", "few.tsv"], "add at least 8 more; not usable: no tab: line 2"),
         (["cc12m", "--source", "few.tsv", "--allow", "there"], "allow: 'there' is not HOST:PORT"),
         (["../mine", "--source", "eight"], "'../mine' cannot name a data set"),
         (["mine.part", "--source", "eight"], "'mine.part' cannot name a data set"),
         (["mine.locks", "--source", "eight"], "'mine.locks' cannot name a data set"),
         (["mine", "--remove", "few.tsv"], "there is no finished data set mine"),
+        (["opnmoji"], "or webdataset tars; did you mean openmoji?"),
+        (["tinny"], "or webdataset tars; did you mean tiny?"),
+        (["imagenett", "--prune"], "datasets; did you mean imagenet?"),
+        (["coco2014-vall", "--verify"], "datasets; did you mean coco2014-val?"),
     ],
 )
 def test_bad_input_is_one_line_and_leaves_no_set(

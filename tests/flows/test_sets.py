@@ -32,7 +32,7 @@ from mdm.training.train import main as train
 from preprocessing.cards.card import write_card
 from preprocessing.catalogue import Options, find
 from preprocessing.fetch.download import Policy
-from preprocessing.manifest import read_json, read_manifest
+from preprocessing.manifest import read_json, read_manifest, samples_left
 from preprocessing.pack import making
 from preprocessing.pack.shards import Shard, Tier
 from preprocessing.remove import read_keys, removed_keys
@@ -428,7 +428,7 @@ def test_a_removal_that_was_cut_off_is_finished_before_a_set_is_used(
     def dies(*_: object) -> None:
         raise KeyboardInterrupt
 
-    for where in ("finish", "take_out", "mark_cleared"):
+    for where in ("finish", "take_out", "forget", "mark_cleared"):
         write_json(listed, {"format": 1, "removed": {key: {}, held_out: {}}})
         with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
             patch.setattr(removal, where, dies)
@@ -667,6 +667,35 @@ def test_a_set_that_a_removal_emptied_is_refused_and_the_removed_are_not_counted
     with pytest.raises(ValueError, match="val has no sample that was not removed: list others for `mdm data squares`"):
         fitted(wanted, squares_here, print)
     assert any("val has no sample that was not removed" in line for line in _data(wanted))
+
+
+def test_too_few_held_out_ends_with_advice_that_works(root: Path, tmp_path: Path) -> None:
+    """One of eight was no picture: eight are measured at least, and no field of the configuration can mend it."""
+    source = make_pictures(tmp_path / "pictures", {f"p{i:02d}": "a picture" for i in range(12)})
+
+    def made(held_out: float) -> Path:
+        opened = open_source("mine", Options(held_out=held_out), source)
+        assert opened is not None
+        folder = make_set(opened, lambda *_: None, print)
+        assert folder is not None
+        return folder
+
+    held_out = [key for key in read_keys(made(0.0) / "val" / "00000.tar") if key]
+    (source / f"{held_out[0]}.png").write_text("no picture")
+    short = made(0.0)
+    with pytest.raises(ValueError, match=r"holds out 7 samples, at least 8 are measured: hold out more") as error:
+        fitted(preset("mine"), short, print)
+    assert any("holds out 7 samples" in line for line in _data(preset("mine")))
+    share = re.search(r"`mdm data mine --source … --held-out ([0-9.]+)`$", str(error.value))
+    assert share is not None
+    assert fitted(preset("mine"), made(float(share[1])), print).evaluation.num_samples >= 8
+    trained = sorted({f"p{i:02d}" for i in range(12)} - set(held_out))
+    for key in (*held_out[:3], *trained[:3]):
+        (source / f"{key}.png").write_text("no picture")
+    few = made(0.0)
+    left = sum(samples_left(read_manifest(few / split)) for split in ("train", "val"))
+    with pytest.raises(ValueError, match=rf"add at least {9 - left} more pictures that can be read, and run `mdm data"):
+        fitted(preset("mine"), few, print)
 
 
 def test_a_name_with_options_means_the_set_that_was_made_with_them(root: Path) -> None:

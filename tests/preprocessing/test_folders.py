@@ -91,7 +91,7 @@ def test_a_table_decides_before_anything_beside_the_pictures(tmp_path: Path, whe
         ("none.png,x\ngone.png,y", r"line 3 names 'none\.png', which is no file in .* \(and 1 more such lines\)"),
         ("red_car-01.JPG,again", r"line 3 names 'red_car-01\.JPG' again, as line 2 does"),
         (",x", "line 3 names '', which is no file"),
-        ("caf\udce9,x", r"line 3 names 'caf\\udce9', which is no file"),
+        ("caf\udce9,x", "line 3: the file's name is not UTF-8: save the table as UTF-8"),
     ],
 )
 def test_a_row_that_names_no_picture_of_its_own_is_refused(tmp_path: Path, row: str, told: str) -> None:
@@ -163,7 +163,8 @@ def test_other_files_are_counted(tmp_path: Path) -> None:
     assert len(listed(source)) == 50
     assert source.notes() == [
         "links to folders are not followed: 'link'",
-        "passed over: 2 .heic, 1 hidden, 1 without extension",
+        "2 .heic cannot be read, left out: export them as JPEG or PNG to have them in",
+        "passed over: 1 hidden, 1 without extension",
     ]
 
 
@@ -176,7 +177,9 @@ def test_what_is_held_out(tmp_path: Path) -> None:
     few = listed(Pictures(folder, limit=40))
     assert len(few) == 40 and max(few) > "red_car-380" and sum(item.split == "val" for item in few.values()) == 8
     assert {key for key in few if key in held_out} <= {key for key, item in few.items() if item.split == "val"}
-    with pytest.raises(ValueError, match="has 8 pictures with captions: 8 are held out, so at least 9 are needed"):
+    with pytest.raises(
+        ValueError, match=r"has 8 pictures with captions: 8 are held out, so at least 9 .*: add at least 1 more"
+    ):
         Pictures(folder, limit=8).items()
 
 
@@ -189,7 +192,9 @@ def test_too_few_says_what_is_wrong_with_the_others(tmp_path: Path) -> None:
 
 def test_a_folder_without_pictures_or_that_is_not_there_is_refused(tmp_path: Path) -> None:
     (tmp_path / "a.heic").touch()
-    with pytest.raises(ValueError, match=r"no pictures: looked for \*\.png, .* and for a table"):
+    with pytest.raises(
+        ValueError, match=r"no pictures: looked for \*\.png, .* and for a table.*; 1 \.heic cannot be read"
+    ):
         Pictures(tmp_path).items()
     with pytest.raises(ValueError, match="none cannot be read: No such file"):
         Pictures(tmp_path / "none").items()
@@ -224,3 +229,26 @@ def test_a_set_is_known_by_its_files(tmp_path: Path) -> None:
     changed = Pictures(folder).fingerprint()
     (folder / "red_car-01.JPG").write_bytes(png(99))
     assert len({str(f) for f in (before, changed, Pictures(folder).fingerprint())}) == 3
+
+
+def test_all_pairs_of_one_key_are_counted(tmp_path: Path) -> None:
+    for name in ("a.png", "a.jpg", "b.c.png", "b_c.png", "d.gif", "d.bmp", "e.png"):
+        (tmp_path / name).touch()
+    with pytest.raises(ValueError, match=r"'a.jpg' and 'a.png' would both have the key 'a' \(and 2 more such pairs\)"):
+        Pictures(tmp_path).items()
+
+
+def test_a_table_that_is_not_utf8_or_names_other_kinds_of_pictures_says_what_to_do(tmp_path: Path) -> None:
+    folder = fill(tmp_path, 12, text=False)
+    (folder / "IMG_1.HEIC").touch()
+    names = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("red_car-*"))
+    rows = [f"{name},caf\xe9" if place == 3 else f"{name},tea" for place, name in enumerate(names)]
+    (folder / "t.csv").write_bytes("\n".join(["file,caption", *rows, "IMG_1.HEIC,a telephone's"]).encode("latin-1"))
+    source = Pictures(folder)
+    problems = [item.problem for item in source.items() if item.problem]
+    odd = "kind of picture that cannot be read: IMG_1.HEIC: export it as JPEG or PNG"
+    assert sorted(problems) == [odd, "not UTF-8: t.csv, line 5"]
+    assert (
+        "1 captions that are not UTF-8, left out (t.csv, line 5): save the table as UTF-8 to have them in"
+        in source.notes()
+    )

@@ -14,7 +14,7 @@ from drawn import PIXELS, recipe
 from inputs import write_tar
 from made import make_pictures
 from preprocessing.items import Item, Source
-from preprocessing.manifest import make_folder
+from preprocessing.manifest import file_sha256, make_folder
 from preprocessing.pack.lists import PLAN, read_items, write_lists
 from preprocessing.pack.shards import Shard, pack_shard
 from preprocessing.sources.coco import CAPTIONS, Coco
@@ -152,9 +152,10 @@ def test_what_has_one_fingerprint_has_one_list_in_whatever_layout(tmp_path: Path
     sources: list[Source] = [ImageNet(root) for root in roots]
     sources += [Pictures(tmp_path / name) for name in ("own", "own-2")]
     sources += [Coco(tmp_path / name) for name in ("zip", "zip-2", "zip-3")]
-    lists: dict[str, set[str]] = {}
+    lists: dict[str, set[tuple[str, ...]]] = {}
     for number, source in enumerate(sources):
         make_folder(tmp_path / "lists" / str(number))
-        plan = write_lists(source, tmp_path / "lists" / str(number), 100, 0)
-        lists.setdefault(json.dumps(source.fingerprint()), set()).add(json.dumps(plan["lists"]))
+        write_lists(source, tmp_path / "lists" / str(number), 100, 0)
+        listed = tuple(file_sha256(path) for path in sorted((tmp_path / "lists" / str(number)).glob("*.parquet")))
+        lists.setdefault(json.dumps(source.fingerprint()), set()).add(listed)
     assert [len(of_one) for of_one in lists.values()] == [1] * 7

@@ -43,11 +43,10 @@ def test_a_value_may_span_lines_and_the_next_row_still_has_its_own_number(tmp_pa
         ("t.csv", b"file,text\na,left, right\n", "line 2 has 3 columns, the header has 2: put values"),
         ("t.csv", b'file,text\na,b\nc,"open\nd,e\n', "line 3: unexpected end of data"),
         ("t.csv", b"file,file\na,b\n", "line 1: the header names a column twice"),
-        (
-            "t.csv",
-            b"file;text\na;b\n",
-            r"has the columns 'file;text', but none of file, file_name, .*, url: rename one",
-        ),
+        ("t.csv", b"file;text\na;b\n", "line 1: it looks semicolon-separated: save it with commas as .csv, or tabs"),
+        ("t.csv", b"file\ttext\na\tb\n", "line 1: it looks tab-separated"),
+        ("t.tsv", b"file,text\na,b\n", "line 1: it looks comma-separated"),
+        ("t.csv", b"words\na\n", r"has the columns 'words', but none of file, file_name, .*, url: rename one"),
         ("t.csv", b"file,words\na,b\n", r"has the columns 'file', 'words', but none of caption, text, title, name"),
         ("t.csv", b"file,text\n", "has no rows"),
         ("t.tsv", b"file\ttext\na\tb\tc\n", "line 2 has 3 columns"),
@@ -70,5 +69,5 @@ def test_parquet_text_that_is_not_utf8_is_refused(tmp_path: Path) -> None:
     raw = pyarrow.array([b"good", b"caf\xe9"], pyarrow.binary())
     text = pyarrow.StringArray.from_buffers(2, *raw.buffers()[1:])
     parquet.write_table(pyarrow.table({"text": text}), tmp_path / "t.parquet")
-    with pytest.raises(ValueError, match=r"t\.parquet.* UTF-?8"):
+    with pytest.raises(ValueError, match=r"t\.parquet.* UTF-8 in one of the rows 1 to 1024: save it as UTF-8"):
         list(read_table(tmp_path / "t.parquet"))
