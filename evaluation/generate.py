@@ -56,6 +56,8 @@ class ImageJob:
     device: Device = "auto"
     threads: int = 0
     loose: bool = False  # files of their own, to look at, instead of a tar for each batch
+    part: tuple[int, int] = (1, 1)  # (I, N): every N-th batch, from the I-th on
+    into: str = ""  # the folder of the sets; "": where the job lies. Several parts share one
 
     def __post_init__(self) -> None:
         check(not self.negative_prompt or self.text is not None, "negative_prompt: a model of labels reads no captions")
@@ -65,16 +67,20 @@ def prepare(folder: Path, job: ImageJob, prompts: list[Prompt]) -> None:
     """Say in the folder what is to be drawn. What is there of these prompts stays."""
     folder.mkdir(parents=True, exist_ok=True)
     for images in job.sets:
-        assign(folder / images.name, prompts, job.seed)
+        assign(Path(job.into or folder) / images.name, prompts, job.seed)
     write_json(folder / "generate.json", to_dict(job))
 
 
 def generate_images(folder: Path, job: ImageJob, rank: int, world: int) -> None:
-    """Draw this rank's share of every set: every ``world``-th batch."""
+    """Draw this rank's share of every set: every ``world``-th batch of the job's part."""
     device = pick_device(job.device)
     if job.threads:
         torch.set_num_threads(job.threads)
-    lines = {images.name: batches(folder / images.name, images.sampling.batch_size)[rank::world] for images in job.sets}
+    target, (part, parts) = Path(job.into or folder), job.part
+    lines = {
+        images.name: batches(target / images.name, images.sampling.batch_size)[part - 1 :: parts][rank::world]
+        for images in job.sets
+    }
     wanted = {line.key: line for mine in lines.values() for batch in mine for line in batch}.values()
     # All captions at once: an online encoder has left the device before the first network comes.
     given = _model(job), job.text, job.negative_prompt, device
@@ -87,18 +93,18 @@ def generate_images(folder: Path, job: ImageJob, rank: int, world: int) -> None:
         network = _network(job, images).to(device).to(memory_format=torch.channels_last)
         if device.type == "cuda":
             network.compile()
-        target, mine = ImageFolder(folder / images.name), lines[images.name]
+        drawn, mine = ImageFolder(target / images.name), lines[images.name]
         px = network.config.resolutions
         bar = tqdm(total=sum(map(len, mine)), desc=images.name, disable=rank != 0)
         for batch in mine:
-            part = [line for line in batch if line.key in conditions]
-            missing = {line.index for line in part if not target.has(line.index, px)}
+            asked = [line for line in batch if line.key in conditions]
+            missing = {line.index for line in asked if not drawn.has(line.index, px)}
             if missing:
                 if removal_asked():
                     raise ValueError(f"{removal_asked()}: the same command goes on with the images that are missing")
-                asked, seeds = [conditions[line.key] for line in part], [line.seed for line in part]
-                xs = generate(network, asked, null, seeds, images.sampling, device)
-                target.save(xs, [line.index for line in part], missing, job.loose)
+                states, seeds = [conditions[line.key] for line in asked], [line.seed for line in asked]
+                xs = generate(network, states, null, seeds, images.sampling, device)
+                drawn.save(xs, [line.index for line in asked], missing, job.loose)
             bar.update(len(batch))
         bar.close()
 

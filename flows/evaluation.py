@@ -1,26 +1,21 @@
 """Tasks after training: draw samples, measure them, make the page. Thin: the work is evaluation's."""
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
-from evaluation.asked import prompts_of
-from evaluation.captions import is_whole
-from evaluation.generate import AS_MADE, ImageJob, ImageSet, prepare
-from evaluation.image_folder import ImageFolder
 from evaluation.measure import measure
-from evaluation.protocols import PROTOCOLS, STAND_INS, Protocol
+from evaluation.protocols import PROTOCOLS, Protocol
 from evaluation.reading import measured_lines
 from evaluation.report import render
 from evaluation.results import HEADLINE, SAMPLES
 from flows.datasets.removal import between_removals
-from flows.home import weights as home_weights
 from flows.inputs import metrics_inputs, sample_inputs
-from flows.launch import died, run_job
+from flows.launch import died
 from flows.markers import once
+from flows.measuring.drawing import drawing_of
 from flows.progress import board
 from flows.records.artifacts import StageProgress, show_link, show_metrics
 from flows.records.export import export_records
@@ -29,7 +24,6 @@ from flows.records.tracking import Tracker
 from mdm.data.embeddings import TextSource
 from mdm.data.leases import give_way
 from mdm.data.shards import Shards
-from mdm.data.text import find_encoder
 from mdm.files import load_json, sha256, write_json
 from mdm.presets import Preset
 from mdm.run.job import device_name
@@ -51,59 +45,28 @@ def sample_images(
 
     Done where every prompt that is there now has its image, whatever else was drawn.
     """
-    sets = [ImageSet(name="samples", weights=str(weights), sampling=preset.sampling)]
-    if protocol.name in STAND_INS:
-        # An untrained network answers 0 to any caption, so guiding it changes nothing.
-        unguided = replace(preset.sampling, guidance=(1.0,))
-        sets.append(ImageSet(name="untrained", weights=AS_MADE, sampling=unguided))
-    model = list(preset.stages.values())[-1].model
-    negative = protocol.negative_prompt
-    if text is not None and (negative or protocol.prompts == "figures"):  # captions that no set has
-        text = replace(text, folder=text.folder or str(find_encoder(text.encoder, home_weights())))
-    if text is not None and protocol.prompts == "figures":
-        text = replace(text, way="online")
-    of_split = data / protocol.split if data is not None and protocol.prompts == "held out" else None
-    job = ImageJob(
-        sets=tuple(sets),
-        data="" if of_split is None else str(of_split),
-        data_digest="" if of_split is None else read_manifest(of_split)["digest"],
-        text=text,
-        negative_prompt=negative,
-        seed=preset.seed,
-        device=preset.hardware.device,
-        threads=preset.hardware.threads,
-        loose=preset.hardware.loose_images,
-    )
-    inputs = sample_inputs(preset, sha256(weights / "model.safetensors"), text, negative)
-    prompts = prompts_of(protocol, model, data, preset.evaluation.num_samples, preset.sampling.guidance[0])
-    total = len(prompts) * len(sets)
+    drawing = drawing_of(preset, folder, weights, data, text, protocol)
+    total = len(drawing.prompts) * len(drawing.job.sets)
     board().start("sample", total, "img")
     progress = StageProgress("sample", total)
 
-    def count() -> int:
-        return min(total, sum(ImageFolder(folder / images.name).count for images in sets))
-
     def on_poll() -> None:
-        if drawn := count():
+        if drawn := drawing.count():
             board().update("sample", drawn)
             progress.update(drawn)
 
     def work() -> dict[str, Any]:
-        prepare(folder, job, prompts)
-        before = count()
-        run_job("evaluation.generate", folder, preset.hardware.processes, preset.hardware.threads, on_poll)
+        before = drawing.count()
+        drawing.run(on_poll)
         name = device_name(pick_device(preset.hardware.device))
-        return {"images": total, "drawn": count() - before, "hardware": name}
-
-    def whole() -> bool:
-        return all(is_whole(folder / images.name, prompts, model.resolutions) for images in sets)
+        return {"images": total, "drawn": drawing.count() - before, "hardware": name}
 
     def drawn() -> dict[str, Any]:
         return work() if data is None else between_removals(data, work, board().say)
 
-    done = once(folder, inputs, drawn, board().say, whole=whole)
+    done = once(folder, drawing.inputs, drawn, board().say, whole=drawing.whole)
     progress.done()
-    note = f"{len(prompts)} prompts: {protocol.prompts}"
+    note = f"{len(drawing.prompts)} prompts: {protocol.prompts}"
     board().finish("sample", "reused" if done["reused"] else "done", done["seconds"], note)
     return folder
 

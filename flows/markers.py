@@ -32,12 +32,26 @@ def once(
 ) -> dict[str, Any]:
     """Do ``work`` unless it is done -> its done.json: {"inputs", "seconds", "finished_ms", …what work returned}.
 
-    A folder made from other inputs is moved aside, never overwritten. ``whole``: whether all that was made is still
-    there; what is not, ``work`` makes again. Library versions are recorded, not compared.
+    ``whole``: whether all that was made is still there; what is not, ``work`` makes again. Library versions are
+    recorded, not compared.
     """
     done = read_done(folder, inputs, translate)
     if done is not None and whole():
         return {**done, "reused": True}
+    begun = begin(folder, inputs, say, translate)
+    started_s = time.time()
+    result = work()
+    now = time.time()
+    done = {"inputs": begun, "seconds": now - started_s, "finished_ms": int(now * 1000), "versions": versions()}
+    write_json(folder / "done.json", {**done, **result})
+    return {**done, **result, "reused": False}
+
+
+def begin(folder: Path, inputs: Any, say: Callable[[str], None], translate: Translate | None = None) -> str:
+    """Make a stage's folder, or go on with the one that was begun from these inputs -> their digest as it stands there.
+
+    A folder made from other inputs is moved aside, never overwritten.
+    """
     started, begun = read_json(folder / "inputs.json"), begun_as(folder, inputs, translate)
     if folder.exists() and started is not None and begun is None:
         name = f"{folder.name}.old-{time.strftime('%Y%m%d-%H%M%S')}"
@@ -49,12 +63,7 @@ def once(
     if begun is None:
         begun = digest(inputs)
         write_json(folder / "inputs.json", {"digest": begun, "id": uuid.uuid4().hex, "inputs": to_dict(inputs)})
-    started_s = time.time()
-    result = work()
-    now = time.time()
-    done = {"inputs": begun, "seconds": now - started_s, "finished_ms": int(now * 1000), "versions": versions()}
-    write_json(folder / "done.json", {**done, **result})
-    return {**done, **result, "reused": False}
+    return begun
 
 
 def read_done(folder: Path, inputs: Any, translate: Translate | None = None) -> dict[str, Any] | None:

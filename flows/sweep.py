@@ -20,8 +20,10 @@ from evaluation.protocols import STAND_INS
 from evaluation.standard import measure_standard
 from flows.cancel import ends_cancelled
 from flows.data import embed_text
+from flows.datasets.parts import part_lock
 from flows.evaluation import evaluate_samples, log_results, sample_images
 from flows.home import Trouble, hold, home, quiet_services, weights
+from flows.measuring.drawing import with_processes
 from flows.measuring.plan import BEGUN, Evaluation, Point, plan
 from flows.measuring.released import plan_released, write_weights
 from flows.measuring.told import SHEET, warnings
@@ -57,9 +59,7 @@ def evaluation(
     planned = plan_released(Path(run), protocol, sweep or {}) if released else plan(run, protocol, sweep or {})
     if lines := planned.lacks():
         raise Trouble(f"protocol {protocol} cannot be measured here:\n" + "\n".join(f"  - {line}" for line in lines))
-    preset = planned.preset
-    if processes:
-        preset = replace(preset, hardware=replace(preset.hardware, processes=processes))
+    preset = with_processes(planned.preset, processes)
     if released:
         write_weights(Path(run), planned)
     planned.folder.mkdir(parents=True, exist_ok=True)
@@ -85,12 +85,14 @@ def _measure(planned: Evaluation, preset: Preset, tracker: Tracker, say: Callabl
         own = read_manifest(data / "train")["samples"]  # COCO has none: its captions' states are kept for all who ask
         text = embed_text(preset if own else replace(preset, embeddings="cached"), data)
     for point in planned.points:
+        (planned.folder / point.name).mkdir(exist_ok=True)
         for line in warnings(preset, point.sampling):
             say(f"{point.name}: {line}")
         chosen, folder = replace(preset, sampling=point.sampling), planned.folder / point.name
         if figures or not common:  # each figure has its own prompts, at other protocols' points they are the same
             common = common_facts(planned, point.sampling)
-        sample_images(chosen, folder / "samples", point.weights, data, text, planned.protocol)
+        with part_lock(folder / "samples", "images", (1, 1)):
+            sample_images(chosen, folder / "samples", point.weights, data, text, planned.protocol)
         if figures:
             done = _sheet(planned, point, folder, tracker)
         elif planned.protocol.name in STAND_INS:

@@ -8,7 +8,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from flows.cli.options import field_options, overrides, preset_options
+from flows.cli.options import field_options, overrides, part_of, preset_options
 
 EXAMPLES = """examples:
   mdm data                                    what there is, what is here, who uses it
@@ -29,7 +29,7 @@ def data_options(sub: argparse.ArgumentParser) -> None:
     make.add_argument("--limit", type=_count, metavar="N", help="only N of what the source lists")
     make.add_argument("--held-out", type=float, default=0.0, metavar="SHARE", help="another share than the set's own")
     make.add_argument("--drop-duplicates", action="store_true", help="keep one of equal pictures")
-    make.add_argument("--part", type=_part, default=(1, 1), metavar="I/N", help="only every N-th shard, from I on")
+    make.add_argument("--part", type=part_of, default=(1, 1), metavar="I/N", help="only every N-th shard, from I on")
     make.add_argument("--dry-run", action="store_true", help="only say what would be made, removed or deleted")
     make.add_argument("--sheet", action=argparse.BooleanOptionalAction, help="samples on its card, or none")
     web = sub.add_argument_group("to download")
@@ -48,13 +48,6 @@ def _count(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is no number from 1 on")
     return int(text)
-
-
-def _part(text: str) -> tuple[int, int]:
-    number, _, of = text.partition("/")
-    if not (number.isdecimal() and of.isdecimal() and 1 <= int(number) <= int(of)):
-        raise argparse.ArgumentTypeError(f"{text!r} is not of the form I/N, with I from 1 to N")
-    return int(number), int(of)
 
 
 def data(arguments: argparse.Namespace) -> int:
@@ -215,7 +208,7 @@ def _keys(file: Path) -> set[str]:
 
 def embed_options(sub: argparse.ArgumentParser) -> None:
     preset_options(sub)
-    sub.add_argument("--part", type=_part, default=(1, 1), metavar="I/N", help="only every N-th shard, from I on")
+    sub.add_argument("--part", type=part_of, default=(1, 1), metavar="I/N", help="only every N-th shard, from I on")
     sub.add_argument("--dry-run", action="store_true", help="measure on a sample what each way costs, make nothing")
 
 

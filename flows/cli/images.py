@@ -3,9 +3,13 @@
 import argparse
 import sys
 from pathlib import Path
-from typing import Any, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
+from flows.cli.options import part_of
 from mdm.config import Device, SamplerName, Threshold
+
+if TYPE_CHECKING:
+    from flows.measuring.plan import Evaluation
 
 
 def sample_options(sub: argparse.ArgumentParser) -> None:
@@ -78,6 +82,12 @@ def evaluate_options(sub: argparse.ArgumentParser) -> None:
         help="measure at each of several: guidance (per level: 3/2/1), steps, sampler, checkpoint (or checkpoint=all)",
     )
     sub.add_argument("--processes", type=int, default=0, help="that draw (default: the preset's)")
+    sub.add_argument(
+        "--part",
+        type=part_of,
+        metavar="I/N",
+        help="draw every N-th batch of images, from the I-th on, and measure nothing: N machines share a folder",
+    )
     sub.add_argument("--mlflow", metavar="URI", help="log to this MLflow server instead of SQLite in MDM_HOME")
     sub.add_argument("--released", type=Path, metavar="FILE", help="of the authors' checkpoints, instead of a run")
     sub.add_argument("--dry-run", action="store_true", help="say what would be drawn and measured, start nothing")
@@ -135,12 +145,27 @@ def _by_protocol(arguments: argparse.Namespace) -> int:
         return 0
     if lines:
         raise ValueError(f"protocol {protocol} cannot be measured here: what is missing stands above")
+    if arguments.part:
+        return _draw_part(planned, arguments)
     with hold(home() / "run.lock", f"MDM_HOME {home()}"):
         run = arguments.run if released is None else str(released.resolve())
         code = embedded(lambda: evaluation(run, protocol, sweep, arguments.processes, released is not None))
     if code == 0:
         print(*result_lines(planned.folder), planned.folder / "results.json", sep="\n")
     return code
+
+
+def _draw_part(planned: "Evaluation", arguments: argparse.Namespace) -> int:
+    from flows.measuring.drawing import draw_part, with_processes
+    from flows.measuring.released import write_weights
+
+    if arguments.released is not None:
+        write_weights(arguments.released, planned)
+    preset = with_processes(planned.preset, arguments.processes)
+    missing = draw_part(planned, preset, arguments.part, lambda line: print(f"mdm: {line}", file=sys.stderr))
+    rest = f"{missing:,} images of other parts are missing" if missing else "so are the others"
+    print(f"part {arguments.part[0]}/{arguments.part[1]} is drawn, {rest}; without --part the same command measures")
+    return 0
 
 
 def _again(arguments: argparse.Namespace) -> int:

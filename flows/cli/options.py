@@ -26,6 +26,14 @@ def field_options(sub: argparse.ArgumentParser | argparse._ArgumentGroup) -> Non
     sub.add_argument("--config", type=Path, metavar="FILE", help="fields from a file, as mdm config prints them")
 
 
+def part_of(text: str) -> tuple[int, int]:
+    """I/N of --part: one of N equal shares of a work."""
+    number, _, of = text.partition("/")
+    if not (number.isdecimal() and of.isdecimal() and 1 <= int(number) <= int(of)):
+        raise argparse.ArgumentTypeError(f"{text!r} is not of the form I/N, with I from 1 to N")
+    return int(number), int(of)
+
+
 def overrides(arguments: argparse.Namespace, preset: str = "") -> dict[str, Any]:
     """The fields that --config, --choice and --set replace in the preset, in this order. Raises ValueError."""
     whole: dict[str, Any] = {}

@@ -14,6 +14,7 @@ import torch
 from evaluation.generate import ImageJob, generate_images
 from evaluation.image_folder import ImageFolder
 from flows import evaluation
+from flows.measuring import drawing
 from flows.progress import board
 from flows.records import export as records
 from mdm.config import Labels, Sampling
@@ -70,8 +71,9 @@ def go(squares: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callab
         worked.append("measured")
         return measure(*arguments)
 
-    for name, value in (("run_job", draw), ("measure", note), ("StageProgress", Silent), ("show_metrics", Silent)):
+    for name, value in (("measure", note), ("StageProgress", Silent), ("show_metrics", Silent)):
         monkeypatch.setattr(evaluation, name, value)
+    monkeypatch.setattr(drawing, "run_job", draw)
 
     def run() -> list[str]:
         board(["sample", "evaluate"], lambda line: None)

@@ -27,6 +27,7 @@ from flows import data as data_tasks
 from flows import evaluation as tasks
 from flows import sweep
 from flows.cli import main
+from flows.measuring import drawing
 from flows.measuring import plan as planning
 from flows.measuring.plan import Evaluation, plan
 from flows.measuring.released import TRAINED_ON, plan_released, write_weights
@@ -71,8 +72,9 @@ class Measuring:
 
     def __init__(self, patch: pytest.MonkeyPatch) -> None:
         self.drawn: list[int] = []
-        for name, value in (("run_job", self.draw), ("StageProgress", Silent), ("show_metrics", Silent)):
+        for name, value in (("StageProgress", Silent), ("show_metrics", Silent)):
             patch.setattr(tasks, name, value)
+        patch.setattr(drawing, "run_job", self.draw)
         patch.setattr(data_tasks, "StageProgress", Silent)
         patch.setattr(sweep, "embed_text", data_tasks.embed_text.fn)
         for name in ("sample_images", "evaluate_samples"):

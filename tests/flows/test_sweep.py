@@ -1,6 +1,7 @@
 """A run's checkpoints under a protocol: what is measured, what is missing, and that the same call goes on."""
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,8 @@ from evaluation.protocols import PROTOCOLS
 from flows import evaluation as tasks
 from flows import sweep
 from flows.cli import main
+from flows.datasets.parts import part_lock
+from flows.measuring import drawing
 from flows.measuring.plan import lacking, plan
 from flows.measuring.told import preset_lines, result_lines, warnings
 from flows.progress import board
@@ -115,8 +118,9 @@ def test_the_same_call_goes_on_and_a_revision_measures_anew(run: Path, monkeypat
         drawn.extend({index for index, _ in after.keys() - before.keys()})
         assert after.items() >= before.items()
 
-    for name, value in (("run_job", draw), ("StageProgress", Silent), ("show_metrics", Silent)):
+    for name, value in (("StageProgress", Silent), ("show_metrics", Silent)):
         monkeypatch.setattr(tasks, name, value)
+    monkeypatch.setattr(drawing, "run_job", draw)
     for name in ("sample_images", "evaluate_samples"):
         monkeypatch.setattr(sweep, name, getattr(tasks, name).fn)
     nobody: Any = Silent()
@@ -152,3 +156,35 @@ def test_the_verb_says_what_is_wrong(run: Path, capsys: pytest.CaptureFixture[st
     assert main(["evaluate"]) == 1 and "name a run" in capsys.readouterr().err
     assert main(["evaluate", "--released", "nothing.pth", "--dry-run"]) == 1
     assert "there is no such file" in capsys.readouterr().err
+
+
+def test_parts_draw_what_the_whole_does_and_measure_nothing(
+    run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def draw(module: str, folder: Path, *_: Any) -> None:
+        generate_images(folder, from_dict(ImageJob, json.loads((folder / "generate.json").read_text())), 0, 1)
+
+    def contents() -> dict[tuple[int, int], bytes]:
+        images = ImageFolder(run / "evaluations" / "embedded" / "steps-1" / "samples" / "samples")
+        return {key: images.read(*key) for key in images.places}
+
+    monkeypatch.setattr(drawing, "run_job", draw)
+    small = replace(PRESET, sampling=replace(PRESET.sampling, batch_size=2))  # four batches
+    write_json(run / "config.json", to_dict(small))
+    asked = ["evaluate", "small", "--protocol", "embedded", "--sweep", "steps=1", "--part"]
+    assert main([*asked, "2/3"]) == 0
+    assert "part 2/3 is drawn, 12 images of other parts are missing" in capsys.readouterr().out
+    assert sorted({index for index, _ in contents()}) == [2, 3]
+    folder = run / "evaluations" / "embedded" / "steps-1" / "samples"
+    with part_lock(folder, "images", (1, 3)):
+        assert main([*asked, "1/1"]) == 1  # it would draw the same
+        assert "part 1/3 of the images" in capsys.readouterr().err
+        assert main([*asked, "3/3"]) == 0
+    assert main([*asked, "1/3"]) == 0
+    assert "part 1/3 is drawn, so are the others; without --part the same command measures" in capsys.readouterr().out
+    parts = contents()
+    shutil.rmtree(folder)
+    assert main([*asked, "1/1"]) == 0 and contents() == parts and len(parts) == 16
+    assert not list((run / "evaluations" / "embedded").rglob("results.json"))
+    with pytest.raises(SystemExit):
+        main([*asked, "4/3"])
