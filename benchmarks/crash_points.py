@@ -32,7 +32,12 @@ MODES = {
 
 
 def main(options: list[str]) -> int:
-    lines, failed = ["| how | points | verdicts | minutes |", "|---|---|---|---|"], False
+    today = datetime.date.today().isoformat()
+    out = ROOT / "benchmarks" / "results" / f"{today}-crash-points.md"
+    lines = [f"# Crash points, {today}", "", f"`{' '.join(['python benchmarks/crash_points.py', *options])}`"]
+    lines += [f"ckpt-chaos {version('ckpt-chaos')}, commit {commit(ROOT)}, {cpu_name()}, {os.cpu_count()} cores.", ""]
+    lines += ["| how | points | verdicts | minutes |", "|---|---|---|---|"]
+    failed = False
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}"}
     with tempfile.TemporaryDirectory() as folder:
         data = Path(folder) / "data"
@@ -47,11 +52,7 @@ def main(options: list[str]) -> int:
             verdicts = re.findall(r"^\| \*\*(\w+)\*\* \| (\d+) \|", summary.read_text(), re.MULTILINE)
             runs, told = sum(int(n) for _, n in verdicts), ", ".join(f"{n} {verdict}" for verdict, n in verdicts)
             lines.append(f"| {how} | {runs} | {told} | {(time.monotonic() - begun) / 60:.0f} |")
-    today = datetime.date.today().isoformat()
-    head = [f"# Crash points, {today}", "", f"`{' '.join(['python benchmarks/crash_points.py', *options])}`"]
-    head += [f"ckpt-chaos {version('ckpt-chaos')}, commit {commit(ROOT)}, {cpu_name()}, {os.cpu_count()} cores.", ""]
-    out = ROOT / "benchmarks" / "results" / f"{today}-crash-points.md"
-    out.write_text("\n".join([*head, *lines]) + "\n")
+            out.write_text("\n".join(lines) + "\n")  # an hour's work: what is known stands
     print(out.read_text())
     return int(failed)
 

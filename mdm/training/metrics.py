@@ -9,6 +9,8 @@ import json
 import os
 import resource
 import time
+from collections import deque
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+KEPT_LINES = 1000  # of metrics.jsonl, in every checkpoint
 PHASES = ("forward_backward", "optimizer")  # on the device; waiting for data is the host's
 
 
@@ -206,20 +209,24 @@ def _cpu_seconds() -> float:
 class MetricsFile:
     """metrics.jsonl, append only. After a resume, points that are already there are not written a second time.
 
-    A line that finds no room on the disk waits in memory for the next one.
+    ``kept``: the last lines as the checkpoint has them that the run goes on from. Those that the file has lost, as a
+    disk may that had not written them when the power went, are appended again. A line that finds no room on the disk
+    waits in memory for the next one.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, kept: Iterable[str] = ()) -> None:
         self.path = path
         self.seen: set[tuple[int, int, str]] = set()
+        self.last: deque[str] = deque(maxlen=KEPT_LINES)
         self.waiting = ""
         if path.exists():
             whole = path.read_bytes()
             whole = whole[: whole.rfind(b"\n") + 1]  # a kill can tear the last line
             os.truncate(path, len(whole))
-            for line in whole.splitlines():
-                point = json.loads(line)
-                self.seen |= {(point["returns"], point["nimg"], name) for name in point["values"]}
+            for written in whole.splitlines():
+                self._note(json.loads(written))
+        for line in kept:
+            self._add(json.loads(line))
 
     def append(self, nimg: int, attempt: int, returns: int, time_ms: int, values: dict[str, float]) -> None:
         """One line; its time stamp is the one that every point of it keeps for ever.
@@ -227,11 +234,11 @@ class MetricsFile:
         ``returns``: how often the run went back to a checkpoint; what comes after that is written although the same
         count of images was there before. Raises OSError where the file cannot be written.
         """
-        new = {name: value for name, value in values.items() if (returns, nimg, name) not in self.seen}
-        if new:
-            self.seen |= {(returns, nimg, name) for name in new}
-            point = {"nimg": nimg, "time_ms": time_ms, "attempt": attempt, "returns": returns, "values": new}
-            self.waiting += json.dumps(point) + "\n"
+        self._add({"nimg": nimg, "time_ms": time_ms, "attempt": attempt, "returns": returns, "values": values})
+        self.flush()
+
+    def flush(self) -> None:
+        """Write what waits. Raises OSError as well."""
         if self.waiting:
             size = self.path.stat().st_size if self.path.exists() else 0
             try:
@@ -242,6 +249,18 @@ class MetricsFile:
                     os.truncate(self.path, size)  # no half line in front of the next try
                 raise
             self.waiting = ""
+
+    def _add(self, point: dict[str, Any]) -> None:
+        """What of it is new waits to be written."""
+        key = point["returns"], point["nimg"]
+        new = {name: value for name, value in point["values"].items() if (*key, name) not in self.seen}
+        if new:
+            self.waiting += self._note({**point, "values": new}) + "\n"
+
+    def _note(self, point: dict[str, Any]) -> str:
+        self.seen |= {(point["returns"], point["nimg"], name) for name in point["values"]}
+        self.last.append(json.dumps(point))
+        return self.last[-1]
 
 
 def crossed(nimg: int, batch_size: int, every: int) -> bool:

@@ -159,6 +159,7 @@ class Checkpoints:
             "data": revision,
             "scaler": self.state.scaler.state_dict(),
             "windows": windows,
+            "metrics": list(self.record.metrics.last),
         }
         self._writing = milestones
         self.writer.submit(

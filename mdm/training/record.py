@@ -7,7 +7,7 @@ import contextlib
 import json
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TextIO
 
@@ -32,8 +32,8 @@ class Record:
     def __init__(self, run: Path, mine: Attempt | None) -> None:
         self.run, self.mine = run, mine
 
-    def open(self, job: Job, device: torch.device, dtype: torch.dtype, world: int) -> None:
-        """Write config.json; from now on there are metrics."""
+    def open(self, job: Job, device: torch.device, dtype: torch.dtype, world: int, kept: Iterable[str] = ()) -> None:
+        """Write config.json; from now on there are metrics. ``kept``: lines of them that a checkpoint has."""
         if self.mine is None:
             return
         self.job, path = job, self.run / "config.json"
@@ -46,7 +46,9 @@ class Record:
         self.peak_flops = peak and peak * world
         with self.may_fail("config.json"):
             write_json(path, {**resolved(job, device, world), "flop_per_image": self.flop_per_image})
-        self.metrics, self.system = MetricsFile(self.run / "metrics.jsonl"), SystemMetrics(device)
+        self.metrics, self.system = MetricsFile(self.run / "metrics.jsonl", kept), SystemMetrics(device)
+        with self.may_fail("metrics"):
+            self.metrics.flush()
 
     def bar(self, job: Job, nimg: int) -> tqdm:
         """How far the training is, where somebody watches a terminal."""

@@ -82,7 +82,7 @@ class Trainer:
         self.gradients = Gradients(job, split, world, self.state, encoder, dtype)
         self.window = self._new_window(resumed.get("windows", []))
         self.pending: Closed | None = None  # the window that ended last, on its way from the device
-        self.record.open(job, self.device, dtype, world)
+        self.record.open(job, self.device, dtype, world, resumed.get("metrics", ()))
 
     def _start(self) -> dict[str, Any]:
         """From the newest whole checkpoint -> its ``state.json``; or from another stage's weights, or fresh -> {}."""

@@ -18,7 +18,7 @@ from mdm.files import write_json
 from mdm.network.nested import NestedUNet
 from mdm.network.weights import save_weights
 from mdm.run.checkpoint import newest_checkpoint
-from mdm.run.folder import find_damage, nimg_of
+from mdm.run.folder import find_damage, list_folders, nimg_of
 from mdm.run.job import Job
 from mdm.structure import to_dict
 from mdm.training.metrics import crossed
@@ -60,6 +60,16 @@ def test_a_gpu_node_needs_neither_prefect_nor_mlflow(squares: Path, tmp_path: Pa
     code = BLOCKER + f"from mdm.train import main; sys.exit(main([{str(run)!r}]))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
+
+
+def test_points_that_the_disk_lost_come_back_from_the_checkpoint(uninterrupted: Path, tmp_path: Path) -> None:
+    """metrics.jsonl as it may be after a power cut: shorter than it was when the checkpoint was saved."""
+    run = shutil.copytree(uninterrupted, tmp_path / "run")
+    shutil.rmtree(list_folders(run / "checkpoints")[-1])  # it goes on from the one before
+    written = (run / "metrics.jsonl").read_bytes()
+    (run / "metrics.jsonl").write_bytes(written[: len(written) // 3])
+    assert starts(run, {}) == [[0]]
+    assert points(run) == points(uninterrupted) and final_state(run) == final_state(uninterrupted)
 
 
 @pytest.mark.kills
