@@ -126,8 +126,8 @@ def as_begun(planned: Evaluation) -> Evaluation:
         if begun.get(split, digest) != digest:
             raise ValueError(
                 f"{planned.folder} was begun with another {split} split of {planned.protocol.data or 'its data'} "
-                f"(digest {begun[split][:12]}, {planned.data} has {digest[:12]}): put that one back, or move the folder "
-                "away"
+                f"(digest {begun[split][:12]}, {planned.data} has {digest[:12]}): put that one back, or move the "
+                "folder away"
             )
     return planned
 

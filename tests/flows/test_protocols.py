@@ -94,7 +94,7 @@ class Measuring:
         assert planned.lacks() == []
         board(sweep.ROWS, lambda line: None)
         self.drawn = []
-        return sweep._measure(planned, planned.preset, self.tracker, lambda line: None)
+        return sweep._measure(planned, planned.preset, self.tracker, lambda line: None, npz=True)
 
 
 @pytest.fixture
@@ -141,6 +141,12 @@ def test_random_labels_are_drawn_and_measured_against_all_of_train(run: Path, me
     lines = read_lines(folder / "samples" / "samples")
     assert [line.label for line in lines] == [prompt.label for prompt in random_labels(N, 4, 0)]
     assert len({line.label for line in lines}) == 4
+    with np.load(folder / "samples.npz", allow_pickle=False) as batch:
+        assert batch["arr_0"].shape == (N, 16, 16, 3) and batch["arr_0"].dtype == np.uint8
+        assert batch["arr_1"].tolist() == [line.label for line in lines]
+        for line, image in zip(lines, batch["arr_0"], strict=True):
+            with Image.open(folder / "samples" / "samples" / line.file) as picture_of:
+                np.testing.assert_array_equal(np.asarray(picture_of), image)
     picture = folder / "samples" / "samples" / "00007.png"
     kept = picture.read_bytes()
     picture.unlink()
@@ -216,6 +222,8 @@ def test_a_released_file_is_measured_as_what_it_is(
     known = f"256x256-{sha256(released)[:12]}"
     assert planned.folder == tmp_path / "released" / known / "evaluations" / "coco2014-val-30k"
     assert (tmp_path / "weights" / f"released-{known}" / "TERMS.txt").exists()
+    with np.load(planned.folder / "as-released" / "samples.npz", allow_pickle=False) as batch:
+        assert batch.files == ["arr_0"]  # no labels
     assert found["about"] == TRAINED_ON and found["checkpoint"] == "vis_model.pth" and found["n"] == N
     assert all(metric["note"].startswith(f"{TRAINED_ON}. ") for metric in found["metrics"])
     names = {metric["name"] for metric in found["metrics"]}
