@@ -237,6 +237,27 @@ def test_a_released_file_is_measured_as_what_it_is(
     assert f"{TRAINED_ON}; its numbers are no reproduction" in told and "ddim, 1000 steps, guidance 1" in told
 
 
+def test_the_released_script_leads_away_from_its_negative_prompt(
+    released: Path, measuring: Measuring, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With states that are stored, among which it is not."""
+    row = PROTOCOLS["mdm-released"]
+    monkeypatch.setitem(PROTOCOLS, "mdm-released", replace(row, sampling={**row.sampling, "steps": 1}))
+    planned = plan_released(released, "mdm-released", {"guidance": ["2"]})
+    write_weights(released, planned)
+    (found,) = measuring("mdm-released", planned)
+    folder = planned.folder / "guidance-2"
+    job = from_dict(ImageJob, json.loads((folder / "samples" / "generate.json").read_text()))
+    assert job.negative_prompt == "low quality" and job.text is not None and job.text.way == "cached"
+    assert [drawn.name for drawn in job.sets] == ["samples"]  # an untrained model's are measured by stand-ins alone
+    assert json.loads((folder / "samples" / "inputs.json").read_text())["inputs"]["negative_prompt"] == "low quality"
+    settings = job.sets[0].sampling
+    assert (settings.sampler, settings.eta, settings.threshold, settings.guidance) == ("ddim", 1.0, "clip", (2.0,))
+    assert {f"fid_{N}_legacy", f"clip_score_{N}_vit_b_16"} <= {metric["name"] for metric in found["metrics"]}
+    measuring("mdm-released", planned)
+    assert measuring.drawn == []
+
+
 def test_a_removal_draws_nothing_and_an_exchanged_split_is_refused(
     released: Path, measuring: Measuring, tmp_path: Path
 ) -> None:
