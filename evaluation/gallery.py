@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
@@ -46,7 +47,7 @@ def gallery_rows(model: Model, guidance: float, classes: dict[str, int], seed: i
     for number, picture in enumerate(GALLERY):
         if picture not in asked_of(model) or guidance_of(picture) != guidance:
             continue
-        name, title = f"gallery-{number:02d}", f"{picture.figure} ({picture.px[-1]} px): {picture.prompt}"
+        name, title = f"gallery-{number:02d}", f"{picture.figure}, {picture.px[-1]} px there: {picture.prompt}"
         if model.labels is None:
             prompts = [Prompt(key=f"{name}-{i}", caption=picture.prompt) for i in range(PICTURES)]
         elif not picture.prompt:
@@ -63,8 +64,12 @@ def gallery_rows(model: Model, guidance: float, classes: dict[str, int], seed: i
     return rows
 
 
+@lru_cache(maxsize=8)
 def class_numbers(data: Path, model: Model) -> dict[str, int]:
-    """Which number the classes have that the figures name: as the captions and labels of a data set say."""
+    """Which number the classes have that the figures name: as the captions and labels of a data set say.
+
+    Looked up once in a process.
+    """
     wanted = {picture.prompt for picture in asked_of(model)} - {""} if model.labels is not None else set()
     found: dict[str, int] = {}
     for shards in (Shards(data / split) for split in ("val", "train")):

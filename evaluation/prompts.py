@@ -5,7 +5,7 @@ import shlex
 import sys
 import unicodedata
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +15,12 @@ from torch import Tensor
 from tqdm import tqdm
 
 from evaluation.captions import image_seed
-from mdm.config import Device
+from mdm.config import Device, Sampling
 from mdm.data.embeddings import same_encoder
 from mdm.data.ranges import tile
-from mdm.data.text import load_encoder
+from mdm.data.text import BATCH, load_encoder
 from mdm.diffusion.generate import generate
+from mdm.files import sha256
 from mdm.network.nested import NestedUNet
 from mdm.presets import Preset, load_preset
 from mdm.run.checkpoint import Damaged, last_checkpoint, newest_checkpoint
@@ -55,23 +56,15 @@ def sample_prompts(
     a class-conditional run the prompts are labels. ``output``: a picture, or a folder (with a / at its end, or one that
     is there). Raises ValueError naming what is missing.
     """
-    if not (run / "config.json").exists():
-        raise ValueError(f"{run} is no run (`mdm status` lists them)")
     if count < 1:
         raise ValueError(f"--count must be at least 1, got {count}")
     for prompt in prompts:
         if not prompt.isprintable() and any("\udc80" <= letter <= "\udcff" for letter in prompt):
             raise ValueError(f"the prompt {prompt!r} is no UTF-8 text")
     path = picture_path(run, prompts, seed, output)
-    preset = load_preset(run / "config.json")
-    stage, chosen = this_checkpoint(run, checkpoint) if checkpoint else furthest_checkpoint(run, preset)
-    drawn_on = pick_device(device)
-    network = NestedUNet.from_pretrained(chosen).to(drawn_on)
-    settings = replace(preset.sampling, **sampling)
-    network.config.check_sampling(settings)
-    if negative and all(scale == 1 for scale in settings.guidance):
-        raise ValueError(f"--negative {negative!r} does nothing without guidance: give --guidance, too")
-    conditions, null = _conditions(load_job(stage), preset.text, prompts, weights, negative)
+    drawing = open_drawing(run, sampling, checkpoint, device, negative)
+    network, settings, drawn_on = drawing.network, drawing.settings, drawing.device
+    conditions, null = conditions_of(drawing, prompts, weights)
     rows, strips = [], []
     with tqdm(total=len(prompts) * settings.steps, unit="step", desc="sampling") as bar:
         for condition in conditions:
@@ -94,10 +87,47 @@ def sample_prompts(
     return list(pictures)
 
 
-def _conditions(
-    job: Job, encoder_name: str | None, prompts: list[str], weights: Path, negative: str = ""
+@dataclass(frozen=True)
+class Drawing:
+    """What draws: a checkpoint's EMA on its device, and how it is sampled."""
+
+    network: NestedUNet
+    settings: Sampling
+    device: torch.device
+    job: Job  # of its training
+    encoder: str | None  # of captions
+    negative: str
+    file: Path  # of the weights
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What decides its pictures beside prompts and seeds."""
+        return {"weights": sha256(self.file), "sampling": self.settings, "negative": self.negative}
+
+
+def open_drawing(
+    run: Path, sampling: dict[str, Any], checkpoint: Path | None, device: Device, negative: str
+) -> Drawing:
+    """Raises ValueError for what is no run, has no such checkpoint, or cannot be sampled so."""
+    if not (run / "config.json").exists():
+        raise ValueError(f"{run} is no run (`mdm status` lists them)")
+    preset = load_preset(run / "config.json")
+    stage, chosen = this_checkpoint(run, checkpoint) if checkpoint else furthest_checkpoint(run, preset)
+    drawn_on = pick_device(device)
+    network = NestedUNet.from_pretrained(chosen).to(drawn_on)
+    settings = replace(preset.sampling, **sampling)
+    network.config.check_sampling(settings)
+    if negative and all(scale == 1 for scale in settings.guidance):
+        raise ValueError(f"--negative {negative!r} does nothing without guidance: give --guidance, too")
+    file = chosen / "ema" / "model.safetensors"
+    return Drawing(network, settings, drawn_on, load_job(stage), preset.text, negative, file)
+
+
+def conditions_of(
+    drawing: Drawing, prompts: list[str], weights: Path
 ) -> tuple[Sequence[Tensor | int], Tensor | int | None]:
     """What the prompts ask for, and what guidance leads away from: encoder states, or labels."""
+    job, encoder_name, negative = drawing.job, drawing.encoder, drawing.negative
     if encoder_name is not None and job.text is not None:
         encoder = load_encoder(encoder_name, weights)
         if not same_encoder(encoder.digest(), job.text.encoder_digest):
@@ -106,7 +136,9 @@ def _conditions(
             )
         if Path(job.train_data).is_dir():  # the run may have outlived its data
             encoder.check(Path(job.train_data).parent)
-        states, _ = encoder.encode([*prompts, negative])
+        captions = [*prompts, negative]
+        parts = [encoder.encode(captions[start : start + BATCH])[0] for start in range(0, len(captions), BATCH)]
+        states = [state for part in parts for state in part]
         return states[:-1], states[-1]
     assert job.model.labels is not None
     if negative:

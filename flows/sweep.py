@@ -16,6 +16,8 @@ from prefect import State, flow
 from evaluation.asked import rows_of
 from evaluation.gallery import write_sheet
 from evaluation.networks import load_networks
+from evaluation.npz import write_npz
+from evaluation.preparation import Drawn
 from evaluation.protocols import STAND_INS
 from evaluation.standard import measure_standard
 from flows.cancel import ends_cancelled
@@ -40,6 +42,7 @@ from mdm.structure import digest, to_dict
 from mdm.training.compute import pick_device
 from preprocessing.manifest import read_manifest
 
+NPZ = "samples.npz"
 ROWS = ["text embeddings", "sample", "evaluate"]
 
 
@@ -50,10 +53,11 @@ def evaluation(
     sweep: dict[str, list[str]] | None = None,
     processes: int = 0,
     released: bool = False,
+    npz: bool = False,
 ) -> str | State:
     """Measure a run's checkpoints under a protocol; the same call goes on after a kill. Returns the results' folder.
 
-    ``released``: ``run`` is a file of the authors'.
+    ``released``: ``run`` is a file of the authors'. ``npz``: each point's images also as one file, samples.npz.
     """
     quiet_services()
     planned = plan_released(Path(run), protocol, sweep or {}) if released else plan(run, protocol, sweep or {})
@@ -67,14 +71,16 @@ def evaluation(
         tracker = Tracker(planned.folder, f"{planned.run.name} {planned.protocol.name}", shown.say)
         used = contextlib.nullcontext() if planned.data is None else Lease(planned.data, f"evaluation of {planned.run}")
         with ends_cancelled() as end, tracker.recording(), used:
-            write_results(planned.folder, _measure(planned, preset, tracker, shown.say))
+            write_results(planned.folder, _measure(planned, preset, tracker, shown.say, npz))
             refresh_page(planned.run)
             with tracker.reachable():
                 tracker.artifact("", planned.folder / "results.json")
     return end.state or str(planned.folder)
 
 
-def _measure(planned: Evaluation, preset: Preset, tracker: Tracker, say: Callable[[str], None]) -> list[dict[str, Any]]:
+def _measure(
+    planned: Evaluation, preset: Preset, tracker: Tracker, say: Callable[[str], None], npz: bool = False
+) -> list[dict[str, Any]]:
     """The numbers of every point, or its pictures."""
     found, data, text = [], planned.data, planned.text
     common: dict[str, Any] = {}
@@ -93,6 +99,10 @@ def _measure(planned: Evaluation, preset: Preset, tracker: Tracker, say: Callabl
             common = common_facts(planned, point.sampling)
         with part_lock(folder / "samples", "images", (1, 1)):
             sample_images(chosen, folder / "samples", point.weights, data, text, planned.protocol)
+        if npz:
+            images = folder / "samples" / "samples"
+            write_npz(Drawn.open(images, planned.protocol.preparation, planned.prompts(point.sampling)), folder / NPZ)
+            say(f"{point.name}: its images as one file: {folder / NPZ}")
         if figures:
             done = _sheet(planned, point, folder, tracker)
         elif planned.protocol.name in STAND_INS:

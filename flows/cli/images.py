@@ -12,9 +12,31 @@ if TYPE_CHECKING:
     from flows.measuring.plan import Evaluation
 
 
+class _InsteadOf(argparse.Action):
+    """An option that takes the place of positional arguments (with nargs="*" none may follow another option)."""
+
+    def __init__(self, *given: Any, place: argparse.Action, **options: Any) -> None:
+        super().__init__(*given, **options)
+        self.place = place
+
+    def __call__(self, parser: Any, namespace: argparse.Namespace, values: Any, option: str | None = None) -> None:
+        setattr(namespace, self.dest, values)
+        self.place.required = False
+
+
 def sample_options(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("run", metavar="RUN", help="a run's name or folder")
-    sub.add_argument("prompts", nargs="+", metavar="PROMPT")
+    prompts = sub.add_argument("prompts", nargs="+", metavar="PROMPT")
+    sub.add_argument(
+        "--prompts",
+        action=_InsteadOf,
+        place=prompts,
+        dest="file",
+        type=Path,
+        metavar="FILE",
+        help="a .txt (a prompt a line) or .jsonl (objects with a prompt): single pictures and a manifest.jsonl, as "
+        "GenEval and others take them; again: what is missing",
+    )
     sub.add_argument("--seed", type=int, default=0)
     sub.add_argument("--count", type=int, default=4, help="images per prompt (default 4)")
     sub.add_argument("--sampler", choices=get_args(SamplerName), help="default: the run's")
@@ -34,7 +56,8 @@ def sample_options(sub: argparse.ArgumentParser) -> None:
 
 
 def sample(arguments: argparse.Namespace) -> int:
-    from evaluation.prompts import sample_prompts
+    from evaluation.manifest import draw_prompts, read_prompts
+    from evaluation.prompts import open_drawing, sample_prompts
     from flows.home import run_folder, weights
 
     names = ("sampler", "steps", "eta", "threshold")
@@ -44,6 +67,16 @@ def sample(arguments: argparse.Namespace) -> int:
     for name in ("guidance", "guidance_interval"):
         if (text := getattr(arguments, name)) is not None:
             sampling[name] = _numbers(text, f"--{name.replace('_', '-')}")
+    if bool(arguments.prompts) == (arguments.file is not None):
+        raise ValueError("give prompts, or a file of them (--prompts FILE)")
+    if arguments.file is not None:
+        if arguments.strip or arguments.all_levels:
+            raise ValueError("--strip and --all-levels are of prompts given one by one, not of --prompts FILE")
+        entries, run = read_prompts(arguments.file), run_folder(arguments.run)
+        drawing = open_drawing(run, sampling, arguments.checkpoint, arguments.device, arguments.negative)
+        folder = Path(arguments.output) if arguments.output else run / "prompts" / arguments.file.stem
+        print(draw_prompts(drawing, entries, weights(), arguments.seed, arguments.count, folder))
+        return 0
     pictures = sample_prompts(
         run_folder(arguments.run),
         arguments.prompts,
@@ -90,6 +123,9 @@ def evaluate_options(sub: argparse.ArgumentParser) -> None:
     )
     sub.add_argument("--mlflow", metavar="URI", help="log to this MLflow server instead of SQLite in MDM_HOME")
     sub.add_argument("--released", type=Path, metavar="FILE", help="of the authors' checkpoints, instead of a run")
+    sub.add_argument(
+        "--npz", action="store_true", help="also each point's images as one file, as ADM's suite takes them"
+    )
     sub.add_argument("--dry-run", action="store_true", help="say what would be drawn and measured, start nothing")
     sub.epilog = "Without --protocol and --sweep the samples that the run drew are measured again."
 
@@ -101,6 +137,8 @@ def evaluate(arguments: argparse.Namespace) -> int:
         return _by_protocol(arguments)
     if arguments.run is None:
         raise ValueError("name a run (`mdm status` lists them), or --released FILE")
+    if arguments.npz and not (arguments.protocol or arguments.sweep):
+        raise ValueError("--npz is of the images that a protocol draws: give --protocol")
     if arguments.protocol or arguments.sweep:
         return _by_protocol(arguments)
     return _again(arguments)
@@ -149,7 +187,9 @@ def _by_protocol(arguments: argparse.Namespace) -> int:
         return _draw_part(planned, arguments)
     with hold(home() / "run.lock", f"MDM_HOME {home()}"):
         run = arguments.run if released is None else str(released.resolve())
-        code = embedded(lambda: evaluation(run, protocol, sweep, arguments.processes, released is not None))
+        code = embedded(
+            lambda: evaluation(run, protocol, sweep, arguments.processes, released is not None, arguments.npz)
+        )
     if code == 0:
         print(*result_lines(planned.folder), planned.folder / "results.json", sep="\n")
     return code

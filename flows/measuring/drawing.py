@@ -30,7 +30,7 @@ from preprocessing.manifest import read_manifest
 
 
 @dataclass(frozen=True)
-class Drawing:
+class PointDrawing:
     """``folder``: of the sets of images. ``inputs``: what decides them."""
 
     folder: Path
@@ -72,7 +72,7 @@ def drawing_of(
     data: Path | None,
     text: TextSource | None,
     protocol: Protocol = PROTOCOLS["embedded"],
-) -> Drawing:
+) -> PointDrawing:
     """A protocol's prompts from these weights; and, for stand-ins to be compared with, from an untrained network."""
     sets = [ImageSet(name="samples", weights=str(weights), sampling=preset.sampling)]
     if protocol.name in STAND_INS:
@@ -99,7 +99,7 @@ def drawing_of(
     )
     inputs = sample_inputs(preset, sha256(weights / "model.safetensors"), text, negative)
     prompts = prompts_of(protocol, model, data, preset.evaluation.num_samples, preset.sampling.guidance[0])
-    return Drawing(folder, job, inputs, prompts, preset)
+    return PointDrawing(folder, job, inputs, prompts, preset)
 
 
 def with_processes(preset: Preset, processes: int) -> Preset:
@@ -127,7 +127,7 @@ def draw_part(planned: Evaluation, preset: Preset, part: Part, say: Callable[[st
     return missing
 
 
-def _show(bar: "tqdm[NoReturn]", drawing: Drawing) -> None:
+def _show(bar: "tqdm[NoReturn]", drawing: PointDrawing) -> None:
     bar.update(drawing.count() - bar.n)
 
 

@@ -97,7 +97,7 @@ class Measuring:
         assert planned.lacks() == []
         board(sweep.ROWS, lambda line: None)
         self.drawn = []
-        return sweep._measure(planned, planned.preset, self.tracker, lambda line: None)
+        return sweep._measure(planned, planned.preset, self.tracker, lambda line: None, npz=True)
 
 
 @pytest.fixture
@@ -145,6 +145,11 @@ def test_random_labels_are_drawn_and_measured_against_all_of_train(run: Path, me
     assert [line.label for line in lines] == [prompt.label for prompt in random_labels(N, 4, 0)]
     assert len({line.label for line in lines}) == 4
     images = ImageFolder(folder / "samples" / "samples")
+    with np.load(folder / "samples.npz", allow_pickle=False) as batch:
+        assert batch["arr_0"].shape == (N, 16, 16, 3) and batch["arr_0"].dtype == np.uint8
+        assert batch["arr_1"].tolist() == [line.label for line in lines]
+        drawn = images.load([line.index for line in lines], 16)
+        np.testing.assert_array_equal(batch["arr_0"], drawn.transpose(0, 2, 3, 1))
     kept = images.read(7, 16)
     images.forget({7})
     assert measuring("imagenet-50k") == [found] and measuring.drawn == [7]
@@ -220,6 +225,8 @@ def test_a_released_file_is_measured_as_what_it_is(
     known = f"256x256-{sha256(released)[:12]}"
     assert planned.folder == tmp_path / "released" / known / "evaluations" / "coco2014-val-30k"
     assert (tmp_path / "weights" / f"released-{known}" / "TERMS.txt").exists()
+    with np.load(planned.folder / "as-released" / "samples.npz", allow_pickle=False) as batch:
+        assert batch.files == ["arr_0"]  # no labels
     assert found["about"] == TRAINED_ON and found["checkpoint"] == "vis_model.pth" and found["n"] == N
     assert all(metric["note"].startswith(f"{TRAINED_ON}. ") for metric in found["metrics"])
     names = {metric["name"] for metric in found["metrics"]}
@@ -231,6 +238,27 @@ def test_a_released_file_is_measured_as_what_it_is(
     assert main(["evaluate", "--released", str(released), "--dry-run"]) == 0
     told = capsys.readouterr().out
     assert f"{TRAINED_ON}; its numbers are no reproduction" in told and "ddim, 1000 steps, guidance 1" in told
+
+
+def test_the_released_script_leads_away_from_its_negative_prompt(
+    released: Path, measuring: Measuring, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With states that are stored, among which it is not."""
+    row = PROTOCOLS["mdm-released"]
+    monkeypatch.setitem(PROTOCOLS, "mdm-released", replace(row, sampling={**row.sampling, "steps": 1}))
+    planned = plan_released(released, "mdm-released", {"guidance": ["2"]})
+    write_weights(released, planned)
+    (found,) = measuring("mdm-released", planned)
+    folder = planned.folder / "guidance-2"
+    job = from_dict(ImageJob, json.loads((folder / "samples" / "generate.json").read_text()))
+    assert job.negative_prompt == "low quality" and job.text is not None and job.text.way == "cached"
+    assert [drawn.name for drawn in job.sets] == ["samples"]  # an untrained model's are measured by stand-ins alone
+    assert json.loads((folder / "samples" / "inputs.json").read_text())["inputs"]["negative_prompt"] == "low quality"
+    settings = job.sets[0].sampling
+    assert (settings.sampler, settings.eta, settings.threshold, settings.guidance) == ("ddim", 1.0, "clip", (2.0,))
+    assert {f"fid_{N}_legacy", f"clip_score_{N}_vit_b_16"} <= {metric["name"] for metric in found["metrics"]}
+    measuring("mdm-released", planned)
+    assert measuring.drawn == []
 
 
 def test_a_removal_draws_nothing_and_an_exchanged_split_is_refused(
