@@ -136,7 +136,9 @@ def make_set(
             say(f"--allow names {refused:,} that were refused when {target.name} was made: to ask them, move it away")
         progress(count_items(target, part), "")
     elif is_finished(target) and not (target / "lists").exists():
-        raise ValueError(f"{target} lacks shards, and an earlier version made it: copy them there, or move it away")
+        raise ValueError(
+            f"{target} lacks shards, and the lists that they could be made from: copy the shards there, or move it away"
+        )
     else:
         with in_turn(lambda: part_lock(opened.folder, "shards", part), say):
             made = _make(opened, progress, say, part, policy)

@@ -120,7 +120,7 @@ def test_a_set_that_an_earlier_version_made_is_taken_as_it_lies(root: Path) -> N
     other = Opened(row, FEW, row.recipe(FEW, Options()), Options())
     assert other.made() is None and newest_set(root, "openmoji") == old
     (old / "train" / "00000.tar").unlink()
-    with pytest.raises(ValueError, match="lacks shards, and an earlier version made it"):
+    with pytest.raises(ValueError, match="lacks shards, and the lists that they could be made from"):
         make_set(same, lambda *_: None, said.append)
 
 
