@@ -216,11 +216,19 @@ def embed(arguments: argparse.Namespace) -> int:
     from flows.data import wanted_set
     from flows.datasets.parts import hold_in_turn, in_turn, part_lock
     from flows.datasets.text import Captions, captions_of
+    from flows.home import datasets
     from mdm.data.leases import Lease
-    from mdm.presets import resolve
+    from mdm.presets import PRESETS, resolve
+    from preprocessing.catalogue import CATALOGUE
     from preprocessing.cost import choose
-    from preprocessing.sets import SPLITS
+    from preprocessing.sets import SPLITS, finished_sets
 
+    name = arguments.preset
+    if name not in PRESETS and (name in CATALOGUE or finished_sets(datasets(), name)):
+        raise ValueError(
+            f"{name} is a data set, whose captions any preset's encoder can embed: `mdm embed PRESET --set "
+            f"data.name={name}` (PRESET: {', '.join(key for key, one in PRESETS.items() if one.text)})"
+        )
     preset = resolve(arguments.preset, overrides(arguments))
     folder = wanted_set(preset)
     part, total = arguments.part, sum(captions_of(folder / split, arguments.part) for split in SPLITS)

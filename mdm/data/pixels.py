@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 MAX_PIXELS = 2**26  # by the header, before any memory is taken; Pillow itself warns from 1.3 times as many on
+STRIP_PIXELS = 2**21  # that are turned into RGB at once
 FILTER = "Pillow's bicubic filter, antialiased"  # of ``centre_crop``, as data cards name it
 DEEP = {"I", "I;16", "I;16B", "I;16L", "I;16N"}  # Pillow's modes of 16-bit grey
 
@@ -31,7 +32,7 @@ def read_rgb(data: bytes) -> NDArray[np.uint8]:
                 if picture.width * picture.height > MAX_PIXELS:
                     raise Image.DecompressionBombError
                 ImageOps.exif_transpose(picture, in_place=True)
-                return np.asarray(_deep_grey(picture) if picture.mode in DEEP else _on_white(picture))
+                return _rgb(picture)
     except (Image.DecompressionBombWarning, Image.DecompressionBombError):
         raise ValueError("it has too many pixels") from None
     except UnidentifiedImageError:
@@ -40,9 +41,22 @@ def read_rgb(data: bytes) -> NDArray[np.uint8]:
         raise ValueError(f"it cannot be decoded ({type(error).__name__}: {error})") from None
 
 
-def _on_white(picture: Image.Image) -> Image.Image:
+def _rgb(picture: Image.Image) -> NDArray[np.uint8]:
+    """Of a large picture strip by strip: beside it and the result, what lies between is held of one strip alone."""
     if picture.mode == "F":
         raise ValueError("its pixels are floating-point numbers, of unknown range")
+    shown = _deep_grey if picture.mode in DEEP else _on_white
+    rows = max(1, STRIP_PIXELS // picture.width)
+    if picture.height <= rows:
+        return np.asarray(shown(picture))
+    rgb = np.empty((picture.height, picture.width, 3), np.uint8)
+    for top in range(0, picture.height, rows):
+        bottom = min(top + rows, picture.height)
+        rgb[top:bottom] = np.asarray(shown(picture.crop((0, top, picture.width, bottom))))
+    return rgb
+
+
+def _on_white(picture: Image.Image) -> Image.Image:
     if "A" in picture.getbands() or "a" in picture.getbands() or "transparency" in picture.info:
         picture = picture.convert("RGBA")
         picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)

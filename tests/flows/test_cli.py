@@ -60,6 +60,7 @@ def test_config_prints_what_config_takes(tmp_path: Path, capsys: pytest.CaptureF
 
 def test_wrong_input_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "unknown preset 'tinny'; there are tiny" in refused(capsys, "run", "tinny")
+    assert "`mdm embed PRESET --set data.name=openmoji` (PRESET: tiny" in refused(capsys, "embed", "openmoji")
     assert "stages.16.training.nimgs" in refused(capsys, "run", "tiny", "--set", "stages.16.training.nimgs=4")
     assert "is not JSON" in refused(capsys, "run", "tiny", "--config", __file__)
     assert "job.json is missing" in refused(capsys, "train", str(tmp_path))

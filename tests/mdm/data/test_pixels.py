@@ -2,7 +2,10 @@
 
 import io
 import struct
+import subprocess
+import sys
 import zlib
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
+from mdm.data import pixels
 from mdm.data.pixels import centre_crop, read_rgb
 from mdm.data.ranges import average
 
@@ -155,3 +159,52 @@ def test_squares_are_the_centre_and_averages_are_those_of_the_levels() -> None:
     image = torch.from_numpy(centre_crop(rgb, 6).copy()).permute(2, 0, 1)
     expected = torch.nn.functional.avg_pool2d(image.float(), 2).round().to(torch.uint8)
     assert torch.equal(average(image, 3), expected) and average(image, 6) is image
+
+
+def noise(mode: str) -> Image.Image:
+    random = np.random.default_rng(len(mode))
+    bands = {"L": 1, "RGB": 3, "CMYK": 4, "LA": 2, "RGBA": 4, "YCbCr": 3, "P": 3}[mode]
+    pixels = random.integers(0, 256, (37, 29, bands), dtype=np.uint8)
+    if mode == "P":
+        return Image.fromarray(pixels).quantize(16)
+    return Image.merge(mode, [Image.fromarray(pixels[..., band]) for band in range(bands)])
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        *(encoded(noise(mode), "TIFF") for mode in ("L", "RGB", "CMYK", "RGBA", "YCbCr", "LA", "P")),
+        encoded(noise("P"), "PNG", transparency=3),
+        encoded(noise("RGB"), "PNG", transparency=(1, 2, 3)),
+        encoded(noise("L"), "PNG", transparency=7),
+        encoded(noise("RGB"), "WEBP", lossless=True),
+        encoded(Image.fromarray(np.arange(37 * 29, dtype=np.uint16).reshape(37, 29) * 61), "PNG"),
+        turned(6, Image.Transpose.ROTATE_90),
+    ],
+)
+def test_strips_are_the_whole(data: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = read_rgb(data)
+    for size in (1, 100, 29 * 36):
+        monkeypatch.setattr(pixels, "STRIP_PIXELS", size)
+        np.testing.assert_array_equal(read_rgb(data), whole)
+    assert read_rgb(data).flags.c_contiguous and read_rgb(data).dtype == np.uint8
+
+
+PEAK = """
+import re, sys
+from pathlib import Path
+from mdm.data.pixels import read_rgb
+peak = lambda: int(re.search(r"VmHWM:\\s+(\\d+) kB", Path("/proc/self/status").read_text())[1]) * 1024
+data = sys.stdin.buffer.read()
+before = peak()
+read_rgb(data)
+print((peak() - before) / 4096**2)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="nothing tells the peak of one process's memory")
+def test_a_large_picture_is_held_decoded_and_as_the_result_and_no_third_time() -> None:
+    """4 and 3 bytes for each pixel; 15 were held, over 1 GB at the most pixels that are read."""
+    data = encoded(Image.new("RGBA", (4096, 4096), (1, 2, 3, 4)), "PNG", compress_level=1)
+    ran = subprocess.run([sys.executable, "-c", PEAK], input=data, check=True, capture_output=True)
+    assert 6 < float(ran.stdout) < 9
