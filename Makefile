@@ -37,6 +37,7 @@ bench-data: $(READY)  ## speed of the loader, the downloads, shards and frames, 
 
 bench-evaluation: $(READY)  ## what measuring costs beside clean-fid, and which is closer to the exact value
 	@$(BIN)/python benchmarks/evaluation.py
+	@$(BIN)/python benchmarks/evaluation_features.py
 
 ci:  ## everything that must hold before a change lands: lint, layers, types, tests, the page in Chromium, kills in every stage
 	@.ci/run
