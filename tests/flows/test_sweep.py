@@ -95,6 +95,8 @@ def test_what_a_protocol_lacks_is_named_all_at_once(tmp_path: Path, monkeypatch:
         assert part in lines
     assert lacking(PROTOCOLS["embedded"], None, "flan-t5-xl") == []
     plan_of_preset = "\n".join(preset_lines("cc12m-1024", PROTOCOLS["coco2014-val-30k"], {"guidance": ["1", "7"]}))
+    with pytest.raises(ValueError, match="guidance must be 1: this model was trained with its labels always there"):
+        list(preset_lines("imagenet-256", PROTOCOLS["gallery"], {}))
     assert "missing: a trained run: `mdm run cc12m-1024`" in plan_of_preset and "dinov2" in plan_of_preset
     assert "2 points of 30,000 images, 250 steps: 22,500,000 network calls of 1024 px" in plan_of_preset
 
