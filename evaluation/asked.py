@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from evaluation import preparation
 from evaluation.captions import Prompt, held_out_prompts
 from evaluation.gallery import Row, class_numbers, gallery_rows
 from evaluation.protocols import Protocol
@@ -46,3 +47,7 @@ def refuse(protocol: Protocol, model: Model, run: str) -> None:
         raise ValueError(f"protocol {protocol.name} asks with labels, and {run} is conditioned on captions")
     if "clip_score" in protocol.metrics and model.text is None:
         raise ValueError(f"protocol {protocol.name} asks with captions, and {run} is conditioned on labels")
+    px = preparation.ADM_PX
+    if protocol.preparation == "adm centre crop 256" and px not in model.resolutions:
+        there = ", ".join(map(str, model.resolutions))
+        raise ValueError(f"protocol {protocol.name} measures images of {px} px, and {run} draws {there} px")

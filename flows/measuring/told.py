@@ -96,6 +96,8 @@ def preset_lines(name: str, protocol: Protocol, sweep: dict[str, list[str]]) -> 
     refuse(protocol, model, name)
     sampling = replace(preset.sampling, **protocol.sampling)
     drawn = [sampling for _, sampling in samplings(sampling, swept(protocol, model, sweep))]
+    for each in drawn:
+        model.check_sampling(each)
     images, px = IMAGES.get(protocol.name, protocol.num_samples) or preset.evaluation.num_samples, preset.px
     calls = images * sum(sampling.calls for sampling in drawn)
     steps = "/".join(str(steps) for steps in sorted({sampling.steps for sampling in drawn}))

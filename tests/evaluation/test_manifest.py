@@ -11,16 +11,15 @@ from PIL import Image
 
 from evaluation.captions import image_seed
 from evaluation.manifest import read_prompts
+from evaluation.prompts import conditions_of, open_drawing
 from flows.cli import main
-from mdm.config import Labels, Sampling
+from mdm.config import Labels, Sampling, Text
+from mdm.data.embeddings import TextSource
 from mdm.data.ranges import to_uint8
+from mdm.data.text import load_encoder
 from mdm.diffusion.generate import generate
-from mdm.files import write_json
-from mdm.presets import PRESETS
-from mdm.run.checkpoint import Contents, save_checkpoint
-from mdm.stage import Cadence, Stage, Training
-from mdm.structure import to_dict
-from small import attentive, small_job, small_model
+from small import attentive, small_model
+from tests.flows.test_protocols import write_run
 
 MODEL = replace(small_model(2), text=None, labels=Labels(num_classes=4, null=True))
 SAMPLING = Sampling(steps=2, guidance=(2.0,), batch_size=2)
@@ -30,13 +29,22 @@ SAMPLING = Sampling(steps=2, guidance=(2.0,), batch_size=2)
 def run(tmp_path: Path) -> Path:
     """A run of labels, which need no encoder."""
     folder = tmp_path / "runs" / "small"
-    weights = attentive(MODEL).state_dict()
-    save_checkpoint(folder / "16" / "checkpoints", Contents(8, 1, MODEL, weights, weights, {}, {}), Cadence())
-    write_json(folder / "16" / "job.json", to_dict(replace(small_job(tmp_path), model=MODEL, text=None)))
-    write_json(folder / "16" / "done.json", {})
-    stages = {"16": Stage(model=MODEL, training=Training(nimg=8, batch_size=8))}
-    write_json(folder / "config.json", to_dict(replace(PRESETS["tiny"], text=None, stages=stages, sampling=SAMPLING)))
+    write_run(folder, tmp_path, MODEL, sampling=SAMPLING)
     return folder
+
+
+def test_a_negative_prompt_is_what_guidance_leads_away_from(tmp_path: Path) -> None:
+    text, encoder = (
+        replace(small_model(2), text=Text(dim=384, proj_dim=16, num_layers=1)),
+        load_encoder("minilm", tmp_path),
+    )
+    source = TextSource(encoder="minilm", encoder_digest=encoder.digest())
+    write_run(tmp_path / "run", tmp_path / "gone", text, source=source, text="minilm", sampling=SAMPLING)
+    for negative in ("", "low quality"):
+        drawing = open_drawing(tmp_path / "run", {}, None, "cpu", negative)
+        states, null = conditions_of(drawing, ["a red heart"], tmp_path)
+        assert isinstance(null, torch.Tensor) and len(states) == 1
+        torch.testing.assert_close(null, encoder.encode([negative])[0][0], atol=1e-5, rtol=1e-5)
 
 
 def test_pictures_lie_as_geneval_reads_them_and_a_kill_costs_what_is_missing(
@@ -89,6 +97,8 @@ def test_what_is_wrong_with_a_file_of_prompts_is_said(
         assert says in capsys.readouterr().err
     for words, says in (
         ([], "the following arguments are required: PROMPT"),
+        (["1", "--negative", "blurred"], "is conditioned on labels, and reads no captions"),
+        (["1", "--negative", "blurred", "--guidance", "1"], "does nothing without guidance"),
         (["1", "--prompts", str(tmp_path / "plain.txt")], "give prompts, or a file of them"),
         (["--prompts", str(tmp_path / "plain.txt"), "--strip"], "are of prompts given one by one"),
         (["--prompts", str(tmp_path / "a.csv")], "neither .txt"),

@@ -317,3 +317,5 @@ def test_what_a_released_file_lacks_is_said_before_work(
 def test_a_model_that_cannot_be_asked_so_is_refused(run: Path) -> None:
     with pytest.raises(ValueError, match="coco2014-val-30k asks with captions, and small is conditioned on labels"):
         plan("small", "coco2014-val-30k", {})
+    with pytest.raises(ValueError, match="imagenet-50k measures images of 256 px, and small draws 8, 16 px"):
+        plan("small", "imagenet-50k", {})

@@ -99,6 +99,8 @@ def test_what_a_protocol_lacks_is_named_all_at_once(tmp_path: Path, monkeypatch:
         assert part in lines
     assert lacking(PROTOCOLS["embedded"], None, "flan-t5-xl") == []
     plan_of_preset = "\n".join(preset_lines("cc12m-1024", PROTOCOLS["coco2014-val-30k"], {"guidance": ["1", "7"]}))
+    with pytest.raises(ValueError, match="guidance must be 1: this model was trained with its labels always there"):
+        list(preset_lines("imagenet-256", PROTOCOLS["gallery"], {}))
     assert "missing: a trained run: `mdm run cc12m-1024`" in plan_of_preset and "dinov2" in plan_of_preset
     assert "2 points of 30,000 images, 250 steps: 22,500,000 network calls of 1024 px" in plan_of_preset
 
@@ -152,7 +154,7 @@ def test_the_verb_says_what_is_wrong(run: Path, capsys: pytest.CaptureFixture[st
     assert main(["evaluate", "small", "--protocol", "embedded", "--sweep", "steps=1", "--dry-run"]) == 0
     assert "1 points, 8 images and as many of an untrained model" in capsys.readouterr().out
     assert main(["evaluate", "small", "--protocol", "imagenet-50k"]) == 1
-    assert "cannot be measured here: what is missing stands above" in capsys.readouterr().err
+    assert "imagenet-50k measures images of 256 px, and small draws 8, 16 px" in capsys.readouterr().err
     assert main(["evaluate"]) == 1 and "name a run" in capsys.readouterr().err
     assert main(["evaluate", "--released", "nothing.pth", "--dry-run"]) == 1
     assert "there is no such file" in capsys.readouterr().err
