@@ -28,9 +28,10 @@ from PIL import Image
 from safetensors.numpy import load_file
 
 from benchmarks.rows import Row, rounds_asked, show
+from mdm.data.batches import TrainingSet
 from mdm.data.embeddings import TextSource
 from mdm.data.order import Order
-from mdm.data.shards import Shards, TrainingSet
+from mdm.data.shards import Shards
 from mdm.data.workers import batches
 from preprocessing.embed import embed_captions
 from preprocessing.manifest import digest, write_json

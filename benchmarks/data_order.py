@@ -31,8 +31,9 @@ import torch
 import webdataset
 from PIL import Image
 
+from mdm.data.batches import TrainingSet
 from mdm.data.order import Order
-from mdm.data.shards import Shards, TrainingSet
+from mdm.data.shards import Shards
 from mdm.data.workers import batches
 from mdm.stage import Storage
 

@@ -20,7 +20,7 @@ from typing import Any
 
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
-from mdm.data.shards import Batch, TrainingSet
+from mdm.data.batches import Batch, TrainingSet
 
 HUNG_S = 3.0  # that a worker gets to end when the batches are no longer wanted
 SHARED = Path("/dev/shm")  # through it batches are handed over

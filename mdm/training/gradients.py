@@ -4,9 +4,9 @@ import torch
 from torch import Tensor
 
 from mdm.config import padded_length
+from mdm.data.batches import Batch
 from mdm.data.order import hash64
 from mdm.data.ranges import from_uint8
-from mdm.data.shards import Batch
 from mdm.data.text import TextEncoder
 from mdm.diffusion.process import Process
 from mdm.network.conditioning import padded

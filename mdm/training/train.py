@@ -20,8 +20,9 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from mdm.data.batches import TrainingSet
 from mdm.data.leases import Lease, removal_asked
-from mdm.data.shards import Shards, TrainingSet, null_condition
+from mdm.data.shards import Shards, null_condition
 from mdm.data.tars import DamagedShard
 from mdm.data.text import online_encoder
 from mdm.data.workers import batches

@@ -16,7 +16,8 @@ import webdataset
 from safetensors.numpy import load_file
 
 from drawn import Inline, write_drawings
-from mdm.data.shards import Shards, TrainingSet
+from mdm.data.batches import TrainingSet
+from mdm.data.shards import Shards
 from mdm.stage import Storage
 from preprocessing.embed import embed_captions, finished_set, read_captions
 from preprocessing.manifest import read_manifest, verify_dataset

@@ -13,8 +13,9 @@ import webdataset
 from safetensors.numpy import load_file, save_file
 
 from mdm.data import shards as module
+from mdm.data.batches import TrainingSet
 from mdm.data.pixels import read_rgb
-from mdm.data.shards import Shards, TrainingSet
+from mdm.data.shards import Shards
 from mdm.data.tars import DamagedShard
 from mdm.data.workers import batches
 from mdm.network.conditioning import pad_tokens

@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 
 from mdm.config import ENCODERS, Text
+from mdm.data.batches import TrainingSet
 from mdm.data.embeddings import TextSource
-from mdm.data.shards import Shards, TrainingSet, null_condition
+from mdm.data.shards import Shards, null_condition
 from mdm.data.text import caption_states, load_encoder, online_encoder
 from mdm.files import write_json
 from mdm.network.conditioning import stack_conditions

@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from mdm.data import workers as module
-from mdm.data.shards import Batch, Shards, TrainingSet
+from mdm.data.batches import Batch, TrainingSet
+from mdm.data.shards import Shards
 from mdm.data.workers import WorkersDied, batches
 from mdm.run.watch import STOPS
 from small import FAKE

@@ -16,7 +16,7 @@ from torch._dynamo.utils import counters
 from torch.autograd.graph import saved_tensors_hooks
 
 from mdm.config import MODELS, Labels, Model, Sampling, Text
-from mdm.data.shards import Batch
+from mdm.data.batches import Batch
 from mdm.diffusion.process import Process
 from mdm.forecast.memory import BATCH_TENSORS, activations
 from mdm.network.blocks import GroupNorm, LayerNorm, ResBlock
