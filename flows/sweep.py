@@ -20,11 +20,11 @@ from evaluation.standard import measure_standard
 from flows.cancel import ends_cancelled
 from flows.data import embed_text, fitted
 from flows.datasets.sets import set_of_samples
-from flows.evaluation import evaluate_samples, log_results, sample_images
+from flows.evaluation import evaluate_samples, sample_images, show_results
 from flows.home import Trouble, datasets, hold, home, quiet_services, run_folder, weights
 from flows.progress import board
+from flows.records.evaluations import EvaluationRecord
 from flows.records.pages import refresh_page
-from flows.records.tracking import Tracker
 from mdm.config import SamplerName, Sampling
 from mdm.data.embeddings import TextSource
 from mdm.data.leases import Lease
@@ -239,18 +239,22 @@ def evaluation(
     if processes:
         preset = replace(preset, hardware=replace(preset.hardware, processes=processes))
     planned.folder.mkdir(parents=True, exist_ok=True)
-    with hold(planned.folder / "flow.lock", f"evaluation {planned.folder}"), board(ROWS) as shown:
-        tracker = Tracker(planned.folder, f"{planned.run.name} {planned.protocol.name}", shown.say)
-        with ends_cancelled() as end, tracker.recording(), Lease(planned.data, f"evaluation of {planned.run.name}"):
-            write_results(planned.folder, _measure(planned, preset, tracker, shown.say))
-            refresh_page(planned.run)
-            with tracker.reachable():
-                tracker.artifact("", planned.folder / "results.json")
+    with (
+        hold(planned.folder / "flow.lock", f"evaluation {planned.folder}"),
+        board(ROWS) as shown,
+        ends_cancelled() as end,
+        Lease(planned.data, f"evaluation of {planned.run.name}"),
+    ):
+        record = EvaluationRecord(planned.run, planned.folder, planned.data, shown.say)
+        write_results(planned.folder, _measure(planned, preset, record, shown.say))
+        refresh_page(planned.run)
     return end.state or str(planned.folder)
 
 
-def _measure(planned: Evaluation, preset: Preset, tracker: Tracker, say: Callable[[str], None]) -> list[dict[str, Any]]:
-    """The numbers of every point."""
+def _measure(
+    planned: Evaluation, preset: Preset, record: EvaluationRecord, say: Callable[[str], None]
+) -> list[dict[str, Any]]:
+    """The numbers of every point, each sent to MLflow when it is known."""
     found, data, text, common = [], planned.data, planned.text, common_facts(planned)
     if planned.protocol.data and text is not None:  # captions of another set than the run's
         text = embed_text(preset, data)
@@ -261,15 +265,14 @@ def _measure(planned: Evaluation, preset: Preset, tracker: Tracker, say: Callabl
         ema = point.checkpoint / "ema"
         sample_images(chosen, folder / "samples", ema, data, text)
         if planned.protocol.name in STAND_INS:
-            done = evaluate_samples(chosen, folder, ema, data, text, tracker, point.name, point.nimg)
+            done = evaluate_samples(chosen, folder, ema, data, text)
         else:
             done = _standard(planned, chosen, folder)
             done |= {"finished_ms": int(time.time() * 1000)}
-            log_results(tracker, folder / "evaluation", data, done, point.name, point.nimg)
+            show_results(done)
         facts = common | {"point": point.name, "checkpoint": point.checkpoint.name, "nimg": point.nimg}
         facts |= {f"sampling.{name}": value for name, value in to_dict(point.sampling).items()}
-        with tracker.reachable():
-            tracker.params(point.name, facts)
+        record.send(point.checkpoint, point.name, facts, done)
         found.append({**facts, "metrics": done["metrics"]})
     return found
 
@@ -305,7 +308,8 @@ def common_facts(planned: Evaluation) -> dict[str, Any]:
         Shards(planned.data / "train").revision,
         planned.preset.seed,
     ]
-    return {"protocol": planned.protocol.name, "protocol_digest": digest(decides)[:12], "n": len(prompts)}
+    facts = {"stage": list(planned.preset.stages)[-1], "seed": planned.preset.seed, "n": len(prompts)}
+    return {"protocol": planned.protocol.name, "protocol_digest": digest(decides)[:12], **facts}
 
 
 def write_results(folder: Path, found: list[dict[str, Any]]) -> None:
