@@ -10,7 +10,7 @@ from evaluation.measure import measure
 from evaluation.protocols import PROTOCOLS, Protocol
 from evaluation.reading import measured_lines
 from evaluation.report import render
-from evaluation.results import HEADLINE, SAMPLES
+from evaluation.results import HEADLINE
 from flows.datasets.removal import between_removals
 from flows.inputs import metrics_inputs, sample_inputs
 from flows.launch import died
@@ -18,6 +18,7 @@ from flows.markers import once
 from flows.measuring.drawing import drawing_of
 from flows.progress import board
 from flows.records.artifacts import StageProgress, show_link, show_metrics
+from flows.records.evaluations import metric_values
 from flows.records.export import export_records
 from flows.records.following import record_stage
 from flows.records.tracking import Tracker
@@ -72,17 +73,8 @@ def sample_images(
 
 
 @task(task_run_name="evaluate", cache_policy=NO_CACHE)
-def evaluate_samples(
-    preset: Preset,
-    run: Path,
-    weights: Path,
-    data: Path,
-    text: TextSource | None,
-    tracker: Tracker,
-    child: str = "evaluation",
-    nimg: int = 0,
-) -> dict[str, Any]:
-    """Every metric, into results.json, MLflow (in the run of this child, at so many images) and Prefect's UI."""
+def evaluate_samples(preset: Preset, run: Path, weights: Path, data: Path, text: TextSource | None) -> dict[str, Any]:
+    """Every metric, into results.json and Prefect's UI."""
     folder, images, settings = run / "evaluation", run / "samples", preset.evaluation
     train, held_out = Shards(data / "train"), Shards(data / "val")
     lines = measured_lines(images, held_out, settings.num_samples, labelled=text is None)
@@ -101,7 +93,7 @@ def evaluate_samples(
 
     give_way(data, board().say)
     done = once(folder, inputs, work, board().say, whole=(folder / "results.json").exists)
-    log_results(tracker, folder, data, done, child, nimg)
+    show_results(done)
     progress.done()
     headline = next(metric for metric in done["metrics"] if metric["name"] == HEADLINE.name)
     values = ", ".join(f"{what} {value:.3f}" for what, value in headline["values"].items())
@@ -110,31 +102,19 @@ def evaluate_samples(
     return done
 
 
-def log_results(
-    tracker: Tracker, folder: Path, data: Path, done: dict[str, Any], child: str = "evaluation", nimg: int = 0
-) -> None:
-    """Numbers of one evaluation: ``eval/NAME_nN`` for the samples, ``eval/NAME_nN/WHAT`` for what they stand beside.
-
-    The samples' own also go to the parent run, so that runs can be compared by them in the UI's table.
-    """
-    values: dict[str, float] = {}
-    own: dict[str, float] = {}
-    for metric in done["metrics"]:
-        name = f"eval/{metric['name']}_n{metric['n']}"
-        if SAMPLES in metric["values"]:
-            own[name] = metric["values"][SAMPLES]
-        for i, (what, value) in enumerate(metric["values"].items()):
-            values[name if i == 0 else f"{name}/{what.replace(' ', '_')}"] = value
-        for what, (low, high) in metric["interval"].items():
-            prefix = name if what == next(iter(metric["values"])) else f"{name}/{what.replace(' ', '_')}"
-            values |= {f"{prefix}_low": low, f"{prefix}_high": high}
-    if child == "evaluation":  # of several points none speaks for all
+def log_results(tracker: Tracker, folder: Path, data: Path, done: dict[str, Any]) -> None:
+    """The numbers of a run's own samples; theirs alone also go to the parent run, by which the UI's table compares."""
+    with tracker.reachable():
+        own, values = metric_values(done["metrics"])
         tracker.metrics("", own, 0, done["finished_ms"])
-    tracker.metrics(child, values, nimg, done["finished_ms"])
-    for split, context in (("val", "evaluation"), ("train", "training")):
-        tracker.dataset(child, data / split, read_manifest(data / split)["digest"], context)
-    tracker.artifact(child, folder / "results.json")
-    tracker.finish(child)
+        tracker.metrics("evaluation", values, 0, done["finished_ms"])
+        for split, context in (("val", "evaluation"), ("train", "training")):
+            tracker.dataset("evaluation", data / split, read_manifest(data / split)["digest"], context)
+        tracker.artifact("evaluation", folder / "results.json")
+        tracker.finish("evaluation")
+
+
+def show_results(done: dict[str, Any]) -> None:
     rows = [
         {"metric": f"{m['label']} (N={m['n']})", **{what: f"{v:.4g}" for what, v in m["values"].items()}}
         for m in done["metrics"]

@@ -10,7 +10,7 @@ from prefect.runtime import deployment
 
 from flows.cancel import ends_cancelled
 from flows.data import embed_text, fitted, prepare_data, write_shard_set
-from flows.evaluation import evaluate_samples, sample_images, write_report
+from flows.evaluation import evaluate_samples, log_results, sample_images, write_report
 from flows.home import Trouble, hold, quiet_services, run_folder
 from flows.inputs import data_inputs, results_inputs
 from flows.progress import board
@@ -86,7 +86,8 @@ def _work(chosen: Preset, run: Path, tracker: Tracker) -> None:
         text = embed_text(chosen, data)
         last = train_stages(chosen, run, data, text, data_inputs(data_digest, text), tracker)
         images = sample_images(chosen, run / "samples", trained_weights(last), data, text)
-        evaluate_samples(chosen, run, trained_weights(last), data, text, tracker)
+        measured = evaluate_samples(chosen, run, trained_weights(last), data, text)
+        log_results(tracker, run / "evaluation", data, measured)
         with tracker.reachable():
             tracker.times(part_times(run, stage_names(chosen)))
         write_report(chosen, run, data, images, tracker)

@@ -23,15 +23,15 @@ from evaluation.standard import measure_standard
 from flows.cancel import ends_cancelled
 from flows.data import embed_text
 from flows.datasets.parts import part_lock
-from flows.evaluation import evaluate_samples, log_results, sample_images
+from flows.evaluation import evaluate_samples, sample_images, show_results
 from flows.home import Trouble, hold, home, quiet_services, weights
 from flows.measuring.drawing import with_processes
 from flows.measuring.plan import BEGUN, Evaluation, Point, plan
 from flows.measuring.released import plan_released, write_weights
 from flows.measuring.told import SHEET, warnings
 from flows.progress import board
+from flows.records.evaluations import EvaluationRecord
 from flows.records.pages import refresh_page
-from flows.records.tracking import Tracker
 from mdm.config import Sampling
 from mdm.data.leases import Lease
 from mdm.data.shards import Shards
@@ -67,21 +67,22 @@ def evaluation(
     if released:
         write_weights(Path(run), planned)
     planned.folder.mkdir(parents=True, exist_ok=True)
-    with hold(planned.folder / "flow.lock", f"evaluation {planned.folder}"), board(ROWS) as shown:
-        tracker = Tracker(planned.folder, f"{planned.run.name} {planned.protocol.name}", shown.say)
-        used = contextlib.nullcontext() if planned.data is None else Lease(planned.data, f"evaluation of {planned.run}")
-        with ends_cancelled() as end, tracker.recording(), used:
-            write_results(planned.folder, _measure(planned, preset, tracker, shown.say, npz))
-            refresh_page(planned.run)
-            with tracker.reachable():
-                tracker.artifact("", planned.folder / "results.json")
+    with (
+        hold(planned.folder / "flow.lock", f"evaluation {planned.folder}"),
+        board(ROWS) as shown,
+        ends_cancelled() as end,
+        contextlib.nullcontext() if planned.data is None else Lease(planned.data, f"evaluation of {planned.run}"),
+    ):
+        record = EvaluationRecord(planned.run, planned.folder, planned.data, shown.say)
+        write_results(planned.folder, _measure(planned, preset, record, shown.say, npz))
+        refresh_page(planned.run)
     return end.state or str(planned.folder)
 
 
 def _measure(
-    planned: Evaluation, preset: Preset, tracker: Tracker, say: Callable[[str], None], npz: bool = False
+    planned: Evaluation, preset: Preset, record: EvaluationRecord, say: Callable[[str], None], npz: bool = False
 ) -> list[dict[str, Any]]:
-    """The numbers of every point, or its pictures."""
+    """The numbers of every point, or its pictures, each sent to MLflow when it is known."""
     found, data, text = [], planned.data, planned.text
     common: dict[str, Any] = {}
     planned.folder.mkdir(parents=True, exist_ok=True)
@@ -104,33 +105,29 @@ def _measure(
             write_npz(Drawn.open(images, planned.protocol.preparation, planned.prompts(point.sampling)), folder / NPZ)
             say(f"{point.name}: its images as one file: {folder / NPZ}")
         if figures:
-            done = _sheet(planned, point, folder, tracker)
+            done = _sheet(planned, point, folder)
         elif planned.protocol.name in STAND_INS:
             assert data is not None
-            done = evaluate_samples(chosen, folder, point.weights, data, text, tracker, point.name, point.nimg)
+            done = evaluate_samples(chosen, folder, point.weights, data, text)
         else:
             assert data is not None
             done = _standard(planned, data, chosen, folder)
             done |= {"finished_ms": int(time.time() * 1000)}
-            log_results(tracker, folder / "evaluation", data, done, point.name, point.nimg)
+            show_results(done)
         facts = common | {"point": point.name, "checkpoint": point.checkpoint, "nimg": point.nimg}
         facts |= {f"sampling.{name}": value for name, value in to_dict(point.sampling).items()}
-        with tracker.reachable():
-            tracker.params(point.name, facts)
+        record.send(point.weights, point.name, facts, done)
         found.append({**facts, "metrics": done["metrics"]})
     return found
 
 
-def _sheet(planned: Evaluation, point: Point, folder: Path, tracker: Tracker) -> dict[str, Any]:
+def _sheet(planned: Evaluation, point: Point, folder: Path) -> dict[str, Any]:
     """One guidance's figures on a contact sheet; no numbers."""
     board().start("evaluate")
     rows = rows_of(planned.protocol, planned.model, planned.data, point.sampling.guidance[0])
     write_sheet(folder / "samples" / "samples", rows, folder / SHEET)
-    with tracker.reachable():
-        tracker.artifact(point.name, folder / SHEET)
-        tracker.finish(point.name)
     board().finish("evaluate", "done", 0, f"{len(rows)} rows of pictures on {folder / SHEET}")
-    return {"metrics": []}
+    return {"metrics": [], "finished_ms": int(time.time() * 1000)}
 
 
 def _standard(planned: Evaluation, data: Path, preset: Preset, folder: Path) -> dict[str, Any]:
@@ -163,8 +160,9 @@ def common_facts(planned: Evaluation, sampling: Sampling) -> dict[str, Any]:
         *(Shards(data / split).revision for split in ("val", "train") if data is not None),
         planned.preset.seed,
     ]
-    about = {"about": planned.about} if planned.about else {}
-    return {"protocol": planned.protocol.name, "protocol_digest": digest(decides)[:12], "n": len(prompts), **about}
+    facts = {"stage": list(planned.preset.stages)[-1], "seed": planned.preset.seed, "n": len(prompts)}
+    facts |= {"about": planned.about} if planned.about else {}
+    return {"protocol": planned.protocol.name, "protocol_digest": digest(decides)[:12], **facts}
 
 
 def write_results(folder: Path, found: list[dict[str, Any]]) -> None:

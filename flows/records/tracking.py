@@ -99,6 +99,13 @@ class Tracker:
         tags = {"mdm.folder": self.id, "mdm.run": self.name}
         return self.client.create_run(self.experiment, run_name=self.name, tags=tags).info.run_id
 
+    def run_of(self, folder: Path) -> str:
+        """The parent run of another run's folder, "" where MLflow has none."""
+        held = read_json(folder / "mlflow.json") or {}
+        found = self._search(f"tags.`mdm.folder` = '{held['id']}'") if "id" in held else []
+        named = [run for run in found if run.data.tags.get("mdm.run") == folder.name]
+        return named[0].info.run_id if named else ""
+
     def child(self, stage: str) -> str:
         """The run of a stage as its folder is now, made on first use; "" is the parent."""
         if not stage:

@@ -57,7 +57,6 @@ def go(squares: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callab
     torch.manual_seed(0)
     save_weights(tmp_path / "weights", MODEL, NestedUNet(MODEL).state_dict())
     worked: list[str] = []
-    nobody: Any = Silent()
 
     def draw(module: str, folder: Path, *_: Any) -> None:
         before = ImageFolder(folder / "samples").places.keys()
@@ -80,7 +79,7 @@ def go(squares: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callab
         worked.clear()
         weights, data = tmp_path / "weights", tmp_path / "data"
         evaluation.sample_images.fn(PRESET, tmp_path / "run" / "samples", weights, data, None)
-        evaluation.evaluate_samples.fn(PRESET, tmp_path / "run", weights, data, None, nobody)
+        evaluation.evaluate_samples.fn(PRESET, tmp_path / "run", weights, data, None)
         return list(worked)
 
     return run
