@@ -35,7 +35,8 @@ from preprocessing.manifest import (
     write_json,
 )
 from preprocessing.pack.lists import SPLITS, read_items, shard_numbers, shard_size
-from preprocessing.pack.shards import Pixels, Recipe, Shard, Tier, pack_shard, read_rows
+from preprocessing.pack.rows import read_rows
+from preprocessing.pack.shards import Pixels, Recipe, Shard, Tier, pack_shard
 from preprocessing.pack.tally import Progress, Tally, count_for
 from preprocessing.remove import Removed, reapply, removed_keys
 from preprocessing.sets import DROPPED
