@@ -17,7 +17,8 @@ from typing import Any
 
 from preprocessing.manifest import digest, read_json, samples_left, write_json
 from preprocessing.pack.lists import PLAN, SPLITS
-from preprocessing.pack.shards import OK, Recipe, read_rows
+from preprocessing.pack.rows import OK, read_rows
+from preprocessing.pack.shards import Recipe
 from preprocessing.remove import IDENTITY, LIST, Removed, removal_rule
 from preprocessing.sources.listing import share_for
 

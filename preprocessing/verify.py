@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from preprocessing.manifest import read_json, read_manifest, verify_dataset
 from preprocessing.pack.lists import PLAN, SPLITS
-from preprocessing.pack.shards import check_rows
+from preprocessing.pack.rows import check_rows
 from preprocessing.sets import folders_of
 
 

@@ -83,7 +83,7 @@ def _make(name: str, options: Any, arguments: argparse.Namespace) -> int:
     from joblib import cpu_count
 
     from flows.datasets.making import count_items, list_set, make_set, newest_made, open_source
-    from flows.datasets.sets import did_you_mean
+    from flows.datasets.sets import did_you_mean, under_way
     from flows.home import datasets, make_home, sources
     from mdm.presets import PRESETS
     from preprocessing.catalogue import CATALOGUE, find
@@ -112,7 +112,7 @@ def _make(name: str, options: Any, arguments: argparse.Namespace) -> int:
             print(printable(line))
     if arguments.dry_run:
         made = opened.made()
-        print(f"to be made: {opened.folder}" if made is None else f"made already: {made}")
+        print(f"to be made: {opened.folder}{under_way(opened.folder)}" if made is None else f"made already: {made}")
         return 0
     unit = "clips" if opened.row.clips else "img"
     with tqdm(total=count_items(list_set(opened, print), arguments.part), unit=unit, smoothing=0.1) as bar:

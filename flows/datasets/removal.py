@@ -75,15 +75,17 @@ def remove_samples(name: str, keys: set[str], dry_run: bool, say: Say) -> None:
             listed[key] = {what: sorted({*before.get(what, ()), *values}) for what, values in known.items()}
     refuse_unknown(root / name, keys - set(listed))
     for part in parts if dry_run else ():
-        already = len(removed_keys(part) & keys)
-        say(f"{part.relative_to(root)}: {_count(find(part, keys, listed))} would be removed, {already} are already")
+        there, already = find(part, keys, listed), len(removed_keys(part) & keys)
+        if there or already:
+            say(f"{part.relative_to(root)}: {_count(there)} would be removed, {already} are already")
     if not dry_run and found:
         write_removals(root, name, listed)  # first: whatever is made from now on is made without them
     for folder in () if dry_run else folders:
         clear_set(folder, listed, say)
         for part in folders_of(folder):
             gone, revision = removed_keys(part) & keys, read_manifest(part).get("revision", 0)
-            say(f"{part.relative_to(root)}: {len(gone)} of {len(keys)} keys removed; revision {revision}")
+            if gone:
+                say(f"{part.relative_to(root)}: {len(gone)} of {len(keys)} keys removed; revision {revision}")
 
 
 def clear_set(folder: Path, removed: Removed, say: Say) -> None:

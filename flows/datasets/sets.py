@@ -87,6 +87,12 @@ def _progress(folder: Path) -> str:
     return f"{there / total:.0%}" if total else ""
 
 
+def under_way(folder: Path) -> str:
+    """That a set was begun, where it was, as the end of a line."""
+    part = folder.with_name(folder.name + ".part")
+    return f", begun: {_progress(part) or '0%'} of its shards are there" if part.exists() else ""
+
+
 def overview() -> Iterator[str]:
     """What can be made and of what, and below each name the sets that are here, in lines of ``WIDTH`` characters."""
     for line in _overview():
@@ -209,7 +215,8 @@ def prune(name: str | None, dry_run: bool, say: Callable[[str], None]) -> None:
         except (Trouble, OSError) as error:
             say(f"{entry.folder.name} stays: {error}")
     what = "would be deleted" if dry_run else "deleted"
-    say(f"{len(freed)} unused {'set' if len(freed) == 1 else 'sets'} {what}, {size(sum(freed))}")
+    of = f", {size(sum(freed))}" if freed else ""
+    say(f"{len(freed)} unused {'set' if len(freed) == 1 else 'sets'} {what}{of}")
 
 
 def _remove(folder: Path) -> None:

@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 from preprocessing.items import printable
 from preprocessing.manifest import read_json, read_manifest, write_json
 from preprocessing.pack.lists import PLAN, REMOVED, SPLITS, list_path
-from preprocessing.pack.shards import OK, lost_rows, read_rows
+from preprocessing.pack.rows import OK, lost_rows, read_rows
 from preprocessing.plan import STAGES_PX
 from preprocessing.remove import removed_keys
 from preprocessing.sets import CARD, DROPPED, RECIPE, folders_of

@@ -16,7 +16,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from preprocessing.cards.card import card_facts
 from preprocessing.items import printable
 from preprocessing.manifest import read_manifest, write_file
-from preprocessing.pack.shards import OK
+from preprocessing.pack.rows import OK
 from preprocessing.sets import PAGE
 
 SHOWN = 24  # samples on the sheet

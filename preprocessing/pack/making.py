@@ -5,6 +5,7 @@ same shard. Lists, shards and markers say what is done, so that the same command
 """
 
 import os
+import signal
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -14,7 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain
-from multiprocessing import get_context, parent_process
+from multiprocessing import active_children, get_context, parent_process
 from multiprocessing.connection import wait as wait_for_any
 from pathlib import Path
 from typing import Any
@@ -34,7 +35,8 @@ from preprocessing.manifest import (
     write_json,
 )
 from preprocessing.pack.lists import SPLITS, read_items, shard_numbers, shard_size
-from preprocessing.pack.shards import Pixels, Recipe, Shard, Tier, pack_shard, read_rows
+from preprocessing.pack.rows import read_rows
+from preprocessing.pack.shards import Pixels, Recipe, Shard, Tier, pack_shard
 from preprocessing.pack.tally import Progress, Tally, count_for
 from preprocessing.remove import Removed, reapply, removed_keys
 from preprocessing.sets import DROPPED
@@ -90,7 +92,8 @@ def make_shards(
 
     def pack(shard: Shard) -> Future[None]:
         answers = None if web is None else partial(read_raw, raw, _code(shard))
-        return pool.submit(pack_shard, shard, lists, root, pixels, answers, _made_before(shard))
+        with _unheard():
+            return pool.submit(pack_shard, shard, lists, root, pixels, answers, _made_before(shard))
 
     raw = folder / "raw" / f"{part[0]}-of-{part[1]}"  # of its own: parts go on at the same time
     with _pool(folder, min(workers, len(missing)), tally) as pool:
@@ -174,14 +177,40 @@ def _pool(folder: Path, workers: int, tally: Tally) -> Iterator[ProcessPoolExecu
     pool = ProcessPoolExecutor(
         workers, mp_context=get_context("spawn"), initializer=_start_worker, initargs=(tally.packed,)
     )
+    others = set(active_children())
     try:
         yield pool
+    except (KeyboardInterrupt, SystemExit):  # what is half written is written again: nobody waits for it
+        for worker in set(active_children()) - others:
+            worker.kill()
+        raise
     except BrokenProcessPool as error:
         raise RuntimeError(
             f"a process that wrote shards into {folder} was killed (out of memory?): run the same command again"
         ) from error
     finally:
         pool.shutdown(cancel_futures=True)  # after an error, don't write the rest first
+
+
+@contextmanager
+def _unheard() -> Iterator[None]:
+    """Processes that are started meanwhile never hear of Ctrl-C, which a terminal sends to all: their parent ends them,
+    and no traceback of theirs stands among its lines. Itself it hears of it afterwards, not with one half started.
+    """
+    heard: list[tuple[int, Any]] = []
+    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    main = threading.current_thread() is threading.main_thread()  # Python's handlers run there alone
+    before = signal.getsignal(signal.SIGINT)
+    if main and callable(before):  # it runs even so: other threads take the signal
+        signal.signal(signal.SIGINT, lambda *what: heard.append(what))
+    try:
+        yield
+    finally:
+        if main and callable(before):
+            signal.signal(signal.SIGINT, before)
+        signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
+        if heard and callable(before):
+            before(*heard[0])
 
 
 def _start_worker(packed: Any) -> None:

@@ -37,8 +37,8 @@ def start(*words: object, **environment: str) -> subprocess.Popen[bytes]:
         [sys.executable, *map(str, words)],
         env={**os.environ, "PYTHONPATH": paths, **environment},
         start_new_session=True,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
     )
 
 
@@ -57,6 +57,30 @@ def marked(folder: Path) -> dict[str, int]:
             if path.suffix != ".tmp":
                 found[str(path.relative_to(folder)).replace(".part/", "/")] = path.stat().st_mtime_ns
     return found
+
+
+def test_ctrl_c_is_one_line_and_ends_the_packers_at_once(tmp_path: Path) -> None:
+    """It reaches every process of the terminal's group, those that are just being started too."""
+    mine, home = tmp_path / "mine", tmp_path / "home"
+    mine.mkdir()
+    for number in range(60):
+        (mine / f"p{number:03d}.jpg").write_bytes(encoded(photograph(number)))
+    words = ["data", "mine", "--source", str(mine)]
+    with start(TESTS / "data_command.py", *words, MDM_HOME=str(home)) as process:
+        children = psutil.Process(process.pid).children
+        wait_for(lambda: any(child.memory_info().rss > 25e6 for child in children()))  # one that imports
+        under_it = children(recursive=True)
+        for status in (
+            Path(f"/proc/{worker.pid}/status") for worker in under_it if "spawn_main" in str(worker.cmdline())
+        ):
+            if status.exists():  # Linux: nothing that runs in it can be interrupted
+                assert int(status.read_text().partition("SigBlk:")[2].split()[0], 16) & 1 << (signal.SIGINT - 1)
+        os.killpg(process.pid, signal.SIGINT)
+        assert process.stdout is not None
+        said = process.stdout.read().decode().replace("\r", "\n")
+        assert process.wait(10) == 130
+    assert said.endswith("mdm: interrupted; the same command goes on from here\n") and "Traceback" not in said
+    wait_for(lambda: not [p for p in under_it if p.is_running() and p.status() != psutil.STATUS_ZOMBIE], 5)
 
 
 def test_a_packer_that_is_killed_goes_on_and_nothing_of_it_lives_on(

@@ -15,7 +15,8 @@ from preprocessing.manifest import make_folder, read_json
 from preprocessing.pack import making
 from preprocessing.pack.lists import read_items, write_lists
 from preprocessing.pack.making import finish_set, make_shards
-from preprocessing.pack.shards import Recipe, Tier, read_rows
+from preprocessing.pack.rows import read_rows
+from preprocessing.pack.shards import Recipe, Tier
 from preprocessing.remove import remove
 from preprocessing.sets import folders_of
 from preprocessing.sources.openmoji import OpenMoji

@@ -23,7 +23,8 @@ from drawn import Inline, recipe, write_drawings
 from preprocessing.items import Item, Place
 from preprocessing.manifest import FIELDS, digest, read_manifest, verify_dataset, write_file
 from preprocessing.pack import making
-from preprocessing.pack.shards import ROWS, Shard, TarFile, _bytes
+from preprocessing.pack.rows import ROWS
+from preprocessing.pack.shards import Shard, TarFile, _bytes
 from preprocessing.sources.openmoji import OpenMoji
 
 TWELVE = OpenMoji(limit=13, val_fraction=0.08)
