@@ -36,11 +36,11 @@ from torch.utils.flop_counter import FlopCounterMode
 ROOT = Path(__file__).parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "evaluation")]
 
-from evaluation.features import RandomFeatures  # noqa: E402
-from evaluation.inception import InceptionV3  # noqa: E402
-from evaluation.resize import bicubic  # noqa: E402
-from evaluation.streaming import extract_all  # noqa: E402
-from evaluation.weights import find_weights  # noqa: E402
+from evaluation.measuring.streaming import extract_all  # noqa: E402
+from evaluation.networks.features import RandomFeatures  # noqa: E402
+from evaluation.networks.inception import InceptionV3  # noqa: E402
+from evaluation.networks.resize import bicubic  # noqa: E402
+from evaluation.networks.weights import find_weights  # noqa: E402
 from mdm.data.pixels import read_rgb  # noqa: E402
 from mdm.run.job import commit, cpu_name  # noqa: E402
 from random_weights import whole_layers, write_inception  # noqa: E402

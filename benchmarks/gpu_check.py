@@ -30,8 +30,8 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests"), str(ROOT / "tests" / "evaluation
 import torch._dynamo.utils  # noqa: E402
 from kill_and_resume import digests, kill_after, launch  # noqa: E402
 
-from evaluation.inception import InceptionV3  # noqa: E402
-from evaluation.weights import find_weights  # noqa: E402
+from evaluation.networks.inception import InceptionV3  # noqa: E402
+from evaluation.networks.weights import find_weights  # noqa: E402
 from mdm.config import Sampling  # noqa: E402
 from mdm.diffusion.generate import generate  # noqa: E402
 from mdm.diffusion.philox import normal  # noqa: E402

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from evaluation.arrays import Features, check_pair, float64_blocks
-from evaluation.estimates import Estimate
+from evaluation.statistics.arrays import Features, check_pair, float64_blocks
+from evaluation.statistics.estimates import Estimate
 
 
 @dataclass(frozen=True)

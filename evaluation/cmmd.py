@@ -7,9 +7,9 @@ estimate, which at equal distributions lies about 2000 · (1 - mean kernel) / N 
 import numpy as np
 from numpy.typing import NDArray
 
-from evaluation.arrays import Features, check_pair
-from evaluation.estimates import Estimate
-from evaluation.mmd import mmd
+from evaluation.statistics.arrays import Features, check_pair
+from evaluation.statistics.estimates import Estimate
+from evaluation.statistics.mmd import mmd
 
 SIGMA, SCALE = 10.0, 1000.0
 

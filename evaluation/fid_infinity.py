@@ -11,10 +11,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from evaluation.arrays import Features, blocks, check_features
-from evaluation.estimates import Estimate
 from evaluation.frechet import Gaussian, distance
-from evaluation.moments import Moments
+from evaluation.statistics.arrays import Features, blocks, check_features
+from evaluation.statistics.estimates import Estimate
+from evaluation.statistics.moments import Moments
 
 POINTS = 15
 

@@ -16,8 +16,8 @@ import scipy.linalg
 from numpy.typing import NDArray
 from scipy.linalg import blas, lapack
 
-from evaluation.arrays import Features, check_features, check_pair
-from evaluation.moments import Moments, check_moments
+from evaluation.statistics.arrays import Features, check_features, check_pair
+from evaluation.statistics.moments import Moments, check_moments
 
 Array = NDArray[np.float64]
 EPS = float(np.finfo(np.float64).eps)

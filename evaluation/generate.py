@@ -16,9 +16,9 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from evaluation.captions import Line, Prompt, assign, read_lines
-from evaluation.conditions import conditions_of_samples, own_conditions
-from evaluation.image_folder import ImageFolder
+from evaluation.images.captions import Line, Prompt, assign, read_lines
+from evaluation.images.conditions import conditions_of_samples, own_conditions
+from evaluation.images.image_folder import ImageFolder
 from mdm.config import Device, Model, Sampling, check
 from mdm.data.embeddings import TextSource
 from mdm.data.leases import Lease, removal_asked

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import rel_entr
 
-from evaluation.arrays import Features, check_features
+from evaluation.statistics.arrays import Features, check_features
 
 
 @dataclass(frozen=True)

@@ -7,9 +7,9 @@ subsets; here the estimate uses all pairs.
 import numpy as np
 from numpy.typing import NDArray
 
-from evaluation.arrays import Features, check_pair
-from evaluation.estimates import Estimate
-from evaluation.mmd import mmd
+from evaluation.statistics.arrays import Features, check_pair
+from evaluation.statistics.estimates import Estimate
+from evaluation.statistics.mmd import mmd
 
 
 def kernel(x: NDArray[np.float64], y: NDArray[np.float64]) -> NDArray[np.float64]:

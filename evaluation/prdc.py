@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from evaluation.arrays import Features, check_pair, float64_blocks
+from evaluation.statistics.arrays import Features, check_pair, float64_blocks
 
 Array = NDArray[np.float64]
 

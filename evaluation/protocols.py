@@ -28,7 +28,7 @@ class Protocol:
     num_samples: int = 0  # prompts; 0: as the run's preset has
     reference: Reference
     preparation: Preparation = "as drawn"
-    networks: tuple[str, ...]  # rows of evaluation/weights.py, or what comes with the packages
+    networks: tuple[str, ...]  # rows of evaluation/networks/weights.py, or what comes with the packages
     metrics: tuple[str, ...]
     sampling: Mapping[str, Any] = field(default_factory=dict)  # fields of mdm/config.py:Sampling instead of the run's
     negative_prompt: str = ""  # the caption that guidance leads away from; "": the null caption

@@ -6,7 +6,7 @@ from typing import TypeVar
 
 import numpy as np
 
-from evaluation.arrays import Features, check_features
+from evaluation.statistics.arrays import Features, check_features
 
 T = TypeVar("T")
 

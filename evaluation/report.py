@@ -18,8 +18,8 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from evaluation.charts import draw_curve, draw_metric, number, signed
-from evaluation.schema import Comparison, Curve, EvaluationTable, MetricRow, Records, check, decoded_size
+from evaluation.pages.charts import draw_curve, draw_metric, number, signed
+from evaluation.pages.schema import Comparison, Curve, EvaluationTable, MetricRow, Records, check, decoded_size
 from mdm.files import whole_file
 
 PIXELATED_UP_TO_PX = 32  # below this size the pixels themselves are the picture; above, hard edges only disturb
@@ -55,7 +55,7 @@ def render_comparison(comparison: dict[str, Any], out: Path) -> Path:
 
 def _page(template: str, **fields: Any) -> str:
     environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
+        loader=FileSystemLoader(Path(__file__).parent / "pages"),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,

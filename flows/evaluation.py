@@ -6,9 +6,9 @@ from typing import Any
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
-from evaluation.measure import measure
+from evaluation.measuring.measure import measure
+from evaluation.measuring.reading import measured_lines
 from evaluation.protocols import PROTOCOLS, Protocol
-from evaluation.reading import measured_lines
 from evaluation.report import render
 from evaluation.results import HEADLINE
 from flows.datasets.removal import between_removals

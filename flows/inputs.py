@@ -12,8 +12,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from evaluation.captions import Line
-from evaluation.features import EfficientNetLite0
+from evaluation.images.captions import Line
+from evaluation.networks.features import EfficientNetLite0
 from evaluation.results import METRICS_FORMAT
 from mdm.config import SAMPLING_FORMAT, Model, Sampling
 from mdm.data.embeddings import TextSource

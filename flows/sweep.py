@@ -13,13 +13,13 @@ from typing import Any
 
 from prefect import State, flow
 
-from evaluation.asked import rows_of
-from evaluation.gallery import write_sheet
-from evaluation.networks import load_networks
-from evaluation.npz import write_npz
-from evaluation.preparation import Drawn
+from evaluation.images.asked import rows_of
+from evaluation.images.gallery import write_sheet
+from evaluation.images.npz import write_npz
+from evaluation.images.preparation import Drawn
+from evaluation.measuring.networks import load_networks
+from evaluation.measuring.standard import measure_standard
 from evaluation.protocols import STAND_INS
-from evaluation.standard import measure_standard
 from flows.cancel import ends_cancelled
 from flows.data import embed_text
 from flows.datasets.parts import part_lock

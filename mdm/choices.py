@@ -274,6 +274,6 @@ def table() -> str:
         "saying how: it is a sum. Sec. 3.3 draws times uniformly: each is, but those of a batch are spread evenly, so",
         "that the loss varies less between batches (Kingma et al. 2021). App. F's FID is of randomly sampled labels:",
         "each is drawn uniformly and for itself, by its number and a seed that is the same for every run, so that",
-        "classes come up as often as chance has it, not equally often (`evaluation/asked.py:random_labels`).",
+        "classes come up as often as chance has it, not equally often (`evaluation/images/asked.py:random_labels`).",
     ]
     return "\n".join(lines) + "\n"

@@ -56,8 +56,8 @@ def sample_options(sub: argparse.ArgumentParser) -> None:
 
 
 def sample(arguments: argparse.Namespace) -> int:
-    from evaluation.manifest import draw_prompts, read_prompts
-    from evaluation.prompts import open_drawing, sample_prompts
+    from evaluation.images.manifest import draw_prompts, read_prompts
+    from evaluation.images.prompts import open_drawing, sample_prompts
     from flows.home import run_folder, weights
 
     names = ("sampler", "steps", "eta", "threshold")
@@ -209,7 +209,7 @@ def _draw_part(planned: "Evaluation", arguments: argparse.Namespace) -> int:
 
 
 def _again(arguments: argparse.Namespace) -> int:
-    from evaluation.measure import measure
+    from evaluation.measuring.measure import measure
     from flows.datasets.sets import set_of_samples
     from flows.home import run_folder
     from mdm.data.embeddings import TextSource

@@ -9,10 +9,10 @@ from typing import NoReturn
 
 from tqdm import tqdm
 
-from evaluation.asked import prompts_of
-from evaluation.captions import Prompt, is_whole
 from evaluation.generate import AS_MADE, ImageJob, ImageSet, prepare
-from evaluation.image_folder import ImageFolder
+from evaluation.images.asked import prompts_of
+from evaluation.images.captions import Prompt, is_whole
+from evaluation.images.image_folder import ImageFolder
 from evaluation.protocols import PROTOCOLS, STAND_INS, Protocol
 from flows.datasets.parts import Part, in_turn, part_lock, set_lock
 from flows.datasets.text import Captions

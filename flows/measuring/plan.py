@@ -6,10 +6,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, get_args
 
-from evaluation.asked import prompts_of, refuse
-from evaluation.captions import Prompt
-from evaluation.gallery import guidances
-from evaluation.networks import missing
+from evaluation.images.asked import prompts_of, refuse
+from evaluation.images.captions import Prompt
+from evaluation.images.gallery import guidances
+from evaluation.measuring.networks import missing
 from evaluation.protocols import PROTOCOLS, STAND_INS, Protocol
 from flows.datasets.sets import set_of_samples
 from flows.home import datasets, run_folder, weights

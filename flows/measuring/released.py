@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 
-from evaluation.asked import refuse
+from evaluation.images.asked import refuse
 from evaluation.protocols import PROTOCOLS
 from flows.home import home, weights
 from flows.measuring.plan import Evaluation, Point, as_begun, fitted_to, prompts_set, samplings, swept

@@ -4,8 +4,8 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
-from evaluation.asked import refuse
-from evaluation.gallery import class_numbers, left_out
+from evaluation.images.asked import refuse
+from evaluation.images.gallery import class_numbers, left_out
 from evaluation.protocols import STAND_INS, Protocol
 from evaluation.results import HEADLINE, SAMPLES
 from flows.measuring.plan import Evaluation, lacking, prompts_set, samplings, swept

@@ -13,10 +13,10 @@ from typing import Any
 from mlflow.entities import LoggedModelInput, Metric
 from PIL import Image
 
-from evaluation.captions import Line, read_lines
-from evaluation.image_folder import ImageFolder
+from evaluation.images.captions import Line, read_lines
+from evaluation.images.image_folder import ImageFolder
+from evaluation.measuring.standard import COSINES
 from evaluation.results import SAMPLES
-from evaluation.standard import COSINES
 from flows.home import Trouble
 from flows.measuring.told import SHEET
 from flows.records.tracking import Tracker

@@ -6,9 +6,9 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from evaluation.image_folder import ImageFolder
-from evaluation.prompt_grids import png_uri, strip
-from evaluation.sections import sections
+from evaluation.images.image_folder import ImageFolder
+from evaluation.pages.prompt_grids import png_uri, strip
+from evaluation.pages.sections import sections
 from flows.records.tracking import Tracker, history
 from flows.training import trained_weights
 from mdm.config import LossSpace
@@ -21,7 +21,7 @@ SHOWN = 24  # captions on the page
 
 
 def export_records(preset: Preset, run: Path, data: Path, images: Path, tracker: Tracker) -> dict[str, Any]:
-    """Numbers, curves and facts from MLflow; pictures from the image folder; the rest by evaluation/sections.py."""
+    """Numbers, curves and facts from MLflow; pictures from the image folder; the rest by pages/sections.py."""
     parent = tracker.client.get_run(tracker.parent).data
     results = json.loads((Path(_download(tracker, "evaluation", "results.json"))).read_text())
     manifest = read_manifest(data / "train")

@@ -3,9 +3,9 @@
 from pathlib import Path
 from typing import Any
 
-from evaluation.compare import compare
+from evaluation.pages.compare import compare
+from evaluation.pages.sections import sections
 from evaluation.report import render, render_comparison
-from evaluation.sections import sections
 from flows.home import home, run_folder
 from mdm.files import load_json, write_json
 from mdm.presets import load_preset

@@ -143,7 +143,7 @@ def end_stale_servers() -> None:
 
 def where_things_are(name: str) -> str:
     """The closing lines: the page, the servers' commands, the checkpoint, a prompt of one's own."""
-    from evaluation.captions import read_lines  # torch, which a run that cannot start need not wait for
+    from evaluation.images.captions import read_lines  # torch, which a run that cannot start need not wait for
 
     run = run_folder(name)
     bin_folder = Path(_shown(Path(sys.executable).parent))

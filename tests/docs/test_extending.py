@@ -40,7 +40,7 @@ import numpy as np
 import torch
 
 import mdm
-from evaluation import metrics
+from evaluation.measuring import metrics
 from evaluation.results import METRICS_FORMAT, VENDI
 from evaluation.vendi import vendi
 from flows.cli import main

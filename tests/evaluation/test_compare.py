@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from evaluation.compare import compare
+from evaluation.pages.compare import compare
+from evaluation.pages.schema import Comparison
 from evaluation.report import render_comparison
-from evaluation.schema import Comparison
 from tests.evaluation.example_records import HOSTILE, example_records
 from tests.evaluation.test_report import Elements
 

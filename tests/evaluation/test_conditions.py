@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 import torch
 
-from evaluation.asked import prompts_of, refuse
-from evaluation.captions import read_lines
 from evaluation.generate import ImageJob, ImageSet, generate_images, prepare
-from evaluation.image_folder import ImageFolder
+from evaluation.images.asked import prompts_of, refuse
+from evaluation.images.captions import read_lines
+from evaluation.images.image_folder import ImageFolder
 from evaluation.protocols import PROTOCOLS
 from mdm.config import ENCODERS, Labels, Sampling, Text, padded_length
 from mdm.data.embeddings import TextSource

@@ -8,7 +8,7 @@ from efficientnet_lite_pytorch import EfficientNet
 from numpy.typing import NDArray
 from PIL import Image
 
-from evaluation.features import EfficientNetLite0
+from evaluation.networks.features import EfficientNetLite0
 
 Uint8 = NDArray[np.uint8]
 

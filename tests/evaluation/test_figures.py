@@ -4,9 +4,9 @@ from dataclasses import replace
 
 import pytest
 
-from evaluation.figures import figures
-from evaluation.schema import Curve
-from evaluation.speed import Pace
+from evaluation.pages.figures import figures
+from evaluation.pages.schema import Curve
+from evaluation.pages.speed import Pace
 from mdm.presets import PRESETS, resolve
 from tests.evaluation.example_records import PACE, TINY, evaluated, measured
 

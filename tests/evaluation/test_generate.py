@@ -16,9 +16,9 @@ import torch
 from PIL import Image
 
 from evaluation import generate as generate_module
-from evaluation.captions import Prompt, held_out_prompts, image_seed, is_whole, read_lines
 from evaluation.generate import ImageJob, ImageSet, generate_images, prepare
-from evaluation.reading import load_real
+from evaluation.images.captions import Prompt, held_out_prompts, image_seed, is_whole, read_lines
+from evaluation.measuring.reading import load_real
 from mdm.config import ENCODERS, Labels, Sampling, Text
 from mdm.data import leases
 from mdm.data.embeddings import TextSource

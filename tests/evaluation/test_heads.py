@@ -5,7 +5,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from evaluation.heads import Heads, pool_tokens, retrieval, train_heads
+from evaluation.measuring.heads import Heads, pool_tokens, retrieval, train_heads
 
 Pairs = tuple[np.ndarray, np.ndarray]
 

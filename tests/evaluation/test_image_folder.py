@@ -11,7 +11,7 @@ import webdataset
 from PIL import Image
 from torch import Tensor
 
-from evaluation.image_folder import ImageFolder
+from evaluation.images.image_folder import ImageFolder
 from mdm.data.ranges import to_uint8
 
 

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from evaluation.features import EfficientNetLite0
 from evaluation.kid import kernel, kid
+from evaluation.networks.features import EfficientNetLite0
 
 
 def by_pairs(x: NDArray[np.float64], y: NDArray[np.float64]) -> float:

@@ -9,9 +9,9 @@ import pytest
 import torch
 from PIL import Image
 
-from evaluation.captions import image_seed
-from evaluation.manifest import read_prompts
-from evaluation.prompts import conditions_of, open_drawing
+from evaluation.images.captions import image_seed
+from evaluation.images.manifest import read_prompts
+from evaluation.images.prompts import conditions_of, open_drawing
 from flows.cli import main
 from mdm.config import Labels, Sampling, Text
 from mdm.data.embeddings import TextSource

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 import torch
 
-from evaluation import extraction, measure
-from evaluation.captions import held_out_prompts, unique
 from evaluation.generate import ImageJob, ImageSet, prepare
-from evaluation.image_folder import ImageFolder
+from evaluation.images.captions import held_out_prompts, unique
+from evaluation.images.image_folder import ImageFolder
+from evaluation.measuring import extraction, measure
 from evaluation.results import HEADLINE, SAMPLES, UNTRAINED
 from mdm.config import Sampling
 from mdm.data.shards import Shards

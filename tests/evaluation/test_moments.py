@@ -6,7 +6,7 @@ import pytest
 from numpy.typing import NDArray
 
 from evaluation.frechet import frechet_distance, frechet_distance_from_moments
-from evaluation.moments import Moments, load_statistics
+from evaluation.statistics.moments import Moments, load_statistics
 
 
 def features() -> NDArray[np.float32]:

@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 
-from evaluation.nearest import nearest_images
+from evaluation.measuring.nearest import nearest_images
 
 
 def test_finds_itself_at_distance_zero_in_any_chunking(drawings: NDArray[np.uint8]) -> None:

@@ -19,13 +19,12 @@ from PIL import Image
 from safetensors.torch import save_file
 from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
-from evaluation.clip import Clip
-from evaluation.dinov2 import DinoV2, interpolate_positions
-from evaluation.features import Extractor
-from evaluation.inception import InceptionV3
-from evaluation.resize import bicubic, bicubic_square, bicubic_uint8
-from evaluation.results import KID, Result
-from evaluation.weights import (
+from evaluation.networks.clip import Clip
+from evaluation.networks.dinov2 import DinoV2, interpolate_positions
+from evaluation.networks.features import Extractor
+from evaluation.networks.inception import InceptionV3
+from evaluation.networks.resize import bicubic, bicubic_square, bicubic_uint8
+from evaluation.networks.weights import (
     CLIP_B_16,
     CLIP_B_32,
     CLIP_L_14,
@@ -35,6 +34,7 @@ from evaluation.weights import (
     Weights,
     find_weights,
 )
+from evaluation.results import KID, Result
 from random_weights import row_of, small_layers, without_hash, write_inception
 
 # TorchScript's end is announced; NVIDIA's file is what it is.

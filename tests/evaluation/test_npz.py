@@ -6,10 +6,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from evaluation.captions import Prompt, assign
-from evaluation.image_folder import ImageFolder
-from evaluation.npz import write_npz
-from evaluation.preparation import Drawn
+from evaluation.images.captions import Prompt, assign
+from evaluation.images.image_folder import ImageFolder
+from evaluation.images.npz import write_npz
+from evaluation.images.preparation import Drawn
 
 
 def test_the_images_are_streamed(tmp_path: Path) -> None:

@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
-from evaluation.points import read_points, tables
-from evaluation.schema import EvaluationTable
+from evaluation.pages.points import read_points, tables
+from evaluation.pages.schema import EvaluationTable
 from mdm.files import write_json
 from mdm.presets import PRESETS
 from mdm.structure import to_dict

@@ -10,11 +10,11 @@ import numpy as np
 import torch
 from PIL import Image
 
-from evaluation.captions import Line, write_lines
-from evaluation.image_folder import ImageFolder
-from evaluation.prompt_grids import best_and_worst, prompt_grids, seeds_along_training
-from evaluation.schema import Grid, Sample
-from evaluation.sections import flat, own_digest, own_samples
+from evaluation.images.captions import Line, write_lines
+from evaluation.images.image_folder import ImageFolder
+from evaluation.pages.prompt_grids import best_and_worst, prompt_grids, seeds_along_training
+from evaluation.pages.schema import Grid, Sample
+from evaluation.pages.sections import flat, own_digest, own_samples
 from mdm.files import write_json
 from mdm.presets import PRESETS
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from evaluation.prompts import furthest_checkpoint, picture_path, this_checkpoint
+from evaluation.images.prompts import furthest_checkpoint, picture_path, this_checkpoint
 from mdm.network.nested import NestedUNet
 from mdm.presets import PRESETS, Preset
 from mdm.run.checkpoint import Contents, save_checkpoint

@@ -11,10 +11,10 @@ from typing import Any
 
 import pytest
 
-from evaluation.charts import MARKED, number
-from evaluation.compare import compare
+from evaluation.pages.charts import MARKED, number
+from evaluation.pages.compare import compare
+from evaluation.pages.schema import Records, check
 from evaluation.report import date, duration, main, render, render_comparison
-from evaluation.schema import Records, check
 from tests.evaluation.chromium import Page, find_chromium
 from tests.evaluation.example_records import HOSTILE, beside_13_43, example_records
 

@@ -1,7 +1,7 @@
 import pytest
 
 from evaluation import results
-from evaluation.features import EfficientNetLite0
+from evaluation.networks.features import EfficientNetLite0
 from evaluation.report import MetricRow
 from evaluation.results import FRECHET, KID, TEXT_IMAGE, Metric, Result
 

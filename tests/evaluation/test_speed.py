@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from evaluation.schema import Speed
-from evaluation.speed import read_pace, speeds
+from evaluation.pages.schema import Speed
+from evaluation.pages.speed import read_pace, speeds
 from mdm.files import write_json
 from mdm.presets import PRESETS
 

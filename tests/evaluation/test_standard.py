@@ -14,25 +14,25 @@ from numpy.typing import NDArray
 from PIL import Image
 from scipy.special import softmax
 
-from evaluation import kept, standard
-from evaluation.captions import Prompt, assign, read_lines
-from evaluation.clip import Clip
 from evaluation.clip_score import clip_score
 from evaluation.cmmd import cmmd
-from evaluation.features import Extractor, RandomFeatures
 from evaluation.fid_infinity import fid_infinity
 from evaluation.frechet import Gaussian, frechet_distance
-from evaluation.image_folder import ImageFolder
-from evaluation.inception import InceptionV3
+from evaluation.images.captions import Prompt, assign, read_lines
+from evaluation.images.image_folder import ImageFolder
+from evaluation.images.preparation import Drawn, Noise, Pictures, Reference, adm_centre_crop
 from evaluation.inception_score import inception_score
 from evaluation.kid import kid
-from evaluation.networks import NETWORKS, load_networks, missing
+from evaluation.measuring import kept, standard
+from evaluation.measuring.networks import NETWORKS, load_networks, missing
+from evaluation.measuring.protocol_metrics import Classifier, TextReader, roles, short
+from evaluation.measuring.standard import compare, measure_standard
+from evaluation.networks.clip import Clip
+from evaluation.networks.features import Extractor, RandomFeatures
+from evaluation.networks.inception import InceptionV3
 from evaluation.prdc import prdc
-from evaluation.preparation import Drawn, Noise, Pictures, Reference, adm_centre_crop
-from evaluation.protocol_metrics import Classifier, TextReader, roles, short
 from evaluation.protocols import PROTOCOLS
 from evaluation.relative import real_against_real, relative_to_real
-from evaluation.standard import compare, measure_standard
 from made import write_originals
 from mdm.data.ranges import average
 from mdm.data.shards import Shards
@@ -268,7 +268,7 @@ def test_what_else_is_refused(made: Path, squares: Path, tmp_path: Path, monkeyp
     refused("protocol coco2014-val-30k needs the networks inception_v3_clean, inception_v3_legacy, too", few)
     refused("clip_vit_b_16: reads no captions", make_networks() | {"clip_vit_b_16": RandomFeatures(16)})
     refused("inception_v3_legacy: has no classes", make_networks() | {"inception_v3_legacy": RandomFeatures(16)})
-    refused("protocol watch measures .*, which evaluation/measure.py does", protocol=PROTOCOLS["watch"])
+    refused("protocol watch measures .*, as measuring/measure.py does", protocol=PROTOCOLS["watch"])
 
     def full(*given: Any) -> None:
         raise OSError(errno.ENOSPC, "No space left on device", "some/file.json")

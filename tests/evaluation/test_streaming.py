@@ -9,8 +9,8 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from evaluation.features import EfficientNetLite0, Images, RandomFeatures
-from evaluation.streaming import extract_all
+from evaluation.measuring.streaming import extract_all
+from evaluation.networks.features import EfficientNetLite0, Images, RandomFeatures
 
 Uint8 = NDArray[np.uint8]
 NETWORKS = [RandomFeatures(64), RandomFeatures(32, seed=1)]
@@ -110,8 +110,8 @@ def test_memory_does_not_grow_with_the_images(tmp_path: Path) -> None:
 import resource, sys
 from pathlib import Path
 import numpy as np, torch
-from evaluation.features import RandomFeatures
-from evaluation.streaming import extract_all
+from evaluation.networks.features import RandomFeatures
+from evaluation.measuring.streaming import extract_all
 torch.set_num_threads(1)
 def images(start):
     for i in range(start, n, 50):

@@ -8,7 +8,7 @@ from pathlib import Path
 import open_clip
 import pytest
 
-from evaluation.weights import INCEPTION_V3, TABLE, WeightFile, find_weights
+from evaluation.networks.weights import INCEPTION_V3, TABLE, WeightFile, find_weights
 from random_weights import row_of, without_hash
 
 

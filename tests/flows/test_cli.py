@@ -16,7 +16,7 @@ import requests
 import torch
 from sqlalchemy import create_engine
 
-from evaluation.captions import Line, write_lines
+from evaluation.images.captions import Line, write_lines
 from flows.cli import main
 from flows.home import hold, quiet_services
 from flows.starting.embedded import where_things_are

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from evaluation.generate import ImageJob, generate_images
-from evaluation.image_folder import ImageFolder
+from evaluation.images.image_folder import ImageFolder
 from flows import evaluation
 from flows.measuring import drawing
 from flows.progress import board

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import torch
 
-from evaluation.captions import Line, write_lines
-from evaluation.image_folder import ImageFolder
+from evaluation.images.captions import Line, write_lines
+from evaluation.images.image_folder import ImageFolder
 from flows.records.evaluations import EvaluationRecord, image_key
 from flows.records.tracking import Tracker
 from mdm.files import write_json

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from evaluation.captions import Line
+from evaluation.images.captions import Line
 from flows.home import run_folder
 from flows.inputs import (
     DataInputs,

@@ -15,13 +15,13 @@ from numpy.typing import NDArray
 from PIL import Image
 from safetensors.torch import load_file
 
-from evaluation import gallery, preparation
-from evaluation.asked import random_labels
-from evaluation.captions import read_lines
-from evaluation.features import RandomFeatures
 from evaluation.generate import ImageJob, generate_images
-from evaluation.image_folder import ImageFolder
-from evaluation.networks import NETWORKS
+from evaluation.images import gallery, preparation
+from evaluation.images.asked import random_labels
+from evaluation.images.captions import read_lines
+from evaluation.images.image_folder import ImageFolder
+from evaluation.measuring.networks import NETWORKS
+from evaluation.networks.features import RandomFeatures
 from evaluation.protocols import PROTOCOLS
 from flows import data as data_tasks
 from flows import evaluation as tasks

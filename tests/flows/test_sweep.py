@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from evaluation.generate import ImageJob, generate_images
-from evaluation.image_folder import ImageFolder
+from evaluation.images.image_folder import ImageFolder
 from evaluation.protocols import PROTOCOLS
 from flows import evaluation as tasks
 from flows import sweep

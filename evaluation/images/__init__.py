@@ -1,0 +1,1 @@
+"""What is asked for, and the images that are drawn: prompts, folders, preparation."""

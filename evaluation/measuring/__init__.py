@@ -1,0 +1,1 @@
+"""Images -> numbers: by published networks, or by packaged stand-ins."""

@@ -1,0 +1,234 @@
+"""A checkpoint's numbers as others publish them: drawn images -> features by the published networks -> results.json.
+
+First everything is checked that can be without computing; then features are made, or found (kept.py); then numbers
+(protocol_metrics.py). Killed at any moment, the same call goes on and finds the same.
+"""
+
+import errno
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from evaluation.clip_score import hessel_score, torchmetrics_score
+from evaluation.images.captions import Line, Prompt
+from evaluation.images.preparation import Drawn, Noise, Reference
+from evaluation.measuring.kept import kept_pictures, kept_texts
+from evaluation.measuring.protocol_metrics import (
+    DISTANCES,
+    FEWEST,
+    Classifier,
+    FeatureSets,
+    TextReader,
+    clip_scores,
+    relative,
+    roles,
+)
+from evaluation.networks.features import Extractor
+from evaluation.protocols import Protocol
+from evaluation.results import METRICS_FORMAT, RANDOM, Metric, Result
+from mdm.data.shards import Shards
+from mdm.files import whole_file, write_json
+from mdm.structure import digest, to_dict
+
+LIBRARIES = ("torch", "numpy", "scipy", "pillow", "open_clip_torch", "timm")
+COSINES = "cosines.jsonl"
+
+Progress = Callable[[str, int, int], None]
+Cosines = dict[str, NDArray[np.float64]]
+
+
+def measure_standard(
+    protocol: Protocol,
+    images: Path,
+    reference: Shards | Sequence[Shards],
+    networks: Mapping[str, Extractor],
+    out: Path,
+    references: Path,
+    seed: int,
+    progress: Progress,
+    prompts: Sequence[Prompt] | None = None,
+    about: str = "",
+    for_tests: bool = False,
+) -> dict[str, Any]:
+    """Measure a folder of images that generate.py drew by a protocol -> what ``out/results.json`` holds.
+
+    ``reference``: the split, or the splits, that the protocol names. ``networks``: by their roles, as ``load_networks``
+    gives them. The features of the images are kept in ``out/features``, those of real images and of noise in
+    ``references``, where every other measurement finds them. ``out/cosines.jsonl`` has the raw cosine of each image
+    with its caption. ``progress(what, done, total)`` is called all along. ``prompts``: whose images are measured, where
+    that is not all: a sample that was removed leaves its image behind. ``about``: what every number's note begins with.
+
+    ``for_tests``: networks with random weights are taken, and their numbers written as ``random_metrics``, which no
+    report reads. Raises ValueError, one line, for what is missing, wrong or full; before long work where it can be
+    known.
+    """
+    _check_networks(protocol, networks, for_tests)
+    of_pictures, of_captions = roles(protocol)
+    drawn = Drawn.open(images, protocol.preparation, prompts)
+    if len(drawn) < FEWEST:
+        raise ValueError(f"{images}: {len(drawn)} images, a protocol needs at least {FEWEST}")
+    keys = [line.key for line in drawn.lines] if protocol.reference == "the prompts' own" else []
+    splits = [reference] if isinstance(reference, Shards) else list(reference)
+    real = Reference.open(splits, protocol.preparation, drawn.px, keys)
+    noise = Noise(len(drawn), drawn.px, seed)
+    identity = {
+        "protocol": {k: v for k, v in to_dict(protocol).items() if k != "summary"},
+        "prompts": digest([[line.key, line.caption, line.label] for line in drawn.lines]),
+        "reference": real.identity,
+        "n": len(drawn),
+        "px": drawn.px,
+        "networks": {role: [networks[role].name, networks[role].weights] for role in (*of_pictures, *of_captions)},
+        "resize": {role: networks[role].resize for role in (*of_pictures, *of_captions)},
+        "seed": seed,
+        "metrics_format": METRICS_FORMAT,
+    }
+
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        distances = [networks[role] for role in of_pictures]
+        everything = [networks[role] for role in (*of_pictures, *of_captions)]
+        found = {}
+        for what, folder, name, pictures, asked in (
+            ("real images", references, splits[0].folder.name, real, distances),
+            ("noise", references, "noise", noise, distances),
+            ("samples", out / "features", "samples", drawn, everything),
+        ):
+            told = _of(progress, f"features of {what}", len(pictures))
+            found[what] = kept_pictures(folder, name, pictures, _different(asked), told) if asked else {}
+        results, sets = [], {}
+        for role in of_pictures:
+            drawn_, noise_, real_ = (found[what][networks[role].name] for what in ("samples", "noise", "real images"))
+            sets[role] = FeatureSets(networks[role], drawn_, noise_, real_, seed)
+        for i, name in enumerate(metric for metric in protocol.metrics if metric in DISTANCES):
+            progress(name, i, len(protocol.metrics))
+            role, measure = DISTANCES[name]
+            results += measure(sets[role])
+        if "relative" in protocol.metrics:
+            results.append(relative(sets, of_pictures))
+        captions = [line.caption[: protocol.caption_letters or None] for line in drawn.lines]
+        scores, cosines = _caption_scores(captions, found["samples"], networks, of_captions, out, progress)
+        results = [replace(result, metric=_noted(result.metric, about)) for result in (*results, *scores)]
+        return _write(out, identity, results, cosines, drawn.lines, len(real))
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            where = error.filename or f"{out} or {references}"
+            raise ValueError(f"{where}: {error.strerror}. Make room: the same command goes on") from error
+        raise
+
+
+def compare(a: Mapping[str, Any], b: Mapping[str, Any]) -> dict[str, tuple[float, float]]:
+    """The samples' values of two results by metric. Raises ValueError naming what differs where they were not measured
+    in the same way: such numbers do not compare."""
+    if a["digest"] != b["digest"]:
+        differ = _differ(a["measured"], b["measured"])
+        raise ValueError(f"not measured in the same way: {'; '.join(differ)}. Such numbers do not compare")
+    kind = "metrics" if "metrics" in a else "random_metrics"
+    of_b = {row["name"]: row for row in b[kind]}
+    return {row["name"]: (row["values"]["samples"], of_b[row["name"]]["values"]["samples"]) for row in a[kind]}
+
+
+def _differ(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[str]:
+    lines = []
+    for key in sorted(a.keys() | b.keys()):
+        of_a, of_b = a.get(key), b.get(key)
+        if isinstance(of_a, dict) and isinstance(of_b, dict):
+            lines += [f"{key}.{line}" for line in _differ(of_a, of_b)]
+        elif of_a != of_b:
+            lines.append(f"{key} {_brief(of_a)} and {_brief(of_b)}")
+    return lines
+
+
+def _brief(value: Any) -> str:
+    text = value if isinstance(value, str) else json.dumps(value)
+    return text if len(text) <= 60 else f"{text[:28]}…{text[-28:]}"
+
+
+def _check_networks(protocol: Protocol, networks: Mapping[str, Extractor], for_tests: bool) -> None:
+    of_pictures, of_captions = roles(protocol)
+    if lacking := [role for role in (*of_pictures, *of_captions) if role not in networks]:
+        raise ValueError(f"protocol {protocol.name} needs the networks {', '.join(lacking)}, too")
+    if "inception_score" in protocol.metrics and not isinstance(networks[DISTANCES["inception_score"][0]], Classifier):
+        raise ValueError(f"{DISTANCES['inception_score'][0]}: has no classes, which the Inception score is made of")
+    if silent := [role for role in of_captions if not isinstance(networks[role], TextReader)]:
+        raise ValueError(f"{', '.join(silent)}: reads no captions, which the CLIP score needs")
+    random = sorted({network.name for network in networks.values() if network.name.startswith(RANDOM)})
+    if random and not for_tests:
+        raise ValueError(f"{', '.join(random)}: random weights, for tests only: nothing is measured with them")
+
+
+def _noted(metric: Metric, about: str) -> Metric:
+    return replace(metric, note=f"{about}. {metric.note}") if about else metric
+
+
+def _different(networks: Sequence[Extractor]) -> list[Extractor]:
+    """Each once: one may have several roles."""
+    return list({id(network): network for network in networks}.values())
+
+
+def _of(progress: Progress, what: str, total: int) -> Callable[[int], None]:
+    return lambda done: progress(what, done, total)
+
+
+def _caption_scores(
+    captions: Sequence[str],
+    features: Mapping[str, NDArray[np.float32]],
+    networks: Mapping[str, Extractor],
+    asked: Sequence[str],
+    out: Path,
+    progress: Progress,
+) -> tuple[list[Result], Cosines]:
+    results, cosines = [], Cosines()
+    for i, role in enumerate(asked):
+        progress(f"captions by {role}", i, len(asked))
+        network = networks[role]
+        assert isinstance(network, TextReader)
+        text = kept_texts(out / "features", captions, network, network.text_features)
+        result, cosines[role] = clip_scores(network, role, features[network.name], text)
+        results.append(result)
+    return results, cosines
+
+
+def _write(
+    out: Path,
+    identity: dict[str, Any],
+    results: Sequence[Result],
+    cosines: Cosines,
+    lines: Sequence[Line],
+    real_images: int,
+) -> dict[str, Any]:
+    random = any(result.extractor.startswith(RANDOM) for result in results)
+    rows = [_random_row(result) if random else result.to_record() for result in results]
+    whole = {
+        "random_metrics" if random else "metrics": rows,
+        "displays": {
+            role: {"torchmetrics": torchmetrics_score(found), "hessel": hessel_score(found)}
+            for role, found in cosines.items()
+        },
+        "real_images": real_images,
+        "digest": digest(identity),
+        "measured": identity,
+        "versions": {name: version(name) for name in LIBRARIES},
+    }
+    if cosines:
+        write_cosines(out / COSINES, cosines, lines)
+    write_json(out / "results.json", whole)
+    return whole
+
+
+def _random_row(result: Result) -> dict[str, Any]:
+    return {"name": result.metric.name, "n": result.n, "values": dict(result.values), "extractor": result.extractor}
+
+
+def write_cosines(file: Path, cosines: Cosines, lines: Sequence[Line]) -> None:
+    """A line per image: its caption's key and text, and the raw cosine of both by each network."""
+    with whole_file(file) as opened:
+        for i, line in enumerate(lines):
+            own = {role: float(found[i]) for role, found in cosines.items()}
+            row = {"index": line.index, "key": line.key, "caption": line.caption, "cosines": own}
+            opened.write(json.dumps(row).encode() + b"\n")

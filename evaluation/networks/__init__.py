@@ -1,0 +1,1 @@
+"""Networks that see images and captions, and their files of weights."""

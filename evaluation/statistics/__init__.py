@@ -1,0 +1,1 @@
+"""What distances are made of: arrays that are looked at first, moments, kernels, estimates."""
