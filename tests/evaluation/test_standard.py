@@ -268,7 +268,7 @@ def test_what_else_is_refused(made: Path, squares: Path, tmp_path: Path, monkeyp
     refused("protocol coco2014-val-30k needs the networks inception_v3_clean, inception_v3_legacy, too", few)
     refused("clip_vit_b_16: reads no captions", make_networks() | {"clip_vit_b_16": RandomFeatures(16)})
     refused("inception_v3_legacy: has no classes", make_networks() | {"inception_v3_legacy": RandomFeatures(16)})
-    refused("protocol watch measures .*, as measuring/measure.py does", protocol=PROTOCOLS["watch"])
+    refused("protocol watch measures .*, which measuring/measure.py does", protocol=PROTOCOLS["watch"])
 
     def full(*given: Any) -> None:
         raise OSError(errno.ENOSPC, "No space left on device", "some/file.json")
