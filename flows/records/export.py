@@ -16,6 +16,7 @@ from mdm.data.shards import Shards
 from mdm.presets import Preset, seen_before
 from preprocessing.catalogue import find
 from preprocessing.manifest import read_manifest
+from preprocessing.sets import SPLITS
 
 SHOWN = 24  # captions on the page
 
@@ -31,7 +32,7 @@ def export_records(preset: Preset, run: Path, data: Path, images: Path, tracker:
         "title": f"Matryoshka Diffusion Models: {preset.name}",
         "preset": preset.name,
         "created": datetime.now().astimezone().isoformat(timespec="seconds"),
-        "facts": _facts(preset, run, images, parent.tags, manifest, results),
+        "facts": _facts(preset, run, data, images, parent.tags, results),
         "stages": _stages(preset, parent.metrics, tracker),
         "curves": _curves(preset, tracker),
         "metrics": [{"protocol": protocol} | metric for metric in results["metrics"]],
@@ -43,9 +44,20 @@ def export_records(preset: Preset, run: Path, data: Path, images: Path, tracker:
     }
 
 
+def _data_set(data: Path) -> str:
+    """The folder, both splits by digest and revision, and where its card lies."""
+    splits = []
+    for split in SPLITS:
+        manifest = read_manifest(data / split)
+        splits.append(f"{split} {manifest['digest'][:12]}, revision {manifest.get('revision', 0)}")
+    card = f"; its card: {data.parent.name}/{data.name}/card.html" if (data / "card.html").exists() else ""
+    return f"{data.name}: {'; '.join(splits)}{card}"
+
+
 def _facts(
-    preset: Preset, run: Path, images: Path, tags: dict[str, str], manifest: dict[str, Any], results: dict[str, Any]
+    preset: Preset, run: Path, data: Path, images: Path, tags: dict[str, str], results: dict[str, Any]
 ) -> list[list[str]]:
+    manifest = read_manifest(data / "train")
     widths = {name: "/".join(map(str, stage.model.resolutions)) for name, stage in preset.stages.items()}
     sampling = preset.sampling
     last, stage = list(preset.stages.items())[-1]
@@ -56,6 +68,7 @@ def _facts(
             "Data",
             f"{manifest['name']}: {results['real_images']} real images compared; {manifest['samples']} trained on",
         ],
+        ["Data set", _data_set(data)],
         ["Data source", described(manifest["source"])],
         ["Data's licence", manifest["licence"]],
         *[["Data's credit", manifest["credit"]]] * bool(manifest["credit"]),

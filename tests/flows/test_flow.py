@@ -85,6 +85,7 @@ def test_the_flow_leaves_a_page_numbers_and_pictures(whole: tuple[Path, str]) ->
     assert [curve["y_label"] for curve in records["curves"]] == ["mean squared error of x"] * 3
     facts = dict(records["facts"])
     assert "faces, people, hands and hearts" in facts["Data source"]
+    assert re.search(r"openmoji-\w+: train \w{12}, revision 0; val \w{12}, .*/card\.html$", facts["Data set"])
     assert "predicts x" in facts["Objective"]
     weights = run / "64" / "checkpoints" / "nimg-000000000032" / "ema"
     assert facts["Weights"].startswith(f"EMA, {weights.relative_to(run)}: sha256 ")
