@@ -15,7 +15,7 @@ from mdm.config import LossSpace
 from mdm.data.shards import Shards
 from mdm.presets import Preset, seen_before
 from preprocessing.catalogue import find
-from preprocessing.manifest import read_manifest
+from preprocessing.manifest import read_json, read_manifest
 from preprocessing.sets import SPLITS
 
 SHOWN = 24  # captions on the page
@@ -158,33 +158,48 @@ def _curves(preset: Preset, tracker: Tracker) -> list[dict[str, Any]]:
 
 
 def _sample_grid(preset: Preset, images: Path, data: Path, results: dict[str, Any]) -> list[dict[str, Any]]:
-    """One strip per caption: every level, the real image, the nearest training image."""
+    """One strip per caption: every level, the real image, the nearest training image.
+
+    Strangers' pictures are not shown, but their keys and distances: see ``_shows_real``.
+    """
     resolutions = list(preset.stages.values())[-1].model.resolutions
     drawn = ImageFolder(images / "samples")
     real, train = Shards(data / "val"), Shards(data / "train")
     held_out = {real.key(i): i for i in real.present()}
-    items = []
+    items, shows_real = [], _shows_real(data)
     every = max(1, len(results["samples"]) // SHOWN)
     for sample in results["samples"][::every][:SHOWN]:
         tiles = [drawn.load([sample["index"]], px)[0] for px in resolutions]
-        tiles.append(real[held_out[sample["key"]]].image.numpy())
         nearest = train[sample["nearest_index"]]
         if nearest.key != sample.get("nearest_key", nearest.key):  # the first format has numbers alone
             raise ValueError(f"{train.folder} is not what was measured: run the same command again")
-        tiles.append(nearest.image.numpy())
-        caption = f"{sample['caption']}  (nearest: {sample['nearest_caption']})"
-        items.append({"caption": caption, "image": png_uri(strip(tiles))})
+        near = sample["nearest_caption"] if shows_real else f"{nearest.key}, distance {sample['nearest_distance']:.3g}"
+        if shows_real:
+            tiles += [real[held_out[sample["key"]]].image.numpy(), nearest.image.numpy()]
+        items.append({"caption": f"{sample['caption']}  (nearest: {near})", "image": png_uri(strip(tiles))})
     sizes = ", ".join(f"{px} px" for px in resolutions)
+    beside = (
+        "the real picture of that caption, never trained on; and the training image nearest to the sample, to see "
+        "whether it was copied."
+        if shows_real
+        else "beside it the key of the training image nearest to the sample. Strangers' pictures are not shown "
+        f"(`mdm data {train.manifest['name']} --sheet` asks for them)."
+    )
     return [
         {
             "title": "Samples of held-out captions",
-            "note": f"Each strip: {sizes} of one sample; the real picture of that caption, never trained on; and the "
-            "training image nearest to the sample, to see whether it was copied. Captions are taken at equal distances "
-            "from the list, whatever came out.",
+            "note": f"Each strip: {sizes} of one sample; {beside} Captions are taken at equal distances from the list, "
+            "whatever came out.",
             "columns": 3,
             "items": items,
         }
     ]
+
+
+def _shows_real(data: Path) -> bool:
+    """Whether pages show pictures of a set: as its card does, by the catalogue or because somebody asked for it."""
+    card = read_json(data / "card.json")
+    return bool(find(read_manifest(data / "train")["name"]).sheet if card is None else card["sheet"])
 
 
 def _download(tracker: Tracker, stage: str, path: str) -> str:

@@ -151,6 +151,12 @@ def test_the_page_shows_each_sample_beside_its_own_picture(
         np.testing.assert_array_equal(real, val[number[sample["key"]]].image)
         assert train.key(sample["nearest_index"]) == sample["nearest_key"]
         np.testing.assert_array_equal(nearest, train[sample["nearest_index"]].image)
+    shown.clear()
+    write_json(data / "card.json", {"sheet": False})  # of strangers, and nobody asked
+    (grid,) = records._sample_grid(PRESET, run / "samples", data, results)
+    assert {len(tiles) for tiles in shown} == {len(MODEL.resolutions)} and "Strangers' pictures" in grid["note"]
+    first = results["samples"][0]
+    assert f"(nearest: {first['nearest_key']}, distance {first['nearest_distance']:.3g})" in grid["items"][0]["caption"]
     results["samples"][0]["nearest_key"] = "another"
     with pytest.raises(ValueError, match="is not what was measured"):
         records._sample_grid(PRESET, run / "samples", data, results)
