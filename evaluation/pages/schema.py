@@ -281,6 +281,7 @@ class Records(_Part):
     settings: dict[Text, Text] = {}  # of the preset, by dotted names, as JSON
     digest: Text = ""  # of how ``metrics`` were measured
     samples: list[Sample] = []
+    alive: Text = ""  # how much of the published data set there was
 
 
 class RunHead(_Part):

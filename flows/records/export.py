@@ -15,7 +15,7 @@ from mdm.config import LossSpace
 from mdm.data.shards import Shards
 from mdm.presets import Preset, seen_before
 from preprocessing.catalogue import find
-from preprocessing.manifest import read_json, read_manifest
+from preprocessing.manifest import read_json, read_manifest, samples_left
 from preprocessing.sets import SPLITS
 
 SHOWN = 24  # captions on the page
@@ -37,11 +37,22 @@ def export_records(preset: Preset, run: Path, data: Path, images: Path, tracker:
         "curves": _curves(preset, tracker),
         "metrics": [{"protocol": protocol} | metric for metric in results["metrics"]],
         "grids": _sample_grid(preset, images, data, results),
+        "alive": alive(data),
         "credits": [
             *[manifest["credit"]] * bool(manifest["credit"]),
             f"Licence of the pictures that this was trained on: {manifest['licence']}; {find(manifest['name']).terms}.",
         ],
     }
+
+
+def alive(data: Path) -> str:
+    """How much of what its authors published a set has, where they say how much that is: some of the web is gone."""
+    manifests = [read_manifest(data / split) for split in SPLITS]
+    published, there = find(manifests[0]["name"]).published, sum(map(samples_left, manifests))
+    if not published:
+        return ""
+    of_all = f"Of the {published:,} published items of {manifests[0]['name']}"
+    return f"{of_all} {there:,} were there ({there / published:.1%})."
 
 
 def _data_set(data: Path) -> str:
