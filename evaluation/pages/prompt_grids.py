@@ -1,7 +1,8 @@
-"""Pictures that a run's numbers ask for: captions that fit best and worst, the same prompts all along the training."""
+"""Pictures of a run's prompts: those that fit best and worst, the paper's own, the same ones all along the training."""
 
 import base64
 import io
+import itertools
 import json
 from pathlib import Path
 from typing import Any
@@ -10,25 +11,30 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from evaluation.images.captions import read_lines
 from evaluation.images.image_folder import ImageFolder
 from evaluation.measuring.standard import COSINES
 from evaluation.pages.points import Point
 from mdm.files import load_json
+from mdm.gallery import PICTURES
 from mdm.presets import Preset, seen_before
 
 TILE_PX = 64
 SHOWN = 8  # prompts at either end
+PAPER_PX = 128  # of a picture of the paper's prompts
 
 Grid = dict[str, Any]
 
 
 def prompt_grids(preset: Preset, run: Path, points: list[Point]) -> list[Grid]:
-    """The section ``prompts`` of records.json: best and worst by cosine, then the same seeds along the training."""
+    """The section ``prompts`` of records.json: best and worst by cosine, the paper's, equal seeds along training."""
     measured = {"the run's own samples": run}
     measured |= {f"{p.protocol}, stage {p.stage}, {p.nimg:,} images, {p.drawn}": p.folder for p in points if p.folder}
     found: list[Grid] = []
     for what, folder in _latest(measured).items():
         found += best_and_worst(what, folder)
+    for point in points:
+        found += paper_prompts(point)
     return found + seeds_along_training(preset, run)
 
 
@@ -61,6 +67,23 @@ def best_and_worst(what: str, folder: Path) -> list[Grid]:
         note = f"Of {len(ordered)} samples, by the cosine of {network}: {what}."
         grids += [{"title": f"Captions that fit {end}", "note": note, "columns": 4, "items": items}] * bool(items)
     return grids
+
+
+def paper_prompts(point: Point) -> list[Grid]:
+    """The prompts of the paper's figures, where that point has drawn them: some pictures of each side by side."""
+    if point.protocol != "gallery" or point.folder is None:
+        return []
+    images, items = ImageFolder(point.folder / "samples" / "samples"), []
+    lines = sorted(read_lines(images.folder), key=lambda line: line.key)
+    there = [line for line in lines if images.has(line.index, images.resolutions[-1:])]
+    for _, group in itertools.groupby(there, lambda line: line.key.rpartition("-")[0]):
+        row = list(group)[:PICTURES]
+        tiles = [images.load([line.index], images.resolutions[-1])[0] for line in row]
+        captions = dict.fromkeys(line.caption for line in row)
+        items.append({"caption": ", ".join(captions), "image": png_uri(strip(tiles, PAPER_PX))})
+    drawn = f"Drawn by stage {point.stage} after {point.nimg:,} images, {point.drawn}"
+    note = f"{drawn}. Larger in evaluations/{point.folder.parent.name}/{point.name}/contact-sheet.png."
+    return [{"title": "The prompts of the paper's figures", "note": note, "columns": 2, "items": items}] * bool(items)
 
 
 def small_picture(images: ImageFolder, index: int, longest_px: int = 256) -> NDArray[np.uint8] | None:
@@ -110,14 +133,14 @@ def _captions(preset: Preset, run: Path) -> list[str]:
     return load_json(file) if file.exists() else [f"prompt {i + 1}" for i in range(64)]
 
 
-def strip(tiles: list[NDArray[np.uint8]]) -> NDArray[np.uint8]:
-    """Images [3, H, H] of any size side by side at one size, white between them: [T, W, 3]."""
-    gap = np.full((TILE_PX, 4, 3), 255, np.uint8)
+def strip(tiles: list[NDArray[np.uint8]], px: int = TILE_PX) -> NDArray[np.uint8]:
+    """Images [3, H, H] of any size side by side at one size, white between them: [px, W, 3]."""
+    gap = np.full((px, 4, 3), 255, np.uint8)
     row: list[NDArray[np.uint8]] = []
     for tile in tiles:
-        finer = tile.shape[1] > TILE_PX  # few pixels are to be seen as they are
+        finer = tile.shape[1] > px  # few pixels are to be seen as they are
         how = Image.Resampling.BOX if finer else Image.Resampling.NEAREST
-        picture = Image.fromarray(tile.transpose(1, 2, 0)).resize((TILE_PX, TILE_PX), how)
+        picture = Image.fromarray(tile.transpose(1, 2, 0)).resize((px, px), how)
         row += [gap, np.asarray(picture)] if row else [np.asarray(picture)]
     return np.concatenate(row, axis=1)
 

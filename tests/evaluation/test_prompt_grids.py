@@ -3,6 +3,7 @@
 import base64
 import io
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,11 @@ from PIL import Image
 
 from evaluation.images.captions import Line, write_lines
 from evaluation.images.image_folder import ImageFolder
+from evaluation.pages.points import Point
 from evaluation.pages.prompt_grids import best_and_worst, prompt_grids, seeds_along_training
 from evaluation.pages.schema import Grid, Sample
 from evaluation.pages.sections import flat, own_digest, own_samples
+from mdm.config import Sampling
 from mdm.files import write_json
 from mdm.presets import PRESETS
 
@@ -112,3 +115,21 @@ def test_what_decides_the_own_numbers_is_digested(tmp_path: Path) -> None:
 def test_settings_are_flat() -> None:
     assert flat({"a": {"b": 1, "c": [2.0]}, "d": None, "e": {}}) == {"a.b": "1", "a.c": "[2.0]", "d": "null", "e": "{}"}
     assert flat({"sampling": {"steps": 3}})["sampling.steps"] == "3"
+
+
+def test_the_papers_prompts_are_shown_a_row_each(tmp_path: Path) -> None:
+    folder = tmp_path / "evaluations" / "gallery" / "guidance-2"
+    images = folder / "samples" / "samples"
+    greys = torch.arange(6).view(-1, 1, 1, 1).expand(-1, 3, 16, 16) / 127.5 - 1
+    ImageFolder(images).save([greys], range(6), range(6))
+    names = ["gallery-07-0", "gallery-07-1", "gallery-03-0", "gallery-07-2", "gallery-07-3", "gallery-03-1"]
+    write_lines(images, [Line(index=i, key=k, caption=f"row {k[8:10]}", seed=i) for i, k in enumerate(names)])
+    point = Point("guidance-2", "gallery", "", "16", 16, 100, Sampling(guidance=(2.0,)), [], folder)
+    (grid,) = prompt_grids(TINY, tmp_path, [point])
+    Grid.model_validate(grid)
+    assert [item["caption"] for item in grid["items"]] == ["row 03", "row 07"]
+    first, second = (pixels(item["image"]) for item in grid["items"])
+    assert [first[0, x, 0] for x in (0, 132)] == [2, 5]
+    assert [second[0, x, 0] for x in (0, 132, 264, 396)] == [0, 1, 3, 4]
+    assert "guidance 2" in grid["note"] and "gallery/guidance-2/contact-sheet.png" in grid["note"]
+    assert prompt_grids(TINY, tmp_path, [replace(point, protocol="embedded")]) == []
