@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from evaluation.captions import Line, Prompt
 from evaluation.clip_score import hessel_score, torchmetrics_score
 from evaluation.features import Extractor
-from evaluation.kept import kept_pictures, kept_texts
+from evaluation.kept import Extract, extract_here, kept_pictures, kept_texts
 from evaluation.preparation import Drawn, Noise, Reference
 from evaluation.protocol_metrics import (
     DISTANCES,
@@ -55,6 +55,7 @@ def measure_standard(
     prompts: Sequence[Prompt] | None = None,
     about: str = "",
     for_tests: bool = False,
+    extract: Extract = extract_here,
 ) -> dict[str, Any]:
     """Measure a folder of images that generate.py drew by a protocol -> what ``out/results.json`` holds.
 
@@ -63,6 +64,7 @@ def measure_standard(
     ``references``, where every other measurement finds them. ``out/cosines.jsonl`` has the raw cosine of each image
     with its caption. ``progress(what, done, total)`` is called all along. ``prompts``: whose images are measured, where
     that is not all: a sample that was removed leaves its image behind. ``about``: what every number's note begins with.
+    ``extract``: who computes features, this process or several others.
 
     ``for_tests``: networks with random weights are taken, and their numbers written as ``random_metrics``, which no
     report reads. Raises ValueError, one line, for what is missing, wrong or full; before long work where it can be
@@ -91,8 +93,8 @@ def measure_standard(
 
     try:
         out.mkdir(parents=True, exist_ok=True)
-        distances = [networks[role] for role in of_pictures]
-        everything = [networks[role] for role in (*of_pictures, *of_captions)]
+        distances = {role: networks[role] for role in of_pictures}
+        everything = distances | {role: networks[role] for role in of_captions}
         found = {}
         for what, folder, name, pictures, asked in (
             ("real images", references, splits[0].folder.name, real, distances),
@@ -100,7 +102,7 @@ def measure_standard(
             ("samples", out / "features", "samples", drawn, everything),
         ):
             told = _of(progress, f"features of {what}", len(pictures))
-            found[what] = kept_pictures(folder, name, pictures, _different(asked), told) if asked else {}
+            found[what] = kept_pictures(folder, name, pictures, asked, told, extract) if asked else {}
         results, sets = [], {}
         for role in of_pictures:
             drawn_, noise_, real_ = (found[what][networks[role].name] for what in ("samples", "noise", "real images"))
@@ -164,11 +166,6 @@ def _check_networks(protocol: Protocol, networks: Mapping[str, Extractor], for_t
 
 def _noted(metric: Metric, about: str) -> Metric:
     return replace(metric, note=f"{about}. {metric.note}") if about else metric
-
-
-def _different(networks: Sequence[Extractor]) -> list[Extractor]:
-    """Each once: one may have several roles."""
-    return list({id(network): network for network in networks}.values())
 
 
 def _of(progress: Progress, what: str, total: int) -> Callable[[int], None]:

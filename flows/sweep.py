@@ -8,10 +8,12 @@ import contextlib
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from prefect import State, flow
+from prefect import State, flow, task
+from prefect.cache_policies import NO_CACHE
 
 from evaluation.asked import rows_of
 from evaluation.gallery import write_sheet
@@ -25,7 +27,9 @@ from flows.data import embed_text
 from flows.datasets.parts import part_lock
 from flows.evaluation import evaluate_samples, log_results, sample_images
 from flows.home import Trouble, hold, home, quiet_services, weights
+from flows.launch import died
 from flows.measuring.drawing import with_processes
+from flows.measuring.extracting import extract_in_processes
 from flows.measuring.plan import BEGUN, Evaluation, Point, plan
 from flows.measuring.released import plan_released, write_weights
 from flows.measuring.told import SHEET, warnings
@@ -110,7 +114,7 @@ def _measure(
             done = evaluate_samples(chosen, folder, point.weights, data, text, tracker, point.name, point.nimg)
         else:
             assert data is not None
-            done = _standard(planned, data, chosen, folder)
+            done = evaluate_standard(planned, data, chosen, folder)
             done |= {"finished_ms": int(time.time() * 1000)}
             log_results(tracker, folder / "evaluation", data, done, point.name, point.nimg)
         facts = common | {"point": point.name, "checkpoint": point.checkpoint, "nimg": point.nimg}
@@ -133,7 +137,8 @@ def _sheet(planned: Evaluation, point: Point, folder: Path, tracker: Tracker) ->
     return {"metrics": []}
 
 
-def _standard(planned: Evaluation, data: Path, preset: Preset, folder: Path) -> dict[str, Any]:
+@task(task_run_name="evaluate", retries=3, retry_delay_seconds=1, retry_condition_fn=died, cache_policy=NO_CACHE)
+def evaluate_standard(planned: Evaluation, data: Path, preset: Preset, folder: Path) -> dict[str, Any]:
     """One point's numbers by the protocol's own networks."""
     protocol, device = planned.protocol, pick_device(preset.hardware.device)
     board().start("evaluate", 1, "img")
@@ -148,6 +153,7 @@ def _standard(planned: Evaluation, data: Path, preset: Preset, folder: Path) -> 
         lambda what, part, total: board().update("evaluate", part, total, what),
         planned.prompts(preset.sampling),
         planned.about,
+        extract=partial(extract_in_processes, preset.hardware),
     )
     board().finish("evaluate", "done", 0, f"{len(done['metrics'])} numbers of {protocol.name}")
     return done

@@ -18,7 +18,8 @@ from safetensors.torch import load_file
 from evaluation import gallery, preparation
 from evaluation.asked import random_labels
 from evaluation.captions import read_lines
-from evaluation.features import RandomFeatures
+from evaluation.extract import ExtractJob, run_extract
+from evaluation.features import Extractor, RandomFeatures
 from evaluation.generate import ImageJob, generate_images
 from evaluation.image_folder import ImageFolder
 from evaluation.networks import NETWORKS
@@ -27,7 +28,7 @@ from flows import data as data_tasks
 from flows import evaluation as tasks
 from flows import sweep
 from flows.cli import main
-from flows.measuring import drawing
+from flows.measuring import drawing, extracting
 from flows.measuring import plan as planning
 from flows.measuring.plan import Evaluation, plan
 from flows.measuring.released import TRAINED_ON, plan_released, write_weights
@@ -38,7 +39,7 @@ from mdm.config import ENCODERS, MODELS, Labels, Model, Text
 from mdm.data.embeddings import TextSource
 from mdm.data.text import load_encoder
 from mdm.experiments import Protocol as ProtocolName
-from mdm.files import sha256, write_json
+from mdm.files import load_as, sha256, write_json
 from mdm.gallery import GALLERY, PICTURES, RANDOM_LABELS
 from mdm.released.keys import model_from_options
 from mdm.run.checkpoint import Contents, save_checkpoint
@@ -67,6 +68,10 @@ class MadeUp(RandomFeatures):
         return np.stack([np.random.default_rng(len(c)).normal(size=self.dim).astype(np.float32) for c in captions])
 
 
+def made_up(roles: Sequence[str]) -> dict[str, Extractor]:
+    return {role: MadeUp(16 + i) for i, role in enumerate(NETWORKS) if role in roles}
+
+
 class Measuring:
     """What the flow does with a run, without Prefect, MLflow, other processes. ``drawn``: images of its last call."""
 
@@ -79,7 +84,9 @@ class Measuring:
         patch.setattr(sweep, "embed_text", data_tasks.embed_text.fn)
         for name in ("sample_images", "evaluate_samples"):
             patch.setattr(sweep, name, getattr(tasks, name).fn)
-        patch.setattr(sweep, "load_networks", lambda *_: {role: MadeUp(16 + i) for i, role in enumerate(NETWORKS)})
+        patch.setattr(sweep, "evaluate_standard", sweep.evaluate_standard.fn)
+        patch.setattr(sweep, "load_networks", lambda *_: made_up(list(NETWORKS)))
+        patch.setattr(extracting, "run_job", self.extract)
         patch.setattr(planning, "missing", lambda *_: [])  # no weight files
         patch.setattr(preparation, "ADM_PX", 16)
         nobody: Any = Silent()
@@ -90,6 +97,11 @@ class Measuring:
         before = ImageFolder(folder / "samples").places.keys()
         generate_images(folder, from_dict(ImageJob, json.loads((folder / "generate.json").read_text())), 0, 1)
         self.drawn = sorted({index for index, _ in ImageFolder(folder / "samples").places.keys() - before})
+
+    def extract(self, module: str, folder: Path, *_: Any) -> None:
+        job = load_as(ExtractJob, folder / "extract.json")
+        for rank in range(2):
+            run_extract(folder, job, rank, 2, lambda roles, *_: made_up(roles))
 
     def __call__(self, protocol: ProtocolName, planned: Evaluation | None = None) -> list[dict[str, Any]]:
         """The records of its points."""
