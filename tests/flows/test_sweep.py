@@ -56,7 +56,9 @@ def test_every_point_of_a_sweep_is_named_once(run: Path) -> None:
     assert points[-1].sampling.guidance == (3.0, 2.0) and points[-1].sampling.steps == 2
     every = plan("small", "watch", {"checkpoint": ["all"]}).points
     assert [point.name for point in every] == [f"nimg-{n:012d}" for n in (8, 16)]
-    assert {point.sampling.guidance for point in every} == {(1.0,)}  # watched without guidance
+    (watched,) = {replace(point.sampling, batch_size=1) for point in every}
+    assert (watched.sampler, watched.steps, watched.spacing, watched.guidance) == ("dpmpp", 25, None, (1.0,))
+    assert plan("small", "watch", {"steps": ["40"]}).points[0].sampling.steps == 40
     assert plan(f"{run}/16", "embedded", {}).folder == plan("small/16", "embedded", {}).folder
 
 
@@ -86,8 +88,10 @@ def test_what_is_no_run_or_stage_is_said(run: Path) -> None:
 def test_few_uniform_steps_of_shifted_levels_are_warned_of() -> None:
     tiny = resolve("tiny", {})
     shifted = replace(tiny.sampling, spacing="uniform", steps=10)
-    assert any("too little variance" in line for line in warnings(tiny, shifted))
-    for fine in (replace(shifted, spacing="quadratic"), replace(shifted, steps=250)):
+    for bad in (shifted, replace(shifted, spacing=None)):  # ddpm's own is uniform
+        assert any("too little variance" in line for line in warnings(tiny, bad))
+    watched = replace(tiny.sampling, **PROTOCOLS["watch"].sampling)
+    for fine in (replace(shifted, spacing="quadratic"), replace(shifted, steps=250), watched):
         assert list(warnings(tiny, fine)) == []
 
 
