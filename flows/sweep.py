@@ -17,6 +17,7 @@ from prefect.cache_policies import NO_CACHE
 
 from evaluation.asked import rows_of
 from evaluation.gallery import write_sheet
+from evaluation.identity import PARTS, Origin, identity, measured_by_stand_ins
 from evaluation.networks import load_networks
 from evaluation.npz import write_npz
 from evaluation.preparation import Drawn
@@ -36,13 +37,12 @@ from flows.measuring.told import SHEET, warnings
 from flows.progress import board
 from flows.records.pages import refresh_page
 from flows.records.tracking import Tracker
-from mdm.config import Sampling
 from mdm.data.leases import Lease
 from mdm.data.shards import Shards
 from mdm.experiments import Protocol as ProtocolName
 from mdm.files import load_json, write_json
 from mdm.presets import Preset
-from mdm.structure import digest, to_dict
+from mdm.structure import to_dict
 from mdm.training.compute import pick_device
 from preprocessing.manifest import read_manifest
 
@@ -87,7 +87,6 @@ def _measure(
 ) -> list[dict[str, Any]]:
     """The numbers of every point, or its pictures."""
     found, data, text = [], planned.data, planned.text
-    common: dict[str, Any] = {}
     planned.folder.mkdir(parents=True, exist_ok=True)
     write_json(planned.folder / BEGUN, planned.digests())
     figures = planned.protocol.prompts == "figures"
@@ -99,8 +98,7 @@ def _measure(
         for line in warnings(preset, point.sampling):
             say(f"{point.name}: {line}")
         chosen, folder = replace(preset, sampling=point.sampling), planned.folder / point.name
-        if figures or not common:  # each figure has its own prompts, at other protocols' points they are the same
-            common = common_facts(planned, point.sampling)
+        origin = Origin(point.sampling, preset.seed, planned.revisions())
         with part_lock(folder / "samples", "images", (1, 1)):
             sample_images(chosen, folder / "samples", point.weights, data, text, planned.protocol)
         if npz:
@@ -114,14 +112,16 @@ def _measure(
             done = evaluate_samples(chosen, folder, point.weights, data, text, tracker, point.name, point.nimg)
         else:
             assert data is not None
-            done = evaluate_standard(planned, data, chosen, folder)
+            done = evaluate_standard(planned, data, chosen, folder, origin)
             done |= {"finished_ms": int(time.time() * 1000)}
             log_results(tracker, folder / "evaluation", data, done, point.name, point.nimg)
-        facts = common | {"point": point.name, "checkpoint": point.checkpoint, "nimg": point.nimg}
+        known = {part: done[part] for part in PARTS} if "measured" in done else of_stand_ins(planned, origin)
+        facts = facts_of(planned, known)
+        facts |= {"point": point.name, "checkpoint": point.checkpoint, "nimg": point.nimg}
         facts |= {f"sampling.{name}": value for name, value in to_dict(point.sampling).items()}
         with tracker.reachable():
             tracker.params(point.name, facts)
-        found.append({**facts, "metrics": done["metrics"]})
+        found.append({**facts, **known, "metrics": done["metrics"]})
     return found
 
 
@@ -138,7 +138,7 @@ def _sheet(planned: Evaluation, point: Point, folder: Path, tracker: Tracker) ->
 
 
 @task(task_run_name="evaluate", retries=3, retry_delay_seconds=1, retry_condition_fn=died, cache_policy=NO_CACHE)
-def evaluate_standard(planned: Evaluation, data: Path, preset: Preset, folder: Path) -> dict[str, Any]:
+def evaluate_standard(planned: Evaluation, data: Path, preset: Preset, folder: Path, origin: Origin) -> dict[str, Any]:
     """One point's numbers by the protocol's own networks."""
     protocol, device = planned.protocol, pick_device(preset.hardware.device)
     board().start("evaluate", 1, "img")
@@ -149,7 +149,7 @@ def evaluate_standard(planned: Evaluation, data: Path, preset: Preset, folder: P
         load_networks(protocol, weights(), device),
         folder / "evaluation",
         home() / "references",
-        preset.seed,
+        origin,
         lambda what, part, total: board().update("evaluate", part, total, what),
         planned.prompts(preset.sampling),
         planned.about,
@@ -159,18 +159,16 @@ def evaluate_standard(planned: Evaluation, data: Path, preset: Preset, folder: P
     return done
 
 
-def common_facts(planned: Evaluation, sampling: Sampling) -> dict[str, Any]:
-    """What stands beside the numbers of points; ``protocol_digest`` tells those that may be compared."""
-    prompts, data = planned.prompts(sampling), planned.data
-    decides = [
-        to_dict(planned.protocol),
-        to_dict(planned.preset.evaluation),
-        sorted((prompt.key, prompt.caption) for prompt in prompts),
-        *(Shards(data / split).revision for split in ("val", "train") if data is not None),
-        planned.preset.seed,
-    ]
+def of_stand_ins(planned: Evaluation, origin: Origin) -> dict[str, Any]:
+    prompts = planned.prompts(origin.sampling)
+    return identity(measured_by_stand_ins(planned.protocol, prompts, planned.preset.evaluation, origin), origin)
+
+
+def facts_of(planned: Evaluation, known: dict[str, Any]) -> dict[str, Any]:
+    """What stands beside the numbers of a point in a line; ``protocol_digest`` tells those that may be compared."""
     about = {"about": planned.about} if planned.about else {}
-    return {"protocol": planned.protocol.name, "protocol_digest": digest(decides)[:12], "n": len(prompts), **about}
+    digests = {"protocol_digest": known["protocol_digest"], "digest": known["digest"]}
+    return {"protocol": planned.protocol.name, **digests, "n": known["measured"]["n"], **about}
 
 
 def write_results(folder: Path, found: list[dict[str, Any]]) -> None:

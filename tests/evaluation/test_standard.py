@@ -22,6 +22,7 @@ from evaluation.cmmd import cmmd
 from evaluation.features import Extractor, RandomFeatures
 from evaluation.fid_infinity import fid_infinity
 from evaluation.frechet import Gaussian, frechet_distance
+from evaluation.identity import Origin, compare, identity
 from evaluation.image_folder import ImageFolder
 from evaluation.inception import InceptionV3
 from evaluation.inception_score import inception_score
@@ -32,8 +33,9 @@ from evaluation.preparation import Drawn, Noise, Pictures, Reference, adm_centre
 from evaluation.protocol_metrics import Classifier, TextReader, roles, short
 from evaluation.protocols import PROTOCOLS
 from evaluation.relative import real_against_real, relative_to_real
-from evaluation.standard import compare, measure_standard
+from evaluation.standard import measure_standard
 from made import write_originals
+from mdm.config import Sampling
 from mdm.data.ranges import average
 from mdm.data.shards import Shards
 from mdm.files import load_json
@@ -41,6 +43,7 @@ from preprocessing.remove import find, take_out
 
 COCO = PROTOCOLS["coco2014-val-30k"]
 N, M = 64, 130
+ORIGIN = Origin(Sampling(), 0, {})
 
 
 class Counting(RandomFeatures):
@@ -87,7 +90,7 @@ def once(made: Path) -> dict[str, Any]:
 
 def measured(made: Path, out: Path, networks: dict[str, Extractor], references: Path, **other: Any) -> dict[str, Any]:
     asked: dict[str, Any] = {"protocol": COCO, "images": made / "images", "reference": Shards(made / "split")}
-    asked |= {"networks": networks, "out": out, "references": references, "seed": 0, "for_tests": True, **other}
+    asked |= {"networks": networks, "out": out, "references": references, "origin": ORIGIN, "for_tests": True, **other}
     return measure_standard(progress=lambda what, done, total: None, **asked)
 
 
@@ -181,6 +184,20 @@ def test_other_networks_and_seeds_do_not_compare(made: Path, once: dict[str, Any
     with pytest.raises(ValueError, match=r"same way: networks.clip_vit_b_32 \[\"random_18.* and \[\"random_40"):
         compare(once, other)
     assert {**other["measured"], "networks": once["measured"]["networks"]} == once["measured"]
+    guided = replace(ORIGIN, sampling=Sampling(guidance=(1.35,), batch_size=4))
+    drawn = measured(made, made / "once", make_networks(), made / "references", origin=guided)
+    assert drawn["protocol_digest"] == once["protocol_digest"] and drawn["digest"] != once["digest"]
+    with pytest.raises(
+        ValueError, match=r"^not measured in the same way: drawn\.guidance \[1\.35\] and \[1\.0\]\. Such"
+    ):
+        compare(drawn, once)
+    a, b = compare(drawn, once, along=["guidance"])["random_kid_64_clean"]
+    assert a == b  # of the same images
+    with pytest.raises(ValueError, match=r"same way: drawn\.steps 25 and 250"):
+        steps = replace(ORIGIN, sampling=Sampling(steps=25, guidance=(1.35,)))
+        compare({**drawn, **identity(drawn["measured"], steps)}, once, along=["guidance"])
+    later = {**once, "recorded": {"versions": {"torch": "99"}}}
+    assert compare(later, once)  # versions are recorded, not compared
 
 
 def test_the_released_protocol_measures_against_the_prompts_own_pictures(made: Path, tmp_path: Path) -> None:

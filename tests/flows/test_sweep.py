@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from evaluation.features import EfficientNetLite0
 from evaluation.generate import ImageJob, generate_images
 from evaluation.image_folder import ImageFolder
 from evaluation.protocols import PROTOCOLS
@@ -147,7 +148,10 @@ def test_the_same_call_goes_on_and_a_revision_measures_anew(run: Path, monkeypat
     kept = contents(samples)
     ImageFolder(samples).forget({5})  # as a kill leaves it
     assert measured() == first and drawn == [5] and contents(samples) == kept
-    assert len({point["protocol_digest"] for point in first}) == 1
+    assert len({point["protocol_digest"] for point in first}) == 1 and len({point["digest"] for point in first}) == 2
+    assert [point["drawn"]["steps"] for point in first] == [1, 2]
+    assert set(first[0]["recorded"]["data"]) == {"train", "val"} and "torch" in first[0]["recorded"]["versions"]
+    assert first[0]["measured"]["networks"]["efficientnet_lite0"][1] == EfficientNetLite0.weights_digest()
     write_json(folder / "results.json", first)
     assert [line.split()[0] for line in result_lines(folder)] == ["steps-1", "steps-2"]
 
