@@ -15,8 +15,6 @@ from evaluation.streaming import extract_blocks, images_done, plan_extraction
 from mdm.files import try_lock, whole_file, write_json
 from mdm.structure import digest
 
-UNFINISHED = ".part"  # ends the folder in which features are made
-
 
 class Extract(Protocol):
     """Makes the features that are planned in a folder (streaming.py), in this process or in others."""
@@ -53,7 +51,7 @@ def kept_pictures(
         extractors = list(lacking.values())
         batch_size = 8 if extractors[0].device.type == "cpu" else 64
         inputs = digest([asked[e.name] for e in extractors])
-        work = folder / f"{name}-{digest([inputs, batch_size])[:16]}{UNFINISHED}"
+        work = folder / f"{name}-{digest([inputs, batch_size])[:16]}.part"
         work.mkdir(parents=True, exist_ok=True)
         with (work / "owner.lock").open("a") as lock:
             if not try_lock(lock):
@@ -79,6 +77,17 @@ def kept_texts(
         with whole_file(file) as opened:
             np.save(opened, features)
     return _open(file, (len(captions), network.dim))
+
+
+def forget_others(folder: Path, found: Sequence[NDArray[np.float32]]) -> None:
+    """Delete what lies in a folder of kept features and is none of these: of other images, captions or weights, or
+    begun and never finished. For a folder that one measurement has for itself."""
+    files = {Path(str(array.filename)) for array in found if isinstance(array, np.memmap)}  # resolved ones
+    for path in folder.resolve().iterdir():
+        if path.suffix == ".part":
+            shutil.rmtree(path)
+        elif path.with_suffix(".npy") not in files:
+            path.unlink()
 
 
 def _open(file: Path, shape: tuple[int, int]) -> NDArray[np.float32]:

@@ -18,7 +18,7 @@ from evaluation.captions import Line, Prompt
 from evaluation.clip_score import hessel_score, torchmetrics_score
 from evaluation.features import Extractor
 from evaluation.identity import Origin, identity, measured_by
-from evaluation.kept import Extract, extract_here, kept_pictures, kept_texts
+from evaluation.kept import Extract, extract_here, forget_others, kept_pictures, kept_texts
 from evaluation.preparation import Drawn, Noise, Reference
 from evaluation.protocol_metrics import (
     DISTANCES,
@@ -110,8 +110,9 @@ def measure_standard(
         if "relative" in protocol.metrics:
             results.append(relative(sets, of_pictures))
         captions = [line.caption[: protocol.caption_letters or None] for line in drawn.lines]
-        scores, cosines = _caption_scores(captions, found["samples"], networks, of_captions, out, progress)
+        scores, cosines, texts = _caption_scores(captions, found["samples"], networks, of_captions, out, progress)
         results = [replace(result, metric=_noted(result.metric, about)) for result in (*results, *scores)]
+        forget_others(out / "features", [*found["samples"].values(), *texts])
         return _write(out, identity(known, origin), results, cosines, drawn.lines, len(real))
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
@@ -148,16 +149,16 @@ def _caption_scores(
     asked: Sequence[str],
     out: Path,
     progress: Progress,
-) -> tuple[list[Result], Cosines]:
-    results, cosines = [], Cosines()
+) -> tuple[list[Result], Cosines, list[NDArray[np.float32]]]:
+    results, cosines, texts = [], Cosines(), []
     for i, role in enumerate(asked):
         progress(f"captions by {role}", i, len(asked))
         network = networks[role]
         assert isinstance(network, TextReader)
-        text = kept_texts(out / "features", captions, network, network.text_features)
-        result, cosines[role] = clip_scores(network, role, features[network.name], text)
+        texts.append(kept_texts(out / "features", captions, network, network.text_features))
+        result, cosines[role] = clip_scores(network, role, features[network.name], texts[-1])
         results.append(result)
-    return results, cosines
+    return results, cosines, texts
 
 
 def _write(

@@ -164,6 +164,21 @@ def test_killed_in_the_middle_it_goes_on_and_finds_the_same(made: Path, once: di
     assert seen(third) == [0] * len(third)
 
 
+def test_features_of_other_images_are_deleted_where_they_are_the_measurements_own(
+    made: Path, once: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(made / "once", tmp_path / "out")
+    monkeypatch.chdir(tmp_path)
+    features = tmp_path / "out" / "features"
+    before = {path.name for path in features.iterdir()}
+    (features / "samples-0123.part").mkdir()
+    for name in ("samples-random_16-0123.npy", "samples-random_16-0123.json", "captions-random_18-0123.npy"):
+        (features / name).touch()
+    networks = make_networks()
+    assert measured(made, Path("out"), networks, made / "references") == once and not any(seen(networks))
+    assert {path.name for path in features.iterdir()} == before != set()
+
+
 def test_what_is_known_of_a_reference_is_used_by_other_runs(made: Path, once: dict[str, Any], tmp_path: Path) -> None:
     """For another run all but the samples is there; of another revision the real images are measured anew."""
     networks = make_networks()
