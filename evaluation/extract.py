@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 
 from evaluation.features import Extractor
+from evaluation.fresh import Fresh
 from evaluation.preparation import Drawn, Noise, Pictures, Reference
 from evaluation.streaming import extract_blocks
 from mdm.config import Device, check
@@ -37,6 +38,7 @@ class ExtractJob:
     device: Device
     threads: int = 0
     drawn: Drawn | None = None
+    fresh: Fresh | None = None
     reference: Reference | None = None
     noise: Noise | None = None
 
@@ -45,7 +47,7 @@ class ExtractJob:
 
     @property
     def _sources(self) -> tuple[Pictures | None, ...]:
-        return self.drawn, self.reference, self.noise
+        return self.drawn, self.fresh, self.reference, self.noise
 
     @property
     def pictures(self) -> Pictures:
@@ -59,6 +61,7 @@ def extract_job(pictures: Pictures, roles: Sequence[str], weights: Path, device:
         device=device,
         threads=threads,
         drawn=pictures if isinstance(pictures, Drawn) else None,
+        fresh=pictures if isinstance(pictures, Fresh) else None,
         reference=pictures if isinstance(pictures, Reference) else None,
         noise=pictures if isinstance(pictures, Noise) else None,
     )
@@ -83,9 +86,8 @@ def main(load: Load) -> int:
     try:
         job = load_as(ExtractJob, folder / "extract.json")
         with contextlib.ExitStack() as used:
-            if job.reference is not None and rank == 0:
-                for data in {Path(split).parent for split in job.reference.splits}:
-                    used.enter_context(Lease(data, f"features {folder}"))
+            for data in job.pictures.data_folders if rank == 0 else ():
+                used.enter_context(Lease(data, f"features {folder}"))
             run_extract(folder, job, rank, world, load)
     except (ValueError, OSError) as error:
         print(f"extract: {error}", file=sys.stderr)

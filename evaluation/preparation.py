@@ -6,7 +6,7 @@ fields are JSON values, so that other processes open the same (extract.py).
 
 import functools
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -46,6 +46,10 @@ class Pictures(Protocol):
     @property
     def identity(self) -> dict[str, Any]:
         """JSON values: two sources of equal ones give the same pictures."""
+
+    @property
+    def data_folders(self) -> Collection[Path]:
+        """Data sets that are read for them."""
 
     def __len__(self) -> int: ...
 
@@ -102,6 +106,10 @@ class Drawn:
     def identity(self) -> dict[str, Any]:
         return {"images": self.content}
 
+    @property
+    def data_folders(self) -> Collection[Path]:
+        return ()
+
     def __len__(self) -> int:
         return len(self.numbers)
 
@@ -152,6 +160,10 @@ class Reference:
         pictures = digest(list(self.keys)) if self.keys else "all"
         return {"data": list(self.data), "pictures": pictures, "preparation": self.preparation, "px": self.px}
 
+    @property
+    def data_folders(self) -> Collection[Path]:
+        return {Path(split).parent for split in self.splits}
+
     def __len__(self) -> int:
         return len(self._places)
 
@@ -175,6 +187,10 @@ class Noise:
     @property
     def identity(self) -> dict[str, Any]:
         return {"noise": [self.count, self.px, self.seed]}
+
+    @property
+    def data_folders(self) -> Collection[Path]:
+        return ()
 
     def __len__(self) -> int:
         return self.count

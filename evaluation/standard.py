@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from evaluation.captions import Line, Prompt
 from evaluation.clip_score import hessel_score, torchmetrics_score
 from evaluation.features import Extractor
+from evaluation.fresh import Fresh
 from evaluation.identity import Origin, identity, measured_by
 from evaluation.kept import Extract, extract_here, forget_others, kept_pictures, kept_texts
 from evaluation.preparation import Drawn, Noise, Reference
@@ -43,7 +44,7 @@ Cosines = dict[str, NDArray[np.float64]]
 
 def measure_standard(
     protocol: Protocol,
-    images: Path,
+    images: Path | Fresh,
     reference: Shards | Sequence[Shards],
     networks: Mapping[str, Extractor],
     out: Path,
@@ -55,7 +56,8 @@ def measure_standard(
     for_tests: bool = False,
     extract: Extract = extract_here,
 ) -> dict[str, Any]:
-    """Measure a folder of images that generate.py drew by a protocol -> what ``out/results.json`` holds.
+    """Measure a folder of images that generate.py drew by a protocol, or images yet to draw (fresh.py) -> what
+    ``out/results.json`` holds.
 
     ``reference``: the split, or the splits, that the protocol names. ``networks``: by their roles, as ``load_networks``
     gives them. The features of the images are kept in ``out/features``, those of real images and of noise in
@@ -70,9 +72,9 @@ def measure_standard(
     """
     _check_networks(protocol, networks, for_tests)
     of_pictures, of_captions = roles(protocol)
-    drawn = Drawn.open(images, protocol.preparation, prompts)
+    drawn = images if isinstance(images, Fresh) else Drawn.open(images, protocol.preparation, prompts)
     if len(drawn) < FEWEST:
-        raise ValueError(f"{images}: {len(drawn)} images, a protocol needs at least {FEWEST}")
+        raise ValueError(f"{len(drawn)} images are measured, a protocol needs at least {FEWEST}")
     keys = [line.key for line in drawn.lines] if protocol.reference == "the prompts' own" else []
     splits = [reference] if isinstance(reference, Shards) else list(reference)
     real = Reference.open(splits, protocol.preparation, drawn.px, keys)

@@ -102,13 +102,14 @@ def extract_blocks(
         raise ValueError(f"{folder} was planned with the networks {plan['weights']}, not {_weights(extractors)}")
     files = {extractor.name: folder / f"{extractor.name}.npy" for extractor in extractors}
     done, count = (folder / DONE).read_bytes(), images_done(folder)
-    with (folder / DONE).open("r+b") as marks, full_precision():
+    with (folder / DONE).open("r+b") as marks:
         for block in (block for block in range(rank, len(done), world) if not done[block]):
             at, stop = block * BLOCK, min(plan["n"], (block + 1) * BLOCK)
             for images in rebatch(batches(at, stop), plan["batch_size"], at, stop):
                 on_device = images.to(extractors[0].device)
                 for extractor in extractors:
-                    found = extractor.features(on_device).cpu().numpy()
+                    with full_precision():  # not around the images: some are drawn just then (fresh.py)
+                        found = extractor.features(on_device).cpu().numpy()
                     if not np.isfinite(found).all():
                         raise ValueError(f"{extractor.name}: features of images {at} and on are not finite")
                     # Opened for each batch: what stays mapped would count as this process's memory.

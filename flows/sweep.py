@@ -16,12 +16,13 @@ from prefect import State, flow, task
 from prefect.cache_policies import NO_CACHE
 
 from evaluation.asked import rows_of
+from evaluation.fresh import Fresh
 from evaluation.gallery import write_sheet
 from evaluation.identity import PARTS, Origin, identity, measured_by_stand_ins
 from evaluation.networks import load_networks
 from evaluation.npz import write_npz
 from evaluation.preparation import Drawn
-from evaluation.protocols import STAND_INS
+from evaluation.protocols import PROTOCOLS, STAND_INS
 from evaluation.standard import measure_standard
 from flows.cancel import ends_cancelled
 from flows.data import embed_text
@@ -29,7 +30,7 @@ from flows.datasets.parts import part_lock
 from flows.evaluation import evaluate_samples, log_results, sample_images
 from flows.home import Trouble, hold, home, quiet_services, weights
 from flows.launch import died
-from flows.measuring.drawing import with_processes
+from flows.measuring.drawing import drawing_of, with_processes
 from flows.measuring.extracting import extract_in_processes
 from flows.measuring.plan import BEGUN, Evaluation, Point, plan
 from flows.measuring.released import plan_released, write_weights
@@ -58,12 +59,15 @@ def evaluation(
     processes: int = 0,
     released: bool = False,
     npz: bool = False,
+    fast: bool = False,
 ) -> str | State:
     """Measure a run's checkpoints under a protocol; the same call goes on after a kill. Returns the results' folder.
 
     ``released``: ``run`` is a file of the authors'. ``npz``: each point's images also as one file, samples.npz.
+    ``fast``: features are made of images as they are drawn, none of which becomes a file.
     """
     quiet_services()
+    check_fast(protocol, fast, npz)
     planned = plan_released(Path(run), protocol, sweep or {}) if released else plan(run, protocol, sweep or {})
     if lines := planned.lacks():
         raise Trouble(f"protocol {protocol} cannot be measured here:\n" + "\n".join(f"  - {line}" for line in lines))
@@ -75,7 +79,7 @@ def evaluation(
         tracker = Tracker(planned.folder, f"{planned.run.name} {planned.protocol.name}", shown.say)
         used = contextlib.nullcontext() if planned.data is None else Lease(planned.data, f"evaluation of {planned.run}")
         with ends_cancelled() as end, tracker.recording(), used:
-            write_results(planned.folder, _measure(planned, preset, tracker, shown.say, npz))
+            write_results(planned.folder, _measure(planned, preset, tracker, shown.say, npz, fast))
             refresh_page(planned.run)
             with tracker.reachable():
                 tracker.artifact("", planned.folder / "results.json")
@@ -83,7 +87,12 @@ def evaluation(
 
 
 def _measure(
-    planned: Evaluation, preset: Preset, tracker: Tracker, say: Callable[[str], None], npz: bool = False
+    planned: Evaluation,
+    preset: Preset,
+    tracker: Tracker,
+    say: Callable[[str], None],
+    npz: bool = False,
+    fast: bool = False,
 ) -> list[dict[str, Any]]:
     """The numbers of every point, or its pictures."""
     found, data, text = [], planned.data, planned.text
@@ -99,10 +108,14 @@ def _measure(
             say(f"{point.name}: {line}")
         chosen, folder = replace(preset, sampling=point.sampling), planned.folder / point.name
         origin = Origin(point.sampling, preset.seed, planned.revisions())
-        with part_lock(folder / "samples", "images", (1, 1)):
-            sample_images(chosen, folder / "samples", point.weights, data, text, planned.protocol)
-        if npz:
-            images = folder / "samples" / "samples"
+        images: Path | Fresh = folder / "samples" / "samples"
+        if fast:
+            drawing = drawing_of(chosen, folder / "samples", point.weights, data, text, planned.protocol)
+            images = drawing.fresh(planned.protocol, say)
+        else:
+            with part_lock(folder / "samples", "images", (1, 1)):
+                sample_images(chosen, folder / "samples", point.weights, data, text, planned.protocol)
+        if npz and isinstance(images, Path):
             write_npz(Drawn.open(images, planned.protocol.preparation, planned.prompts(point.sampling)), folder / NPZ)
             say(f"{point.name}: its images as one file: {folder / NPZ}")
         if figures:
@@ -112,7 +125,7 @@ def _measure(
             done = evaluate_samples(chosen, folder, point.weights, data, text, tracker, point.name, point.nimg)
         else:
             assert data is not None
-            done = evaluate_standard(planned, data, chosen, folder, origin)
+            done = evaluate_standard(planned, data, chosen, folder, images, origin)
             done |= {"finished_ms": int(time.time() * 1000)}
             log_results(tracker, folder / "evaluation", data, done, point.name, point.nimg)
         known = {part: done[part] for part in PARTS} if "measured" in done else of_stand_ins(planned, origin)
@@ -123,6 +136,13 @@ def _measure(
             tracker.params(point.name, facts)
         found.append({**facts, **known, "metrics": done["metrics"]})
     return found
+
+
+def check_fast(protocol: ProtocolName, fast: bool, npz: bool) -> None:
+    """Raises ValueError where images must become files."""
+    if fast and (npz or not PROTOCOLS[protocol].metrics or protocol in STAND_INS):
+        what = "--npz" if npz else f"protocol {protocol}"
+        raise ValueError(f"--fast keeps no image, and {what} needs them: leave it out")
 
 
 def _sheet(planned: Evaluation, point: Point, folder: Path, tracker: Tracker) -> dict[str, Any]:
@@ -138,13 +158,15 @@ def _sheet(planned: Evaluation, point: Point, folder: Path, tracker: Tracker) ->
 
 
 @task(task_run_name="evaluate", retries=3, retry_delay_seconds=1, retry_condition_fn=died, cache_policy=NO_CACHE)
-def evaluate_standard(planned: Evaluation, data: Path, preset: Preset, folder: Path, origin: Origin) -> dict[str, Any]:
+def evaluate_standard(
+    planned: Evaluation, data: Path, preset: Preset, folder: Path, images: Path | Fresh, origin: Origin
+) -> dict[str, Any]:
     """One point's numbers by the protocol's own networks."""
     protocol, device = planned.protocol, pick_device(preset.hardware.device)
     board().start("evaluate", 1, "img")
     done = measure_standard(
         protocol,
-        folder / "samples" / "samples",
+        images,
         [Shards(data / split) for split in protocol.reference_splits],
         load_networks(protocol, weights(), device),
         folder / "evaluation",

@@ -264,7 +264,7 @@ def test_random_weights_reach_no_report(made: Path, once: dict[str, Any], tmp_pa
         ("gone", "00003.png is missing, as are 0 more of 64. The command that drew the others draws them"),
         ("stray", "holiday.jpg is no image of .*captions.jsonl: move it away"),
         ("level", r"images: images of 256 px are measured, there are \[8\]"),
-        ("few", "2 images, a protocol needs at least 30"),
+        ("few", "2 images are measured, a protocol needs at least 30"),
     ],
 )
 def test_a_wrong_image_is_named_before_any_work(made: Path, tmp_path: Path, damage: str, says: str) -> None:

@@ -20,7 +20,7 @@ from evaluation.asked import random_labels
 from evaluation.captions import read_lines
 from evaluation.extract import ExtractJob, run_extract
 from evaluation.features import Extractor, RandomFeatures
-from evaluation.generate import ImageJob, generate_images
+from evaluation.generate import ImageJob, Painter, generate_images
 from evaluation.image_folder import ImageFolder
 from evaluation.networks import NETWORKS
 from evaluation.protocols import PROTOCOLS
@@ -103,13 +103,15 @@ class Measuring:
         for rank in range(2):
             run_extract(folder, job, rank, 2, lambda roles, *_: made_up(roles))
 
-    def __call__(self, protocol: ProtocolName, planned: Evaluation | None = None) -> list[dict[str, Any]]:
+    def __call__(
+        self, protocol: ProtocolName, planned: Evaluation | None = None, fast: bool = False
+    ) -> list[dict[str, Any]]:
         """The records of its points."""
         planned = planned or plan("small", protocol, {})
         assert planned.lacks() == []
         board(sweep.ROWS, lambda line: None)
         self.drawn = []
-        return sweep._measure(planned, planned.preset, self.tracker, lambda line: None, npz=True)
+        return sweep._measure(planned, planned.preset, self.tracker, lambda line: None, npz=not fast, fast=fast)
 
 
 @pytest.fixture
@@ -166,6 +168,25 @@ def test_random_labels_are_drawn_and_measured_against_all_of_train(run: Path, me
     images.forget({7})
     assert measuring("imagenet-50k") == [found] and measuring.drawn == [7]
     assert ImageFolder(images.folder).read(7, 16) == kept
+
+
+def test_the_fast_path_gives_the_same_numbers_and_keeps_no_image(
+    run: Path, measuring: Measuring, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (fast,) = measuring("imagenet-50k", fast=True)
+    folder = run / "evaluations" / "imagenet-50k" / "as-trained"
+    assert not [*folder.rglob("*.png"), *folder.rglob("*.tar"), *folder.rglob("*.npz")] and measuring.drawn == []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Painter, "draw", lambda *_: pytest.fail("all is known"))
+        assert measuring("imagenet-50k", fast=True) == [fast]
+    assert measuring("imagenet-50k") == [fast] and len(measuring.drawn) == N
+    for more, told in (
+        (["--protocol", "watch"], "protocol watch needs them"),
+        (["--protocol", "imagenet-50k", "--npz"], "--npz needs them"),
+        (["--protocol", "imagenet-50k", "--part", "1/2"], "which --part draws for others"),
+        ([], "give --protocol"),
+    ):
+        assert main(["evaluate", "small", "--fast", *more]) == 1 and told in capsys.readouterr().err
 
 
 def test_the_gallery_of_classes_has_each_figure_at_its_guidance(
