@@ -141,14 +141,14 @@ def parity() -> tuple[list[str], float]:
 def streamed_mb(folder: Path, n: int) -> float:
     """By how much this process's largest memory grows while n images of 64 px become 2048 features each, in MB."""
 
-    def images(start: int) -> Iterator[NDArray[np.uint8]]:
-        for i in range(start, count, 50):
-            yield np.random.default_rng(i).integers(0, 256, (50, 3, 64, 64), np.uint8)
+    def images(start: int, stop: int) -> Iterator[NDArray[np.uint8]]:
+        for i in range(start, stop):
+            yield np.random.default_rng(i).integers(0, 256, (1, 3, 64, 64), np.uint8)
 
-    network, count = RandomFeatures(2048), 50
-    extract_all([network], images, folder / "few", count, "noise", BATCH)
-    before, count = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, n
-    extract_all([network], images, folder / "many", count, "noise", BATCH)
+    network = RandomFeatures(2048)
+    extract_all([network], images, folder / "few", 50, "noise", BATCH)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    extract_all([network], images, folder / "many", n, "noise", BATCH)
     return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
 
 

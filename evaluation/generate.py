@@ -9,11 +9,14 @@ draws those again in which files are missing, and gets the same bytes.
 """
 
 import contextlib
+import functools
 import sys
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from torch import Tensor
 from tqdm import tqdm
 
 from evaluation.images.captions import Line, Prompt, assign, read_lines
@@ -62,6 +65,12 @@ class ImageJob:
     def __post_init__(self) -> None:
         check(not self.negative_prompt or self.text is not None, "negative_prompt: a model of labels reads no captions")
 
+    @functools.cached_property
+    def model(self) -> Model:
+        """The configuration of the first trained set."""
+        trained = next(s.weights for s in self.sets if s.weights != AS_MADE)
+        return load_as(Model, Path(trained) / "config.json")
+
 
 def prepare(folder: Path, job: ImageJob, prompts: list[Prompt]) -> None:
     """Say in the folder what is to be drawn. What is there of these prompts stays."""
@@ -71,40 +80,61 @@ def prepare(folder: Path, job: ImageJob, prompts: list[Prompt]) -> None:
     write_json(folder / "generate.json", to_dict(job))
 
 
+class Painter:
+    """A job's networks and conditions on this process's device. ``lines``: of all images that it will be asked for."""
+
+    def __init__(self, job: ImageJob, lines: Collection[Line]) -> None:
+        self.job, self.device = job, pick_device(job.device)
+        # All captions at once: an online encoder has left the device before the first network comes.
+        given = job.model, job.text, job.negative_prompt, self.device
+        if job.data:
+            shards = Shards(Path(job.data), job.text, pinned=job.data_digest)
+            self.conditions, self.null = conditions_of_samples(shards, lines, *given)
+        else:
+            self.conditions, self.null = own_conditions(lines, *given)
+        self._network: tuple[str, NestedUNet] | None = None
+
+    def known(self, batch: Sequence[Line]) -> list[Line]:
+        """Those whose samples were not removed."""
+        return [line for line in batch if line.key in self.conditions]
+
+    def network(self, images: ImageSet) -> NestedUNet:
+        """A set's; one at a time stays on the device."""
+        if self._network is None or self._network[0] != images.name:
+            self._network = None
+            network = _network(self.job, images).to(self.device).to(memory_format=torch.channels_last)
+            if self.device.type == "cuda":
+                network.compile()
+            self._network = images.name, network
+        return self._network[1]
+
+    def draw(self, images: ImageSet, lines: Sequence[Line]) -> list[Tensor]:
+        """A batch at all levels: [B, 3, H_r, H_r] in [-1, 1]. Raises ValueError where a removal of samples waits."""
+        if removal_asked():
+            raise ValueError(f"{removal_asked()}: the same command goes on with the images that are missing")
+        states, seeds = [self.conditions[line.key] for line in lines], [line.seed for line in lines]
+        return generate(self.network(images), states, self.null, seeds, images.sampling, self.device)
+
+
 def generate_images(folder: Path, job: ImageJob, rank: int, world: int) -> None:
     """Draw this rank's share of every set: every ``world``-th batch of the job's part."""
-    device = pick_device(job.device)
     if job.threads:
         torch.set_num_threads(job.threads)
     target, (part, parts) = Path(job.into or folder), job.part
-    lines = {
+    shares = {
         images.name: batches(target / images.name, images.sampling.batch_size)[part - 1 :: parts][rank::world]
         for images in job.sets
     }
-    wanted = {line.key: line for mine in lines.values() for batch in mine for line in batch}.values()
-    # All captions at once: an online encoder has left the device before the first network comes.
-    given = _model(job), job.text, job.negative_prompt, device
-    if job.data:
-        shards = Shards(Path(job.data), job.text, pinned=job.data_digest)
-        conditions, null = conditions_of_samples(shards, wanted, *given)
-    else:
-        conditions, null = own_conditions(wanted, *given)
+    lines = {line.key: line for mine in shares.values() for batch in mine for line in batch}
+    painter, px = Painter(job, lines.values()), job.model.resolutions
     for images in job.sets:
-        network = _network(job, images).to(device).to(memory_format=torch.channels_last)
-        if device.type == "cuda":
-            network.compile()
-        drawn, mine = ImageFolder(target / images.name), lines[images.name]
-        px = network.config.resolutions
+        drawn, mine = ImageFolder(target / images.name), shares[images.name]
         bar = tqdm(total=sum(map(len, mine)), desc=images.name, disable=rank != 0)
         for batch in mine:
-            asked = [line for line in batch if line.key in conditions]
+            asked = painter.known(batch)
             missing = {line.index for line in asked if not drawn.has(line.index, px)}
             if missing:
-                if removal_asked():
-                    raise ValueError(f"{removal_asked()}: the same command goes on with the images that are missing")
-                states, seeds = [conditions[line.key] for line in asked], [line.seed for line in asked]
-                xs = generate(network, states, null, seeds, images.sampling, device)
-                drawn.save(xs, [line.index for line in asked], missing, job.loose)
+                drawn.save(painter.draw(images, asked), [line.index for line in asked], missing, job.loose)
             bar.update(len(batch))
         bar.close()
 
@@ -117,17 +147,11 @@ def batches(folder: Path, size: int) -> list[list[Line]]:
     return list(found.values())
 
 
-def _model(job: ImageJob) -> Model:
-    """The configuration of the first trained set."""
-    trained = next(s.weights for s in job.sets if s.weights != AS_MADE)
-    return load_as(Model, Path(trained) / "config.json")
-
-
 def _network(job: ImageJob, images: ImageSet) -> NestedUNet:
     if images.weights != AS_MADE:
         return NestedUNet.from_pretrained(Path(images.weights))
     torch.manual_seed(hash64(job.seed, "untrained"))
-    return NestedUNet(_model(job)).eval()
+    return NestedUNet(job.model).eval()
 
 
 def main(argv: list[str] | None = None) -> int:

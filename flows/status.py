@@ -1,15 +1,17 @@
 """``mdm status``: what is done, running and missing, read from the run folders alone."""
 
+import contextlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from flows.home import Trouble, home, run_folder
+from flows.home import Trouble, datasets, home, run_folder
 from flows.progress import clock
 from mdm.files import LocksRefused, is_locked
 from mdm.structure import to_dict
 from preprocessing.manifest import read_json
+from preprocessing.units import size
 
 
 def list_runs() -> int:
@@ -23,7 +25,36 @@ def list_runs() -> int:
             print(f"{run.name:24} {trouble}")
             continue
         print(f"{run.name:24} {sum(s == 'done' for s in states)} of {len(states)} stages done")
+    for line in reference_lines():
+        print(line)
     return 0
+
+
+def reference_lines() -> Iterator[str]:
+    """What the features of real images and of noise take that evaluations share, and which of them nobody will read."""
+    folder = home() / "references"
+    kept, unfinished = sorted(folder.glob("*.npy")), sorted(folder.glob("*.part"))
+    if not kept and not unfinished:
+        return
+    yield f"{len(kept)} files of features in {folder}, {_took(folder)}: made again where they were deleted"
+    for path in unfinished:
+        state = "being made" if _is_held(path / "owner.lock") else "unfinished: the same evaluation goes on"
+        yield f"  {path.name}  {_took(path)}  {state}"
+    manifests = filter(None, (read_json(path) for path in datasets().glob("*/*/manifest.json")))
+    here = {(manifest.get("digest"), manifest.get("revision", 0)) for manifest in manifests}
+    for path in kept:
+        data = (read_json(path.with_suffix(".json")) or {}).get("data", [])
+        if any((split["digest"], split["revision"]) not in here for split in data):
+            yield f"  {path.name}  {_took(path)}  of data that is no more here, or has lost samples since"
+
+
+def _took(path: Path) -> str:
+    """On the disk. What goes while it is looked at takes nothing."""
+    total = 0
+    for file in [path, *path.rglob("*.npy")]:
+        with contextlib.suppress(OSError):
+            total += file.stat().st_size if file.is_file() else 0
+    return size(total)
 
 
 def show_run(name: str) -> int:

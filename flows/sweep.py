@@ -8,37 +8,42 @@ import contextlib
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from prefect import State, flow
+from prefect import State, flow, task
+from prefect.cache_policies import NO_CACHE
 
 from evaluation.images.asked import rows_of
 from evaluation.images.gallery import write_sheet
 from evaluation.images.npz import write_npz
 from evaluation.images.preparation import Drawn
+from evaluation.measuring.fresh import Fresh
+from evaluation.measuring.identity import PARTS, Origin, identity, measured_by_stand_ins
 from evaluation.measuring.networks import load_networks
 from evaluation.measuring.standard import measure_standard
-from evaluation.protocols import STAND_INS
+from evaluation.protocols import PROTOCOLS, STAND_INS
 from flows.cancel import ends_cancelled
 from flows.data import embed_text
 from flows.datasets.parts import part_lock
 from flows.evaluation import evaluate_samples, sample_images, show_results
 from flows.home import Trouble, hold, home, quiet_services, weights
-from flows.measuring.drawing import with_processes
+from flows.launch import died
+from flows.measuring.drawing import drawing_of, with_processes
+from flows.measuring.extracting import extract_in_processes
 from flows.measuring.plan import BEGUN, Evaluation, Point, plan
 from flows.measuring.released import plan_released, write_weights
 from flows.measuring.told import SHEET, warnings
 from flows.progress import board
 from flows.records.evaluations import EvaluationRecord
 from flows.records.pages import refresh_page
-from mdm.config import Sampling
 from mdm.data.leases import Lease
 from mdm.data.shards import Shards
 from mdm.experiments import Protocol as ProtocolName
 from mdm.files import load_json, write_json
 from mdm.presets import Preset
-from mdm.structure import digest, to_dict
+from mdm.structure import to_dict
 from mdm.training.compute import pick_device
 from preprocessing.manifest import read_manifest
 
@@ -54,12 +59,15 @@ def evaluation(
     processes: int = 0,
     released: bool = False,
     npz: bool = False,
+    fast: bool = False,
 ) -> str | State:
     """Measure a run's checkpoints under a protocol; the same call goes on after a kill. Returns the results' folder.
 
     ``released``: ``run`` is a file of the authors'. ``npz``: each point's images also as one file, samples.npz.
+    ``fast``: features are made of images as they are drawn, none of which becomes a file.
     """
     quiet_services()
+    check_fast(protocol, fast, npz)
     planned = plan_released(Path(run), protocol, sweep or {}) if released else plan(run, protocol, sweep or {})
     if lines := planned.lacks():
         raise Trouble(f"protocol {protocol} cannot be measured here:\n" + "\n".join(f"  - {line}" for line in lines))
@@ -74,17 +82,21 @@ def evaluation(
         contextlib.nullcontext() if planned.data is None else Lease(planned.data, f"evaluation of {planned.run}"),
     ):
         record = EvaluationRecord(planned.run, planned.folder, planned.data, shown.say)
-        write_results(planned.folder, _measure(planned, preset, record, shown.say, npz))
+        write_results(planned.folder, _measure(planned, preset, record, shown.say, npz, fast))
         refresh_page(planned.run)
     return end.state or str(planned.folder)
 
 
 def _measure(
-    planned: Evaluation, preset: Preset, record: EvaluationRecord, say: Callable[[str], None], npz: bool = False
+    planned: Evaluation,
+    preset: Preset,
+    record: EvaluationRecord,
+    say: Callable[[str], None],
+    npz: bool = False,
+    fast: bool = False,
 ) -> list[dict[str, Any]]:
     """The numbers of every point, or its pictures, each sent to MLflow when it is known."""
     found, data, text = [], planned.data, planned.text
-    common: dict[str, Any] = {}
     planned.folder.mkdir(parents=True, exist_ok=True)
     write_json(planned.folder / BEGUN, planned.digests())
     figures = planned.protocol.prompts == "figures"
@@ -96,12 +108,15 @@ def _measure(
         for line in warnings(preset, point.sampling):
             say(f"{point.name}: {line}")
         chosen, folder = replace(preset, sampling=point.sampling), planned.folder / point.name
-        if figures or not common:  # each figure has its own prompts, at other protocols' points they are the same
-            common = common_facts(planned, point.sampling)
-        with part_lock(folder / "samples", "images", (1, 1)):
-            sample_images(chosen, folder / "samples", point.weights, data, text, planned.protocol)
-        if npz:
-            images = folder / "samples" / "samples"
+        origin = Origin(point.sampling, preset.seed, planned.revisions())
+        images: Path | Fresh = folder / "samples" / "samples"
+        if fast:
+            drawing = drawing_of(chosen, folder / "samples", point.weights, data, text, planned.protocol)
+            images = drawing.fresh(planned.protocol, say)
+        else:
+            with part_lock(folder / "samples", "images", (1, 1)):
+                sample_images(chosen, folder / "samples", point.weights, data, text, planned.protocol)
+        if npz and isinstance(images, Path):
             write_npz(Drawn.open(images, planned.protocol.preparation, planned.prompts(point.sampling)), folder / NPZ)
             say(f"{point.name}: its images as one file: {folder / NPZ}")
         if figures:
@@ -111,14 +126,23 @@ def _measure(
             done = evaluate_samples(chosen, folder, point.weights, data, text)
         else:
             assert data is not None
-            done = _standard(planned, data, chosen, folder)
+            done = evaluate_standard(planned, data, chosen, folder, images, origin)
             done |= {"finished_ms": int(time.time() * 1000)}
             show_results(done)
-        facts = common | {"point": point.name, "checkpoint": point.checkpoint, "nimg": point.nimg}
+        known = {part: done[part] for part in PARTS} if "measured" in done else of_stand_ins(planned, origin)
+        facts = facts_of(planned, known)
+        facts |= {"point": point.name, "checkpoint": point.checkpoint, "nimg": point.nimg}
         facts |= {f"sampling.{name}": value for name, value in to_dict(point.sampling).items()}
         record.send(point.weights, point.name, facts, done)
-        found.append({**facts, "metrics": done["metrics"]})
+        found.append({**facts, **known, "metrics": done["metrics"]})
     return found
+
+
+def check_fast(protocol: ProtocolName, fast: bool, npz: bool) -> None:
+    """Raises ValueError where images must become files."""
+    if fast and (npz or not PROTOCOLS[protocol].metrics or protocol in STAND_INS):
+        what = "--npz" if npz else f"protocol {protocol}"
+        raise ValueError(f"--fast keeps no image, and {what} needs them: leave it out")
 
 
 def _sheet(planned: Evaluation, point: Point, folder: Path) -> dict[str, Any]:
@@ -130,39 +154,41 @@ def _sheet(planned: Evaluation, point: Point, folder: Path) -> dict[str, Any]:
     return {"metrics": [], "finished_ms": int(time.time() * 1000)}
 
 
-def _standard(planned: Evaluation, data: Path, preset: Preset, folder: Path) -> dict[str, Any]:
+@task(task_run_name="evaluate", retries=3, retry_delay_seconds=1, retry_condition_fn=died, cache_policy=NO_CACHE)
+def evaluate_standard(
+    planned: Evaluation, data: Path, preset: Preset, folder: Path, images: Path | Fresh, origin: Origin
+) -> dict[str, Any]:
     """One point's numbers by the protocol's own networks."""
     protocol, device = planned.protocol, pick_device(preset.hardware.device)
     board().start("evaluate", 1, "img")
     done = measure_standard(
         protocol,
-        folder / "samples" / "samples",
+        images,
         [Shards(data / split) for split in protocol.reference_splits],
         load_networks(protocol, weights(), device),
         folder / "evaluation",
         home() / "references",
-        preset.seed,
+        origin,
         lambda what, part, total: board().update("evaluate", part, total, what),
         planned.prompts(preset.sampling),
         planned.about,
+        extract=partial(extract_in_processes, preset.hardware),
     )
     board().finish("evaluate", "done", 0, f"{len(done['metrics'])} numbers of {protocol.name}")
     return done
 
 
-def common_facts(planned: Evaluation, sampling: Sampling) -> dict[str, Any]:
-    """What stands beside the numbers of points; ``protocol_digest`` tells those that may be compared."""
-    prompts, data = planned.prompts(sampling), planned.data
-    decides = [
-        to_dict(planned.protocol),
-        to_dict(planned.preset.evaluation),
-        sorted((prompt.key, prompt.caption) for prompt in prompts),
-        *(Shards(data / split).revision for split in ("val", "train") if data is not None),
-        planned.preset.seed,
-    ]
-    facts = {"stage": list(planned.preset.stages)[-1], "seed": planned.preset.seed, "n": len(prompts)}
+def of_stand_ins(planned: Evaluation, origin: Origin) -> dict[str, Any]:
+    prompts = planned.prompts(origin.sampling)
+    return identity(measured_by_stand_ins(planned.protocol, prompts, planned.preset.evaluation, origin), origin)
+
+
+def facts_of(planned: Evaluation, known: dict[str, Any]) -> dict[str, Any]:
+    """What stands beside the numbers of a point in a line; ``protocol_digest`` tells those that may be compared."""
+    facts = {"stage": list(planned.preset.stages)[-1], "seed": planned.preset.seed, "n": known["measured"]["n"]}
     facts |= {"about": planned.about} if planned.about else {}
-    return {"protocol": planned.protocol.name, "protocol_digest": digest(decides)[:12], **facts}
+    digests = {"protocol_digest": known["protocol_digest"], "digest": known["digest"]}
+    return {"protocol": planned.protocol.name, **digests, **facts}
 
 
 def write_results(folder: Path, found: list[dict[str, Any]]) -> None:

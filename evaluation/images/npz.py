@@ -20,7 +20,7 @@ def write_npz(drawn: Drawn, file: Path) -> None:
             shape = len(drawn), drawn.px, drawn.px, 3
             header = {"descr": np.lib.format.dtype_to_descr(np.dtype(np.uint8)), "fortran_order": False, "shape": shape}
             np.lib.format.write_array_header_1_0(part, header)
-            for image in drawn.batches(0):  # uint8 [1, 3, H, H]
+            for image in drawn.batches(0, len(drawn)):  # uint8 [1, 3, H, H]
                 part.write(image[0].transpose(1, 2, 0).tobytes())
         if len(labels) == len(drawn):
             with archive.open("arr_1.npy", "w") as part:

@@ -1,10 +1,12 @@
 """Pictures on their way to the networks, one at a time: drawn ones, the reference's as a protocol prepares them, noise.
 
-Each source says by ``identity`` what decides its pictures, and gives them from any number on, uint8 [1, 3, H, H].
+Each source says by ``identity`` what decides its pictures, and gives those of any numbers, uint8 [1, 3, H, H]. Its
+fields are JSON values, so that other processes open the same (extract.py).
 """
 
+import functools
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -45,19 +47,23 @@ class Pictures(Protocol):
     def identity(self) -> dict[str, Any]:
         """JSON values: two sources of equal ones give the same pictures."""
 
+    @property
+    def data_folders(self) -> Collection[Path]:
+        """Data sets that are read for them."""
+
     def __len__(self) -> int: ...
 
-    def batches(self, start: int) -> Iterator[NDArray[np.uint8]]:
-        """From number ``start`` on, one by one."""
+    def batches(self, start: int, stop: int) -> Iterator[NDArray[np.uint8]]:
+        """Those of numbers from ``start`` up to ``stop``, one by one."""
 
 
 @dataclass(frozen=True)
 class Drawn:
     """The images of a folder that generate.py drew, at one of their resolutions, in the order of their numbers."""
 
-    folder: ImageFolder
-    lines: list[Line]
+    images: str  # the folder
     px: int
+    numbers: tuple[int, ...]
     content: str  # sha256 of all files
 
     @classmethod
@@ -85,57 +91,84 @@ class Drawn:
         content = hashlib.sha256()
         for line in lines:
             content.update(hashlib.sha256(folder.read(line.index, px)).digest())
-        return cls(folder, lines, px, content.hexdigest())
+        return cls(str(images), px, tuple(line.index for line in lines), content.hexdigest())
+
+    @functools.cached_property
+    def lines(self) -> list[Line]:
+        known = {line.index: line for line in read_lines(Path(self.images))}
+        return [known[number] for number in self.numbers]
+
+    @functools.cached_property
+    def _folder(self) -> ImageFolder:
+        return ImageFolder(Path(self.images))
 
     @property
     def identity(self) -> dict[str, Any]:
         return {"images": self.content}
 
-    def __len__(self) -> int:
-        return len(self.lines)
+    @property
+    def data_folders(self) -> Collection[Path]:
+        return ()
 
-    def batches(self, start: int) -> Iterator[NDArray[np.uint8]]:
-        return (self.folder.load([line.index], self.px) for line in self.lines[start:])
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+    def batches(self, start: int, stop: int) -> Iterator[NDArray[np.uint8]]:
+        return (self._folder.load([number], self.px) for number in self.numbers[start:stop])
 
 
 @dataclass(frozen=True)
 class Reference:
     """Real pictures of one split or several: all that were not removed, or those of ``keys``, in their order."""
 
+    splits: tuple[str, ...]  # their folders
     preparation: Preparation
     px: int
-    places: Sequence[tuple[Shards, int]]
-    data: Sequence[dict[str, Any]]  # digest and revision of each split
-    keys: Sequence[str] = ()
+    data: tuple[dict[str, Any], ...]  # digest and revision of each split
+    keys: tuple[str, ...] = ()
 
     @classmethod
     def open(cls, splits: Sequence[Shards], preparation: Preparation, px: int, keys: Sequence[str] = ()) -> "Reference":
         """Raises ValueError for a split without one of the keys, or whose pictures cannot be prepared so: ADM's crops
         are made of originals."""
-        adm = preparation == "adm centre crop 256"
+        folders, data = tuple(str(s.folder) for s in splits), tuple(s.revision for s in splits)
+        reference = cls(folders, preparation, px, data, tuple(keys))
+        len(reference)  # opens them
+        return reference
+
+    @functools.cached_property
+    def _places(self) -> Sequence[tuple[Shards, int]]:
+        """Raises ValueError as ``open``, and where a split has been exchanged since, or samples were removed."""
+        adm = self.preparation == "adm centre crop 256"
         opened = [
-            Shards(s.folder, None, s.storage, s.manifest["digest"], px=0 if adm else px, originals=adm) for s in splits
+            Shards(Path(folder), pinned=data["digest"], px=0 if adm else self.px, originals=adm)
+            for folder, data in zip(self.splits, self.data, strict=True)
         ]
+        for shards, data in zip(opened, self.data, strict=True):
+            if shards.revision != data:
+                raise ValueError(f"{shards.folder}: samples were removed meanwhile: the same command begins anew")
         places = [(shards, i) for shards in opened for i in shards.present()]
-        if keys:
-            known = {shards.key(i): (shards, i) for shards, i in places}
-            if lacking := set(keys) - known.keys():
-                raise ValueError(
-                    f"{splits[0].folder}: no picture of {min(lacking)}, nor of {len(lacking) - 1} more keys"
-                )
-            places = [known[key] for key in keys]
-        return cls(preparation, px, places, [shards.revision for shards in opened], keys)
+        if not self.keys:
+            return places
+        known = {shards.key(i): (shards, i) for shards, i in places}
+        if lacking := set(self.keys) - known.keys():
+            raise ValueError(f"{self.splits[0]}: no picture of {min(lacking)}, nor of {len(lacking) - 1} more keys")
+        return [known[key] for key in self.keys]
 
     @property
     def identity(self) -> dict[str, Any]:
         pictures = digest(list(self.keys)) if self.keys else "all"
         return {"data": list(self.data), "pictures": pictures, "preparation": self.preparation, "px": self.px}
 
-    def __len__(self) -> int:
-        return len(self.places)
+    @property
+    def data_folders(self) -> Collection[Path]:
+        return {Path(split).parent for split in self.splits}
 
-    def batches(self, start: int) -> Iterator[NDArray[np.uint8]]:
-        for shards, i in self.places[start:]:
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def batches(self, start: int, stop: int) -> Iterator[NDArray[np.uint8]]:
+        for shards, i in self._places[start:stop]:
             pixels = shards.read(i).pixels
             if self.preparation == "adm centre crop 256":
                 yield adm_centre_crop(pixels, ADM_PX).transpose(2, 0, 1)[None]
@@ -155,10 +188,14 @@ class Noise:
     def identity(self) -> dict[str, Any]:
         return {"noise": [self.count, self.px, self.seed]}
 
+    @property
+    def data_folders(self) -> Collection[Path]:
+        return ()
+
     def __len__(self) -> int:
         return self.count
 
-    def batches(self, start: int) -> Iterator[NDArray[np.uint8]]:
-        for i in range(start, self.count):
+    def batches(self, start: int, stop: int) -> Iterator[NDArray[np.uint8]]:
+        for i in range(start, stop):
             generator = torch.Generator().manual_seed(hash64(self.seed, "noise image", i))
             yield to_uint8(torch.randn(1, 3, self.px, self.px, generator=generator)).numpy()

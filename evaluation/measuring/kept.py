@@ -2,44 +2,68 @@
 
 import os
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from evaluation.images.preparation import Pictures
-from evaluation.measuring.streaming import extract_all
+from evaluation.measuring.streaming import extract_blocks, images_done, plan_extraction
 from evaluation.networks.features import Extractor
-from mdm.files import whole_file, write_json
+from mdm.files import try_lock, whole_file, write_json
 from mdm.structure import digest
+
+
+class Extract(Protocol):
+    """Makes the features that are planned in a folder (streaming.py), in this process or in others."""
+
+    def __call__(
+        self, work: Path, pictures: Pictures, networks: Mapping[str, Extractor], progress: Callable[[int], None]
+    ) -> None: ...
+
+
+def extract_here(
+    work: Path, pictures: Pictures, networks: Mapping[str, Extractor], progress: Callable[[int], None]
+) -> None:
+    extract_blocks(list(networks.values()), pictures.batches, work, progress=progress)
 
 
 def kept_pictures(
     folder: Path,
     name: str,
     pictures: Pictures,
-    networks: Sequence[Extractor],
-    progress: Callable[[int], None] | None = None,
+    networks: Mapping[str, Extractor],
+    progress: Callable[[int], None],
+    extract: Extract = extract_here,
 ) -> dict[str, NDArray[np.float32]]:
     """Features [N, dim] by the networks' names, memory-mapped, of files ``NAME-NETWORK-DIGEST.npy`` in the folder.
 
-    What is not there is extracted, in one pass over the pictures, and can be broken off. Beside each file lies what its
-    digest is of. Raises ValueError as extract_all, and for a file that is damaged.
+    ``networks``: by their roles. What is not there is extracted, in one pass over the pictures, and can be broken off.
+    Beside each file lies what its digest is of. Raises ValueError as ``extract``, where another process makes the
+    same, and for a file that is damaged.
     """
-    asked = {e.name: {**pictures.identity, "network": [e.name, e.weights, e.resize]} for e in networks}
+    asked = {e.name: {**pictures.identity, "network": [e.name, e.weights, e.resize]} for e in networks.values()}
     files = {what: folder / f"{name}-{what}-{digest(identity)[:16]}.npy" for what, identity in asked.items()}
-    lacking = {e.name: e for e in networks if not files[e.name].exists()}
+    lacking = {role: e for role, e in networks.items() if not files[e.name].exists()}
     if lacking:
-        inputs = digest([asked[what] for what in lacking])
-        work = folder / f"{name}-{inputs[:16]}.part"
-        extractors, batch_size = list(lacking.values()), 8 if networks[0].device.type == "cpu" else 64
-        extract_all(extractors, pictures.batches, work, len(pictures), inputs, batch_size, progress)
-        for what in lacking:
-            write_json(files[what].with_suffix(".json"), asked[what])
-            os.replace(work / f"{what}.npy", files[what])
-        shutil.rmtree(work)
-    return {e.name: _open(files[e.name], (len(pictures), e.dim)) for e in networks}
+        extractors = list(lacking.values())
+        batch_size = 8 if extractors[0].device.type == "cpu" else 64
+        inputs = digest([asked[e.name] for e in extractors])
+        work = folder / f"{name}-{digest([inputs, batch_size])[:16]}.part"
+        work.mkdir(parents=True, exist_ok=True)
+        with (work / "owner.lock").open("a") as lock:
+            if not try_lock(lock):
+                raise ValueError(f"{work}: another process extracts features there: wait, or stop it")
+            plan_extraction(extractors, work, len(pictures), inputs, batch_size)
+            if images_done(work) < len(pictures):
+                extract(work, pictures, lacking, progress)
+            for extractor in extractors:
+                write_json(files[extractor.name].with_suffix(".json"), asked[extractor.name])
+                os.replace(work / f"{extractor.name}.npy", files[extractor.name])
+            shutil.rmtree(work)
+    return {e.name: _open(files[e.name], (len(pictures), e.dim)) for e in networks.values()}
 
 
 def kept_texts(
@@ -53,6 +77,17 @@ def kept_texts(
         with whole_file(file) as opened:
             np.save(opened, features)
     return _open(file, (len(captions), network.dim))
+
+
+def forget_others(folder: Path, found: Sequence[NDArray[np.float32]]) -> None:
+    """Delete what lies in a folder of kept features and is none of these: of other images, captions or weights, or
+    begun and never finished. For a folder that one measurement has for itself."""
+    files = {Path(str(array.filename)) for array in found if isinstance(array, np.memmap)}  # resolved ones
+    for path in folder.resolve().iterdir():
+        if path.suffix == ".part":
+            shutil.rmtree(path)
+        elif path.with_suffix(".npy") not in files:
+            path.unlink()
 
 
 def _open(file: Path, shape: tuple[int, int]) -> NDArray[np.float32]:

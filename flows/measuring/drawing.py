@@ -13,6 +13,7 @@ from evaluation.generate import AS_MADE, ImageJob, ImageSet, prepare
 from evaluation.images.asked import prompts_of
 from evaluation.images.captions import Prompt, is_whole
 from evaluation.images.image_folder import ImageFolder
+from evaluation.measuring.fresh import Fresh
 from evaluation.protocols import PROTOCOLS, STAND_INS, Protocol
 from flows.datasets.parts import Part, in_turn, part_lock, set_lock
 from flows.datasets.text import Captions
@@ -52,6 +53,13 @@ class PointDrawing:
         prepare(self.folder, self.job, self.prompts)
         hardware = self.preset.hardware
         run_job("evaluation.generate", self.folder, hardware.processes, hardware.threads, on_poll)
+
+    def fresh(self, protocol: Protocol, say: Callable[[str], None]) -> Fresh:
+        """All of them yet to draw, while they are measured; none becomes a file."""
+        with part_lock(self.folder, "images", (1, 1)):
+            begin(self.folder, self.inputs, say)
+            prepare(self.folder, self.job, self.prompts)
+        return Fresh.open(self.folder, protocol.preparation, self.prompts)
 
     def run_part(self, part: Part, say: Callable[[str], None], on_poll: Callable[[], None]) -> None:
         """Draw every N-th batch, from the I-th on; others draw the others at the same time, on any machine."""

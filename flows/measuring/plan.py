@@ -15,6 +15,7 @@ from flows.datasets.sets import set_of_samples
 from flows.home import datasets, run_folder, weights
 from mdm.config import Model, SamplerName, Sampling
 from mdm.data.embeddings import TextSource
+from mdm.data.shards import Shards
 from mdm.data.text import find_encoder
 from mdm.experiments import Protocol as ProtocolName
 from mdm.files import load_json
@@ -23,7 +24,7 @@ from mdm.run.checkpoint import list_points, newest_checkpoint
 from mdm.run.folder import find_damage
 from mdm.structure import from_dict
 from preprocessing.manifest import read_manifest, samples_left
-from preprocessing.sets import finished_sets
+from preprocessing.sets import SPLITS, finished_sets
 
 BEGUN = "data.json"  # the splits' digests, in an evaluation's folder
 
@@ -75,6 +76,10 @@ class Evaluation:
         asked = (self.protocol.split,) if self.protocol.prompts == "held out" else ()
         splits = dict.fromkeys((*asked, *self.protocol.reference_splits))
         return {} if self.data is None else {split: read_manifest(self.data / split)["digest"] for split in splits}
+
+    def revisions(self) -> dict[str, dict[str, Any]]:
+        """Of both splits of the set: digest, and how often samples were removed."""
+        return {} if self.data is None else {split: Shards(self.data / split).revision for split in SPLITS}
 
     @property
     def folder(self) -> Path:

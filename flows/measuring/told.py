@@ -10,6 +10,7 @@ from evaluation.protocols import STAND_INS, Protocol
 from evaluation.results import HEADLINE, SAMPLES
 from flows.measuring.plan import Evaluation, lacking, prompts_set, samplings, swept
 from mdm.config import Sampling
+from mdm.diffusion.samplers import SAMPLERS
 from mdm.experiments import IMAGES, SECONDS_PER_CALL
 from mdm.files import load_json
 from mdm.presets import Preset, resolve
@@ -65,7 +66,8 @@ def _rate(planned: Evaluation) -> float | None:
 def warnings(preset: Preset, sampling: Sampling) -> Iterator[str]:
     """What is known to go wrong with such settings."""
     shifted = any(level.shift > 1 for level in list(preset.stages.values())[-1].model.levels)
-    if shifted and sampling.spacing == "uniform" and sampling.steps < FEW_STEPS:
+    spacing = sampling.spacing or SAMPLERS[sampling.sampler].spacing
+    if shifted and spacing == "uniform" and sampling.steps < FEW_STEPS:
         yield (
             f"{sampling.steps} uniformly spaced steps leave images of shifted levels with too little variance (seen: "
             "0.36 for 0.70): take another spacing, another sampler, or more steps"

@@ -24,4 +24,4 @@ def test_the_images_are_streamed(tmp_path: Path) -> None:
     with np.load(tmp_path / "batch.npz", allow_pickle=False) as batch:
         found = batch["arr_0"]
     assert peak < found.nbytes / 4
-    np.testing.assert_array_equal(found.transpose(0, 3, 1, 2), np.concatenate(list(drawn.batches(0))))
+    np.testing.assert_array_equal(found.transpose(0, 3, 1, 2), np.concatenate(list(drawn.batches(0, len(drawn)))))

@@ -24,9 +24,10 @@ from evaluation.images.preparation import Drawn, Noise, Pictures, Reference, adm
 from evaluation.inception_score import inception_score
 from evaluation.kid import kid
 from evaluation.measuring import kept, standard
+from evaluation.measuring.identity import Origin, compare, identity
 from evaluation.measuring.networks import NETWORKS, load_networks, missing
 from evaluation.measuring.protocol_metrics import Classifier, TextReader, roles, short
-from evaluation.measuring.standard import compare, measure_standard
+from evaluation.measuring.standard import measure_standard
 from evaluation.networks.clip import Clip
 from evaluation.networks.features import Extractor, RandomFeatures
 from evaluation.networks.inception import InceptionV3
@@ -34,6 +35,7 @@ from evaluation.prdc import prdc
 from evaluation.protocols import PROTOCOLS
 from evaluation.relative import real_against_real, relative_to_real
 from made import write_originals
+from mdm.config import Sampling
 from mdm.data.ranges import average
 from mdm.data.shards import Shards
 from mdm.files import load_json
@@ -41,6 +43,7 @@ from preprocessing.remove import find, take_out
 
 COCO = PROTOCOLS["coco2014-val-30k"]
 N, M = 64, 130
+ORIGIN = Origin(Sampling(), 0, {})
 
 
 class Counting(RandomFeatures):
@@ -87,7 +90,7 @@ def once(made: Path) -> dict[str, Any]:
 
 def measured(made: Path, out: Path, networks: dict[str, Extractor], references: Path, **other: Any) -> dict[str, Any]:
     asked: dict[str, Any] = {"protocol": COCO, "images": made / "images", "reference": Shards(made / "split")}
-    asked |= {"networks": networks, "out": out, "references": references, "seed": 0, "for_tests": True, **other}
+    asked |= {"networks": networks, "out": out, "references": references, "origin": ORIGIN, "for_tests": True, **other}
     return measure_standard(progress=lambda what, done, total: None, **asked)
 
 
@@ -103,7 +106,7 @@ def test_numbers_are_those_of_the_plain_functions(made: Path, once: dict[str, An
         Reference.open([Shards(made / "split")], COCO.preparation, 256),
     )
     sources: dict[str, Pictures] = {"samples": drawn, "noise": Noise(N, 256, 0), "real": real}
-    pictures = {what: np.concatenate(list(source.batches(0))) for what, source in sources.items()}
+    pictures = {what: np.concatenate(list(source.batches(0, len(source)))) for what, source in sources.items()}
     assert pictures["real"].shape == (M, 3, 256, 256)
     of = {role: {what: e.extract(p) for what, p in pictures.items()} for role, e in networks.items()}
 
@@ -154,11 +157,26 @@ def test_killed_in_the_middle_it_goes_on_and_finds_the_same(made: Path, once: di
             measured(made, tmp_path / "out", networks, tmp_path / "references")
     last.breaks_at = -1
     again = measured(made, tmp_path / "out", networks, tmp_path / "references")
-    assert again == once and last.seen == M + N + N
+    assert again == once and last.seen == M + N + 32 + N  # a kill costs the block that it falls into
     assert not list(tmp_path.glob("*/*.part"))
     third = make_networks()
     assert measured(made, tmp_path / "out", third, tmp_path / "references") == once
     assert seen(third) == [0] * len(third)
+
+
+def test_features_of_other_images_are_deleted_where_they_are_the_measurements_own(
+    made: Path, once: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(made / "once", tmp_path / "out")
+    monkeypatch.chdir(tmp_path)
+    features = tmp_path / "out" / "features"
+    before = {path.name for path in features.iterdir()}
+    (features / "samples-0123.part").mkdir()
+    for name in ("samples-random_16-0123.npy", "samples-random_16-0123.json", "captions-random_18-0123.npy"):
+        (features / name).touch()
+    networks = make_networks()
+    assert measured(made, Path("out"), networks, made / "references") == once and not any(seen(networks))
+    assert {path.name for path in features.iterdir()} == before != set()
 
 
 def test_what_is_known_of_a_reference_is_used_by_other_runs(made: Path, once: dict[str, Any], tmp_path: Path) -> None:
@@ -181,6 +199,20 @@ def test_other_networks_and_seeds_do_not_compare(made: Path, once: dict[str, Any
     with pytest.raises(ValueError, match=r"same way: networks.clip_vit_b_32 \[\"random_18.* and \[\"random_40"):
         compare(once, other)
     assert {**other["measured"], "networks": once["measured"]["networks"]} == once["measured"]
+    guided = replace(ORIGIN, sampling=Sampling(guidance=(1.35,), batch_size=4))
+    drawn = measured(made, made / "once", make_networks(), made / "references", origin=guided)
+    assert drawn["protocol_digest"] == once["protocol_digest"] and drawn["digest"] != once["digest"]
+    with pytest.raises(
+        ValueError, match=r"^not measured in the same way: drawn\.guidance \[1\.35\] and \[1\.0\]\. Such"
+    ):
+        compare(drawn, once)
+    a, b = compare(drawn, once, along=["guidance"])["random_kid_64_clean"]
+    assert a == b  # of the same images
+    with pytest.raises(ValueError, match=r"same way: drawn\.steps 25 and 250"):
+        steps = replace(ORIGIN, sampling=Sampling(steps=25, guidance=(1.35,)))
+        compare({**drawn, **identity(drawn["measured"], steps)}, once, along=["guidance"])
+    later = {**once, "recorded": {"versions": {"torch": "99"}}}
+    assert compare(later, once)  # versions are recorded, not compared
 
 
 def test_the_released_protocol_measures_against_the_prompts_own_pictures(made: Path, tmp_path: Path) -> None:
@@ -189,7 +221,7 @@ def test_the_released_protocol_measures_against_the_prompts_own_pictures(made: P
     fid = found["random_metrics"][0]
     read = [line.caption[:77] for line in read_lines(made / "images")]  # in letters, as the script cuts them
     network = make_networks()["clip_vit_b_16"]
-    of_images = network.extract(np.concatenate(list(Drawn.open(made / "images", "as drawn").batches(0))))
+    of_images = network.extract(np.concatenate(list(Drawn.open(made / "images", "as drawn").batches(0, N))))
     assert isinstance(network, Counting) and max(len(line.caption) for line in read_lines(made / "images")) > 77
     clip = found["random_metrics"][-1]["values"]["samples"]
     assert clip == clip_score(of_images, network.text_features(read)).mean.value
@@ -205,7 +237,7 @@ def test_as_drawn_real_images_are_averaged_to_the_samples_resolution(made: Path,
     asked = {"protocol": PROTOCOLS["cc12m-heldout"], "images": tmp_path / "images", "reference": splits}
     found = measured(made, tmp_path / "out", networks, tmp_path / "references", **asked)
     pictures = torch.stack([average(shards[i].image, 16) for shards in splits for i in range(len(shards))])
-    samples = torch.from_numpy(np.concatenate(list(Drawn.open(tmp_path / "images", "as drawn").batches(0))))
+    samples = torch.from_numpy(np.concatenate(list(Drawn.open(tmp_path / "images", "as drawn").batches(0, 32))))
     network = networks["dinov2_vit_l_14"]
     expected = frechet_distance(network.extract(samples), network.extract(pictures))
     assert found["real_images"] == 49 and found["measured"]["px"] == 16
@@ -232,7 +264,7 @@ def test_random_weights_reach_no_report(made: Path, once: dict[str, Any], tmp_pa
         ("gone", "00003.png is missing, as are 0 more of 64. The command that drew the others draws them"),
         ("stray", "holiday.jpg is no image of .*captions.jsonl: move it away"),
         ("level", r"images: images of 256 px are measured, there are \[8\]"),
-        ("few", "2 images, a protocol needs at least 30"),
+        ("few", "2 images are measured, a protocol needs at least 30"),
     ],
 )
 def test_a_wrong_image_is_named_before_any_work(made: Path, tmp_path: Path, damage: str, says: str) -> None:
@@ -311,5 +343,5 @@ def test_grey_and_transparent_images_are_what_a_viewer_shows(made: Path, tmp_pat
     images = shutil.copytree(made / "images", tmp_path / "images")
     Image.new("RGBA", (256, 256)).save(images / "levels" / "256" / "00000.png")
     Image.new("L", (256, 256), 7).save(images / "levels" / "256" / "00001.png")
-    pictures = list(Drawn.open(images, COCO.preparation).batches(0))
+    pictures = list(Drawn.open(images, COCO.preparation).batches(0, N))
     assert pictures[0].min() == 255 and set(pictures[1].flatten().tolist()) == {7}

@@ -9,7 +9,8 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from evaluation.measuring.streaming import extract_all
+from evaluation.measuring import streaming
+from evaluation.measuring.streaming import extract_all, extract_blocks, images_done, plan_extraction
 from evaluation.networks.features import EfficientNetLite0, Images, RandomFeatures
 
 Uint8 = NDArray[np.uint8]
@@ -22,12 +23,12 @@ class Source:
     def __init__(self, images: Uint8, breaks_at: int | None = None) -> None:
         self.images, self.breaks_at, self.starts = images, breaks_at, list[int]()
 
-    def __call__(self, start: int) -> Iterator[Images]:
+    def __call__(self, start: int, stop: int) -> Iterator[Images]:
         self.starts.append(start)
-        for i in range(start, len(self.images), 5):
+        for i in range(start, stop, 5):
             if self.breaks_at is not None and i >= self.breaks_at:
                 raise OSError("the disk with the images is gone")
-            yield self.images[i : i + 5]
+            yield self.images[i : min(i + 5, stop)]
 
 
 def test_several_networks_each_image_once(tmp_path: Path, drawings: Uint8, extractor: EfficientNetLite0) -> None:
@@ -44,27 +45,52 @@ def test_several_networks_each_image_once(tmp_path: Path, drawings: Uint8, extra
 
 def test_an_interrupted_one_goes_on_and_is_the_same(tmp_path: Path, drawings: Uint8) -> None:
     whole = extract_all(NETWORKS, Source(drawings), tmp_path / "whole", 96, "drawings")
-    source = Source(drawings, breaks_at=50)
+    source, done = Source(drawings, breaks_at=70), list[int]()
     with pytest.raises(OSError, match="is gone"):
         extract_all(NETWORKS, source, tmp_path / "parts", 96, "drawings")
+    assert images_done(tmp_path / "parts") == 64
     source.breaks_at = None
-    parts = extract_all(NETWORKS, source, tmp_path / "parts", 96, "drawings")
-    assert source.starts == [0, 48]
+    parts = extract_all(NETWORKS, source, tmp_path / "parts", 96, "drawings", 8, done.append)
+    assert source.starts == [0, 64, 64] and done == [72, 80, 88, 96]
     for name in whole:
         assert (tmp_path / "whole" / f"{name}.npy").read_bytes() == (tmp_path / "parts" / f"{name}.npy").read_bytes()
         np.testing.assert_array_equal(whole[name], parts[name])
 
 
+def test_any_number_of_processes_shares_the_blocks_and_makes_the_same(
+    tmp_path: Path, drawings: Uint8, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second of two breaks off in its third block of 10; three others do what is left, and nothing else."""
+    monkeypatch.setattr(streaming, "BLOCK", 10)
+    extract_all(NETWORKS, Source(drawings), tmp_path / "whole", 96, "drawings")
+    shared, first, second = tmp_path / "shared", Source(drawings), Source(drawings, breaks_at=55)
+    plan_extraction(NETWORKS, shared, 96, "drawings")
+    with pytest.raises(OSError, match="is gone"):
+        extract_blocks(NETWORKS, second, shared, 1, 2)
+    extract_blocks(NETWORKS, first, shared, 0, 2)
+    assert second.starts == [10, 30, 50] and first.starts == [0, 20, 40, 60, 80]
+    assert images_done(shared) == 70
+    left = [Source(drawings) for _ in range(3)]
+    for rank, source in enumerate(left):
+        extract_blocks(NETWORKS, source, shared, rank, 3)
+    assert [source.starts for source in left] == [[90], [70], [50]] and images_done(shared) == 96
+    for network in NETWORKS:
+        file = f"{network.name}.npy"
+        assert (tmp_path / "whole" / file).read_bytes() == (shared / file).read_bytes()
+    with pytest.raises(ValueError, match=r"was planned with the networks .*, not \{'random_64': 'seed 0'\}"):
+        extract_blocks(NETWORKS[:1], first, shared)
+
+
 def test_pictures_of_several_sizes(tmp_path: Path, drawings: Uint8) -> None:
     portions = [drawings[:3], drawings[3:6, :, :32], drawings[6:8]]
-    found = extract_all(NETWORKS, lambda start: portions, tmp_path, 8, "mixed", batch_size=4)
+    found = extract_all(NETWORKS, lambda start, stop: portions, tmp_path, 8, "mixed", batch_size=4)
     np.testing.assert_array_equal(found["random_64"], NETWORKS[0].extract(portions))
 
 
 def test_refuses_other_inputs_and_other_numbers(tmp_path: Path, drawings: Uint8) -> None:
     for n, what in ((19, "more than the 19"), (21, "only 20 of the 21")):
         with pytest.raises(ValueError, match=what):
-            extract_all(NETWORKS, Source(drawings[:20]), tmp_path / str(n), n, "drawings")
+            extract_all(NETWORKS, lambda start, stop: [drawings[:20]], tmp_path / str(n), n, "drawings")
     extract_all(NETWORKS, Source(drawings[:20]), tmp_path, 20, "drawings")
     for other, networks in (("inputs", NETWORKS), ("weights", NETWORKS[:1])):
         with pytest.raises(ValueError, match=f"holds features of other {other}. Delete the folder, or name another"):
@@ -101,7 +127,7 @@ def test_a_disk_without_room_is_known_before_any_image(tmp_path: Path, drawings:
     source = Source(drawings)
     with pytest.raises(ValueError, match=r"features of 10\d+ images need \d+ MB there. Make room, or name a folder"):
         extract_all(NETWORKS, source, tmp_path, 10**15, "drawings")
-    assert source.starts == [] and [file.name for file in tmp_path.iterdir()] == ["lock"]
+    assert source.starts == [] and list(tmp_path.iterdir()) == []
 
 
 def test_memory_does_not_grow_with_the_images(tmp_path: Path) -> None:
@@ -113,9 +139,9 @@ import numpy as np, torch
 from evaluation.networks.features import RandomFeatures
 from evaluation.measuring.streaming import extract_all
 torch.set_num_threads(1)
-def images(start):
-    for i in range(start, n, 50):
-        yield np.random.default_rng(i).integers(0, 256, (50, 3, 64, 64), np.uint8)
+def images(start, stop):
+    for i in range(start, stop):
+        yield np.random.default_rng(i).integers(0, 256, (1, 3, 64, 64), np.uint8)
 peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 network = RandomFeatures(2048)
 n = 200

@@ -22,6 +22,7 @@ from flows.home import hold, quiet_services
 from flows.starting.embedded import where_things_are
 from flows.starting.preflight import on_this_machine
 from mdm.config import MODELS
+from mdm.data.shards import Shards
 from mdm.files import write_json
 from mdm.network.nested import NestedUNet
 from mdm.presets import resolve
@@ -158,6 +159,29 @@ def test_what_lies_among_the_runs_is_named_and_ends_nothing(home: Path, capsys: 
     assert main(["status", "whole"]) == 0
     assert f"{marker} is torn" in capsys.readouterr().out
     assert "is not of a run" in refused(capsys, "status", "foreign")
+
+
+def test_features_of_references_are_listed_and_those_that_nobody_reads(
+    home: Path, squares: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (home / "datasets").mkdir(parents=True)
+    (home / "datasets" / "squares").symlink_to(squares)
+    assert main(["status"]) == 0 and "files of features" not in capsys.readouterr().out
+    references, data = home / "references", Shards(squares / "val").revision
+    for name, entry in (("new", {"data": [data]}), ("old", {"data": [{**data, "revision": 1}]}), ("noise", {})):
+        (references / f"{name}.part").mkdir(parents=True)
+        (references / f"{name}.npy").write_bytes(bytes(2_000_000))
+        write_json(references / f"{name}.json", entry)
+    (references / "old.part").rmdir()
+    (references / "new.part" / "half.npy").write_bytes(bytes(1_000))
+    with hold(references / "noise.part" / "owner.lock", "features"):
+        assert main(["status"]) == 0
+    assert capsys.readouterr().out.splitlines()[1:] == [
+        f"3 files of features in {references}, 6.0 MB: made again where they were deleted",
+        "  new.part  1.0 kB  unfinished: the same evaluation goes on",
+        "  noise.part  0 bytes  being made",
+        "  old.npy  2.0 MB  of data that is no more here, or has lost samples since",
+    ]
 
 
 @pytest.mark.parametrize("number", [errno.ENOLCK, errno.ENOSYS])

@@ -15,19 +15,20 @@ from numpy.typing import NDArray
 from PIL import Image
 from safetensors.torch import load_file
 
-from evaluation.generate import ImageJob, generate_images
+from evaluation.extract import ExtractJob, run_extract
+from evaluation.generate import ImageJob, Painter, generate_images
 from evaluation.images import gallery, preparation
 from evaluation.images.asked import random_labels
 from evaluation.images.captions import read_lines
 from evaluation.images.image_folder import ImageFolder
 from evaluation.measuring.networks import NETWORKS
-from evaluation.networks.features import RandomFeatures
+from evaluation.networks.features import Extractor, RandomFeatures
 from evaluation.protocols import PROTOCOLS
 from flows import data as data_tasks
 from flows import evaluation as tasks
 from flows import sweep
 from flows.cli import main
-from flows.measuring import drawing
+from flows.measuring import drawing, extracting
 from flows.measuring import plan as planning
 from flows.measuring.plan import Evaluation, plan
 from flows.measuring.released import TRAINED_ON, plan_released, write_weights
@@ -38,7 +39,7 @@ from mdm.config import ENCODERS, MODELS, Labels, Model, Text
 from mdm.data.embeddings import TextSource
 from mdm.data.text import load_encoder
 from mdm.experiments import Protocol as ProtocolName
-from mdm.files import sha256, write_json
+from mdm.files import load_as, sha256, write_json
 from mdm.gallery import GALLERY, PICTURES, RANDOM_LABELS
 from mdm.released.keys import model_from_options
 from mdm.run.checkpoint import Contents, save_checkpoint
@@ -67,6 +68,10 @@ class MadeUp(RandomFeatures):
         return np.stack([np.random.default_rng(len(c)).normal(size=self.dim).astype(np.float32) for c in captions])
 
 
+def made_up(roles: Sequence[str]) -> dict[str, Extractor]:
+    return {role: MadeUp(16 + i) for i, role in enumerate(NETWORKS) if role in roles}
+
+
 class Measuring:
     """What the flow does with a run, without Prefect, MLflow, other processes. ``drawn``: images of its last call."""
 
@@ -79,7 +84,9 @@ class Measuring:
         patch.setattr(sweep, "embed_text", data_tasks.embed_text.fn)
         for name in ("sample_images", "evaluate_samples"):
             patch.setattr(sweep, name, getattr(tasks, name).fn)
-        patch.setattr(sweep, "load_networks", lambda *_: {role: MadeUp(16 + i) for i, role in enumerate(NETWORKS)})
+        patch.setattr(sweep, "evaluate_standard", sweep.evaluate_standard.fn)
+        patch.setattr(sweep, "load_networks", lambda *_: made_up(list(NETWORKS)))
+        patch.setattr(extracting, "run_job", self.extract)
         patch.setattr(planning, "missing", lambda *_: [])  # no weight files
         patch.setattr(preparation, "ADM_PX", 16)
         nobody: Any = Silent()
@@ -91,13 +98,20 @@ class Measuring:
         generate_images(folder, from_dict(ImageJob, json.loads((folder / "generate.json").read_text())), 0, 1)
         self.drawn = sorted({index for index, _ in ImageFolder(folder / "samples").places.keys() - before})
 
-    def __call__(self, protocol: ProtocolName, planned: Evaluation | None = None) -> list[dict[str, Any]]:
+    def extract(self, module: str, folder: Path, *_: Any) -> None:
+        job = load_as(ExtractJob, folder / "extract.json")
+        for rank in range(2):
+            run_extract(folder, job, rank, 2, lambda roles, *_: made_up(roles))
+
+    def __call__(
+        self, protocol: ProtocolName, planned: Evaluation | None = None, fast: bool = False
+    ) -> list[dict[str, Any]]:
         """The records of its points."""
         planned = planned or plan("small", protocol, {})
         assert planned.lacks() == []
         board(sweep.ROWS, lambda line: None)
         self.drawn = []
-        return sweep._measure(planned, planned.preset, self.tracker, lambda line: None, npz=True)
+        return sweep._measure(planned, planned.preset, self.tracker, lambda line: None, npz=not fast, fast=fast)
 
 
 @pytest.fixture
@@ -154,6 +168,25 @@ def test_random_labels_are_drawn_and_measured_against_all_of_train(run: Path, me
     images.forget({7})
     assert measuring("imagenet-50k") == [found] and measuring.drawn == [7]
     assert ImageFolder(images.folder).read(7, 16) == kept
+
+
+def test_the_fast_path_gives_the_same_numbers_and_keeps_no_image(
+    run: Path, measuring: Measuring, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (fast,) = measuring("imagenet-50k", fast=True)
+    folder = run / "evaluations" / "imagenet-50k" / "as-trained"
+    assert not [*folder.rglob("*.png"), *folder.rglob("*.tar"), *folder.rglob("*.npz")] and measuring.drawn == []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Painter, "draw", lambda *_: pytest.fail("all is known"))
+        assert measuring("imagenet-50k", fast=True) == [fast]
+    assert measuring("imagenet-50k") == [fast] and len(measuring.drawn) == N
+    for more, told in (
+        (["--protocol", "watch"], "protocol watch needs them"),
+        (["--protocol", "imagenet-50k", "--npz"], "--npz needs them"),
+        (["--protocol", "imagenet-50k", "--part", "1/2"], "which --part draws for others"),
+        ([], "give --protocol"),
+    ):
+        assert main(["evaluate", "small", "--fast", *more]) == 1 and told in capsys.readouterr().err
 
 
 def test_the_gallery_of_classes_has_each_figure_at_its_guidance(

@@ -10,6 +10,7 @@ import pytest
 
 from evaluation.generate import ImageJob, generate_images
 from evaluation.images.image_folder import ImageFolder
+from evaluation.networks.features import EfficientNetLite0
 from evaluation.protocols import PROTOCOLS
 from flows import evaluation as tasks
 from flows import sweep
@@ -56,7 +57,9 @@ def test_every_point_of_a_sweep_is_named_once(run: Path) -> None:
     assert points[-1].sampling.guidance == (3.0, 2.0) and points[-1].sampling.steps == 2
     every = plan("small", "watch", {"checkpoint": ["all"]}).points
     assert [point.name for point in every] == [f"nimg-{n:012d}" for n in (8, 16)]
-    assert {point.sampling.guidance for point in every} == {(1.0,)}  # watched without guidance
+    (watched,) = {replace(point.sampling, batch_size=1) for point in every}
+    assert (watched.sampler, watched.steps, watched.spacing, watched.guidance) == ("dpmpp", 25, None, (1.0,))
+    assert plan("small", "watch", {"steps": ["40"]}).points[0].sampling.steps == 40
     assert plan(f"{run}/16", "embedded", {}).folder == plan("small/16", "embedded", {}).folder
 
 
@@ -86,8 +89,10 @@ def test_what_is_no_run_or_stage_is_said(run: Path) -> None:
 def test_few_uniform_steps_of_shifted_levels_are_warned_of() -> None:
     tiny = resolve("tiny", {})
     shifted = replace(tiny.sampling, spacing="uniform", steps=10)
-    assert any("too little variance" in line for line in warnings(tiny, shifted))
-    for fine in (replace(shifted, spacing="quadratic"), replace(shifted, steps=250)):
+    for bad in (shifted, replace(shifted, spacing=None)):  # ddpm's own is uniform
+        assert any("too little variance" in line for line in warnings(tiny, bad))
+    watched = replace(tiny.sampling, **PROTOCOLS["watch"].sampling)
+    for fine in (replace(shifted, spacing="quadratic"), replace(shifted, steps=250), watched):
         assert list(warnings(tiny, fine)) == []
 
 
@@ -142,7 +147,10 @@ def test_the_same_call_goes_on_and_a_revision_measures_anew(run: Path, monkeypat
     kept = contents(samples)
     ImageFolder(samples).forget({5})  # as a kill leaves it
     assert measured() == first and drawn == [5] and contents(samples) == kept
-    assert len({point["protocol_digest"] for point in first}) == 1
+    assert len({point["protocol_digest"] for point in first}) == 1 and len({point["digest"] for point in first}) == 2
+    assert [point["drawn"]["steps"] for point in first] == [1, 2]
+    assert set(first[0]["recorded"]["data"]) == {"train", "val"} and "torch" in first[0]["recorded"]["versions"]
+    assert first[0]["measured"]["networks"]["efficientnet_lite0"][1] == EfficientNetLite0.weights_digest()
     write_json(folder / "results.json", first)
     assert [line.split()[0] for line in result_lines(folder)] == ["steps-1", "steps-2"]
 
