@@ -14,7 +14,7 @@ from imageio_ffmpeg import get_ffmpeg_version
 from joblib import cpu_count
 
 from flows.datasets.cards import keep_card
-from flows.datasets.parts import Part, Say, hold_in_turn, in_turn, part_lock
+from flows.datasets.parts import Part, Say, at_work, hold_in_turn, in_turn, part_lock
 from flows.datasets.removal import clear_set
 from flows.home import datasets, sources
 from mdm.data.pixels import FILTER, centre_crop, read_rgb
@@ -140,8 +140,13 @@ def make_set(
             f"{target} lacks shards, and the lists that they could be made from: copy the shards there, or move it away"
         )
     else:
-        with in_turn(lambda: part_lock(opened.folder, "shards", part), say):
+        with ExitStack() as mine:
+            mine.enter_context(in_turn(lambda: part_lock(opened.folder, "shards", part), say))
             made = _make(opened, progress, say, part, policy)
+            if made is None:
+                with hold_in_turn(opened.folder, say):
+                    mine.close()  # of parts that end together, the last to come here finds no other at work
+                    made = opened.made() or _name(opened, part, say)
         if made is None:
             return None
         target = made
@@ -151,6 +156,7 @@ def make_set(
 
 
 def _make(opened: Opened, progress: Progress, say: Say, part: Part, policy: Policy) -> Path | None:
+    """The shards of a part -> the set's folder, where it has its name already."""
     made = opened.made()
     if made is not None and is_whole(made, opened.recipe):
         progress(count_items(made, part), "")
@@ -170,8 +176,17 @@ def _make(opened: Opened, progress: Progress, say: Say, part: Part, policy: Poli
         if shard.number % part[1] == part[0] - 1 and shard.refused(policy.allow):
             shard.forget()  # made under other rules
     _make_part(opened, target, plan, progress, part, policy)
-    with hold_in_turn(opened.folder, say):
-        return opened.made() or _finish(opened, target, plan, part, say)  # another part may have been the last
+    return None
+
+
+def _name(opened: Opened, part: Part, say: Say) -> Path | None:
+    """The set with its name, if it is whole, and nobody is at work on it: its folder must not go from under them."""
+    if others := at_work(opened.folder, "shards"):
+        say(f"this part is made; {', '.join(others)} at work: whoever ends last finishes the set")
+        return None
+    target = unfinished_folder(datasets(), opened.recipe)
+    plan = read_json(target / "lists" / PLAN)
+    return None if plan is None else _finish(opened, target, plan, part, say)
 
 
 def _make_part(

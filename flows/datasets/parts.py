@@ -12,6 +12,7 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
 
 from flows.home import Busy, hold
+from mdm.files import is_locked
 
 LOOK_S = 1.0  # between two looks of one who waits
 
@@ -38,6 +39,12 @@ def part_lock(folder: Path, what: str, part: Part) -> Iterator[None]:
             own = locks / f"{what}-{part[0]}-of-{part[1]}.lock"
             mine.enter_context(hold(own, f"part {part[0]}/{part[1]} of the {what} of {folder.name}"))
         yield
+
+
+def at_work(folder: Path, what: str) -> list[str]:
+    """The parts of what is made in a set's folder that somebody makes now."""
+    held = (path for path in sorted(locks_folder(folder).glob(f"{what}-*.lock")) if is_locked(path))
+    return [f"part {path.stem.removeprefix(f'{what}-').replace('-of-', '/')}" for path in held]
 
 
 def locks_folder(folder: Path) -> Path:

@@ -1,11 +1,15 @@
 import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from flows.datasets import parts
-from flows.datasets.parts import in_turn, overlap, part_lock, set_lock
+from dozen import opened
+from flows.datasets import making, parts
+from flows.datasets.making import make_set
+from flows.datasets.parts import at_work, in_turn, overlap, part_lock, set_lock
 from flows.home import Trouble
+from preprocessing.pack import making as shards
 
 
 def test_parts_overlap_where_they_have_a_shard_in_common() -> None:
@@ -44,3 +48,25 @@ def test_who_waits_goes_on_when_it_is_free(tmp_path: Path, monkeypatch: pytest.M
         done.append("part")
     waiting.join(10)
     assert done == ["part", "whole"] and len(said) == 1 and said[0].endswith("; going on when it is free")
+
+
+def test_a_set_is_not_named_while_another_part_looks_at_its_shards(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All are there, as after a kill: who ends first leaves the folder as it is, who ends last gives it its name."""
+    in_parts, progress, said = opened(), lambda *_: None, list[str]()
+    for number in (1, 2):
+        with monkeypatch.context() as patch:
+            patch.setattr(making, "_finish", lambda *_: None)
+            assert make_set(in_parts, progress, print, (number, 2)) is None
+    make_part = making._make_part
+
+    def look(*arguments: Any) -> None:
+        monkeypatch.setattr(making, "_make_part", make_part)
+        assert make_set(in_parts, progress, said.append, (1, 2)) is None
+        make_part(*arguments)
+
+    monkeypatch.setattr(making, "_make_part", look)
+    monkeypatch.setattr(shards, "pack_shard", None)  # nothing is packed again
+    made = make_set(in_parts, progress, print, (2, 2))
+    assert made == in_parts.made() is not None and not list(root.glob("*.part"))
+    assert said == ["this part is made; part 2/2 at work: whoever ends last finishes the set"]
+    assert at_work(in_parts.folder, "shards") == []
