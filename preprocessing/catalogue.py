@@ -19,7 +19,7 @@ from preprocessing.sources.coco import Coco
 from preprocessing.sources.folders import Pictures, caption_table
 from preprocessing.sources.foreign import ForeignTars
 from preprocessing.sources.imagenet import ImageNet
-from preprocessing.sources.listing import PICTURES, is_picture
+from preprocessing.sources.listing import PICTURES, files_below, is_picture, must_be_file, shown
 from preprocessing.sources.motion import COUNT, Motion
 from preprocessing.sources.openmoji import OpenMoji
 from preprocessing.sources.videos import VIDEOS, Videos, WebVid
@@ -90,8 +90,9 @@ def tars_in(path: Path) -> bool:
     """
     if not path.is_dir():
         return path.name.endswith(".tar")
-    tar = next(path.rglob("*.tar"), None)
-    loose = next((file for file in path.rglob("*") if file.is_file() and is_picture(file.name)), None)
+    files = [file for file in files_below(path)[0] if shown(file)]
+    tar = next((file for file in files if file.suffix == ".tar"), None)
+    loose = next((file for file in files if is_picture(file.name)), None)
     if tar is not None and loose is not None:
         raise ValueError(f"{path} holds tars ({tar.name}) and loose pictures ({loose.name}): give one of the two")
     return tar is not None
@@ -104,6 +105,7 @@ def _cc12m(path: Path | None, options: Options) -> Source:
     lists = sorted(given.glob("*.tsv")) if given.is_dir() else [given]
     if len(lists) != 1:
         raise ValueError(f"{given}: one list (cc12m.tsv) or webdataset tars are wanted, there are {len(lists)} lists")
+    must_be_file(lists[0])
     return Cc12m(lists[0], options.limit)
 
 
@@ -265,5 +267,5 @@ def find(name: str, path: Path | None = None) -> DataSet:
 
 def _only_videos(path: Path) -> bool:
     folder = path.parent if path.is_file() else path
-    kinds = {file.suffix.lower() for file in folder.rglob("*")} if folder.is_dir() else set()
+    kinds = {file.suffix.lower() for file in files_below(folder)[0] if shown(file)} if folder.is_dir() else set()
     return bool(kinds & set(VIDEOS)) and not kinds & {f".{extension}" for extension in PICTURES}

@@ -153,6 +153,11 @@ def name_of(folder: Path) -> str:
     return said if isinstance(said, str) and folder.name.startswith(f"{said}-") else folder.name
 
 
+def set_name(root: Path, name: str) -> str:
+    """The data set that a name means: a set's folder means its data set."""
+    return name_of(root / name) if is_finished(root / name) else name
+
+
 def _says(folder: Path, name: str) -> bool:
     return folder.name != name and name_of(folder) == name
 
@@ -165,6 +170,7 @@ def _finished_at(folder: Path) -> float:
 def removals(root: Path, name: str) -> Removed:
     """All that was ever removed from sets of a name. Raises ValueError where the list cannot be read."""
     known: Removed = {}
+    name = set_name(root, name)
     for path in (removal_list(root, former) for former in names_of(name)):
         listed = read_json(path)
         if path.exists() and (listed is None or listed.get("format") not in (1, 2)):

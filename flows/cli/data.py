@@ -183,9 +183,9 @@ def _remove(name: str, arguments: argparse.Namespace) -> int:
     from flows.datasets.takedown import trained_on_removed
     from flows.home import datasets
     from preprocessing.catalogue import find
-    from preprocessing.sets import finished_sets
+    from preprocessing.sets import finished_sets, set_name
 
-    keys = _keys(arguments.remove)
+    keys, name = _keys(arguments.remove), set_name(datasets(), name)
     remove_samples(name, keys, arguments.dry_run, print)
     for folder in () if arguments.dry_run else finished_sets(datasets(), name):
         keep_card(folder, find(name).about, print)

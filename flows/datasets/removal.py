@@ -34,6 +34,7 @@ from preprocessing.sets import (
     mark_cleared,
     names_of,
     removals,
+    set_name,
     write_removals,
 )
 
@@ -62,6 +63,7 @@ def remove_samples(name: str, keys: set[str], dry_run: bool, say: Say) -> None:
     Raises ValueError naming keys that no set has (then nothing was removed), or who does not leave a set.
     """
     root = datasets()
+    name = set_name(root, name)  # a set's folder is no name: what goes must stay away from later sets
     folders, listed = sets_named(name), removals(root, name)
     for folder in () if dry_run else folders:
         clear_set(folder, listed, say)  # what an earlier removal left to do

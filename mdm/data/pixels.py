@@ -14,6 +14,8 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 MAX_PIXELS = 2**26  # by the header, before any memory is taken; Pillow itself warns from 1.3 times as many on
 STRIP_PIXELS = 2**21  # that are turned into RGB at once
 FILTER = "Pillow's bicubic filter, antialiased"  # of ``centre_crop``, as data cards name it
+# What the web and cameras have (MPO comes as JPEG). For others (EPS) Pillow starts a program: not for anyone's bytes.
+FORMATS = ("AVIF", "BMP", "GIF", "ICO", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
 DEEP = {"I", "I;16", "I;16B", "I;16L", "I;16N"}  # Pillow's modes of 16-bit grey
 
 
@@ -28,7 +30,7 @@ def read_rgb(data: bytes) -> NDArray[np.uint8]:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)  # before anything is decoded
-            with Image.open(io.BytesIO(data)) as picture:
+            with Image.open(io.BytesIO(data), formats=FORMATS) as picture:
                 if picture.width * picture.height > MAX_PIXELS:
                     raise Image.DecompressionBombError
                 ImageOps.exif_transpose(picture, in_place=True)

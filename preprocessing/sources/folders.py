@@ -13,10 +13,12 @@ from preprocessing.manifest import digest, file_sha256
 from preprocessing.members import check_key
 from preprocessing.sources.listing import (
     Problem,
+    files_below,
     first,
     held_out_rule,
     is_picture,
     is_unread,
+    must_be_file,
     passed_over,
     read_caption,
     spread,
@@ -134,18 +136,11 @@ def _known(item: Item) -> Place:
 def _files(folder: Path) -> tuple[list[Path], list[str]]:
     """All files below a folder, sorted, but for what hidden folders hold; and links to folders, as notes."""
 
-    def refuse(error: OSError) -> None:
-        raise ValueError(f"{error.filename} cannot be read: {error.strerror}") from error
-
-    files, links = [], []
-    for parent, folders, names in os.walk(folder, onerror=refuse):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        links += [name for name in folders if Path(parent, name).is_symlink()]
-        files += [Path(parent, name) for name in names]
+    files, notes = files_below(folder)
     for path in files:
-        if is_picture(path.name) and not path.is_file():
-            raise ValueError(f"{path} is no file, but perhaps a link to one that is gone: take it away")
-    return sorted(files), [f"links to folders are not followed: {first(sorted(links))}"] if links else []
+        if is_picture(path.name):
+            must_be_file(path)
+    return files, notes
 
 
 def _from_table(folder: Path, table: Path) -> list[tuple[str, str, str]]:
@@ -208,6 +203,7 @@ def words(stem: str) -> str:
 
 
 def _read(path: Path) -> bytes:
+    must_be_file(path)
     try:
         return path.read_bytes()
     except OSError as error:

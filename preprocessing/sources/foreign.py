@@ -15,7 +15,17 @@ from typing import Any
 from preprocessing.items import Item, Place, Split
 from preprocessing.manifest import digest
 from preprocessing.members import END, Stored, check_key, dotted_name, grouped, tar_members
-from preprocessing.sources.listing import PICTURES, Problem, first, hashed, held_out_rule, read_caption
+from preprocessing.sources.listing import (
+    PICTURES,
+    Problem,
+    files_below,
+    first,
+    hashed,
+    held_out_rule,
+    must_be_file,
+    read_caption,
+    shown,
+)
 
 META = {"url": str, "label": int, "original_width": int, "original_height": int}  # fields that are kept
 EDGE_BYTES = 1 << 16
@@ -71,11 +81,13 @@ class ForeignTars:
         """The folder that all tars are in, and the tars."""
         source = Path(self.source)
         if source.is_dir():
-            paths = [path for path in source.rglob("*.tar") if path.is_file()]
+            paths = [path for path in files_below(source)[0] if path.suffix == ".tar" and shown(path)]
         else:
             paths = [source] if source.is_file() else [Path(path) for path in glob(str(self.source), recursive=True)]
         if not paths:
             raise ValueError(f"{self.source}: no *.tar there; give a folder of webdataset tars, one tar, or a pattern")
+        for path in paths:
+            must_be_file(path)
         return Path(os.path.commonpath([path.parent for path in paths])), paths
 
     def _listed(self) -> Iterator[Item]:
@@ -84,6 +96,7 @@ class ForeignTars:
 
     def _all(self) -> Iterator[Item]:
         tars = self._tars()
+        self._notes += files_below(Path(self.source))[1] if Path(self.source).is_dir() else []
         anew = _numbered_anew([path for path, _ in tars])
         if anew:
             self._notes.append("the tars number their samples anew: each key has its tar's name before it")

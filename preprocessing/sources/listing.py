@@ -6,6 +6,7 @@ import codecs
 import hashlib
 import heapq
 import math
+import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from enum import StrEnum
@@ -41,6 +42,35 @@ class Problem(StrEnum):
 
     def at(self, where: str) -> str:
         return f"{self}: {where}"
+
+
+def files_below(folder: Path) -> tuple[list[Path], list[str]]:
+    """All files below a folder, sorted, but for what hidden folders hold; and a note of links to folders, if any.
+
+    Pipes are among them: who reads one calls ``must_be_file`` before. Raises ValueError naming a folder that cannot be
+    read: what lies there would be left out unsaid.
+    """
+
+    def refuse(error: OSError) -> None:
+        raise ValueError(f"{error.filename} cannot be read: {error.strerror}") from error
+
+    files, links = list[Path](), list[str]()
+    for parent, folders, names in os.walk(folder, onerror=refuse):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        links += [name for name in folders if Path(parent, name).is_symlink()]
+        files += [Path(parent, name) for name in names]
+    return sorted(files), [f"links to folders are not followed: {first(sorted(links))}"] if links else []
+
+
+def must_be_file(path: Path) -> None:
+    """Raises ValueError for what is there and no file: a pipe gives its bytes once, or lets its reader wait for ever."""
+    if not path.is_file():
+        raise ValueError(f"{path} is no file, but a pipe, or a link to one that is gone: take it away")
+
+
+def shown(path: Path) -> bool:
+    """Whether a file is meant to be seen: macOS leaves a hidden ._NAME beside every NAME on foreign disks."""
+    return not path.name.startswith(".")
 
 
 def read_caption(data: bytes | str, where: str) -> tuple[str, str]:

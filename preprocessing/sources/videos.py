@@ -11,7 +11,7 @@ from typing import Any
 from preprocessing.items import Item, Place, Split
 from preprocessing.manifest import digest, file_sha256
 from preprocessing.members import check_key
-from preprocessing.sources.listing import first, read_caption, spread
+from preprocessing.sources.listing import files_below, first, must_be_file, read_caption, shown, spread
 from preprocessing.sources.tables import read_captions, read_table
 
 VIDEOS = (".avi", ".flv", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".ogv", ".ts", ".webm", ".wmv")
@@ -65,7 +65,8 @@ class Videos:
             raise ValueError(f"{self.table}, {missing[0]} is not in {self.folder}{more}: put it there, or drop the row")
         used = {path for path, _, _ in rows}
         bare = [path.relative_to(self.folder).as_posix() for path in files if path not in used]
-        self._notes = [f"{len(bare):,} videos without a caption, left out: {first(bare)}"] if bare else []
+        self._notes = files_below(self.folder)[1]
+        self._notes += [f"{len(bare):,} videos without a caption, left out: {first(bare)}"] if bare else []
         for path, caption, problem in spread(rows, self.limit):
             yield Item(path.stem, caption, split_of(path.stem, self.held_out), _place(path), problem=problem)
 
@@ -78,7 +79,9 @@ class Videos:
     def _files(self) -> list[Path]:
         if not self.folder.is_dir():
             raise ValueError(f"{self.folder} is no folder")
-        found = sorted(p for p in self.folder.rglob("*") if p.suffix.lower() in VIDEOS and p.is_file())
+        found = [p for p in files_below(self.folder)[0] if p.suffix.lower() in VIDEOS and shown(p)]
+        for path in found:
+            must_be_file(path)
         if not found:
             raise ValueError(f"{self.folder} holds no videos: none of its files ends in {', '.join(VIDEOS)}")
         return found

@@ -111,7 +111,7 @@ def test_names_of_files_cannot_command_the_terminal(tmp_path: Path, capsys: pyte
     assert "passed over: 1 .\ufffd[2jpart" in capsys.readouterr().out
     (mine / "\x1b[2Jx.png").symlink_to("gone")
     line = told(capsys, "mine", "--source", mine)
-    assert line == f"mdm: {mine}/\ufffd[2Jx.png is no file, but perhaps a link to one that is gone: take it away"
+    assert line == f"mdm: {mine}/\ufffd[2Jx.png is no file, but a pipe, or a link to one that is gone: take it away"
 
 
 def test_a_batch_systems_sigterm_ends_as_ctrl_c_does(

@@ -108,6 +108,17 @@ def test_a_picture_stays_removed_under_another_key_and_its_old_key_takes_no_othe
     assert gone_from(first) == gone_from(third) == {"p0", "p4", "p5"} and gone_from(later) == {"p1", "p5", "p6"}
 
 
+def test_a_sets_folder_means_its_name_so_what_is_removed_stays_away_from_later_sets(
+    root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first, key = make(), FEW.split("train")[1].key
+    (tmp_path / "keys.txt").write_text(key)
+    assert main(["data", first.name, "--remove", str(tmp_path / "keys.txt")]) == 0
+    assert "train: 1 of 1 keys removed" in capsys.readouterr().out
+    shutil.rmtree(first)
+    assert removed_keys(make(FEW) / "train") == {key} and set(removals(root, "dozen")) == {key}
+
+
 def test_sha256_of_an_earlier_format_were_of_the_stored_pictures(root: Path) -> None:
     key = DOZEN.split("train")[1].key
     about = {key: {"sha256": ["0" * 64], "url": []}}

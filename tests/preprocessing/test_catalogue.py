@@ -1,5 +1,6 @@
 """Which source a path is taken for."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -32,3 +33,42 @@ def test_a_tar_below_a_folder_of_pictures_hides_none_of_them(tmp_path: Path) -> 
     write_tar(tmp_path / "old" / "backup.tar", [("k.png", png(1)), ("k.txt", b"one")])
     with pytest.raises(ValueError, match=r"holds tars \(backup.tar\) and loose pictures \(p\d.png\)"):
         tars_in(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["a.tar", "a.mp4", "a.png"])
+def test_a_folder_that_cannot_be_read_leaves_nothing_out_unsaid(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for folder in (tmp_path, tmp_path / "sub"):
+        folder.mkdir(exist_ok=True)
+        (folder / name).touch()
+    scandir = os.scandir
+
+    def denied(path: object) -> object:
+        if str(path).endswith("sub"):  # by hand: root may read everything
+            raise PermissionError(13, "Permission denied", str(path))
+        return scandir(path)  # type: ignore[call-overload]
+
+    monkeypatch.setattr(os, "scandir", denied)
+    with pytest.raises(ValueError, match="sub cannot be read: Permission denied"):
+        find("mine", tmp_path).open(tmp_path, Options())
+
+
+def test_what_macos_hides_beside_every_file_is_no_tar_and_no_video(tmp_path: Path) -> None:
+    members = [(f"s{i}.{kind}", data) for i in range(9) for kind, data in (("png", png(i)), ("txt", b"a caption"))]
+    (tmp_path / "tars").mkdir()
+    tar = write_tar(tmp_path / "tars" / "a.tar", members)
+    (tmp_path / "tars" / "._a.tar").write_bytes(b"\0\5\x16\7")
+    assert len(list(find("mine", tar.parent).open(tar.parent, Options()).items())) == 9
+    (tmp_path / "videos").mkdir()
+    for name in ("v.mp4", "._v.mp4"):
+        (tmp_path / "videos" / name).write_bytes(b"x")
+    (tmp_path / "videos" / "t.csv").write_text("file,caption\nv.mp4,a clip\n")
+    source = find("clips", tmp_path / "videos").open(tmp_path / "videos", Options())
+    assert [item.key for item in source.items()] == ["v"] and not source.notes()
+
+
+def test_a_list_that_is_a_pipe_is_refused_since_it_is_read_twice(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "cc12m.tsv")
+    with pytest.raises(ValueError, match=r"cc12m\.tsv is no file, but a pipe"):
+        find("cc12m").open(tmp_path / "cc12m.tsv", Options())

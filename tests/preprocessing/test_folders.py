@@ -1,4 +1,5 @@
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -203,7 +204,14 @@ def test_a_folder_without_pictures_or_that_is_not_there_is_refused(tmp_path: Pat
 def test_a_link_to_a_picture_that_is_gone_is_named(tmp_path: Path) -> None:
     folder = fill(tmp_path)
     (folder / "x.png").symlink_to(folder / "gone.png")
-    with pytest.raises(ValueError, match=r"x\.png is no file, but perhaps a link"):
+    with pytest.raises(ValueError, match=r"x\.png is no file, but a pipe, or a link"):
+        Pictures(folder).items()
+
+
+def test_a_caption_that_is_a_pipe_is_named_and_nobody_waits_for_it(tmp_path: Path) -> None:
+    os.mkfifo((folder := fill(tmp_path, text=False)) / "pipe.txt")
+    shutil.copy(next(folder.rglob("*.png")), folder / "pipe.png")
+    with pytest.raises(ValueError, match=r"pipe\.txt is no file, but a pipe"):
         Pictures(folder).items()
 
 

@@ -208,3 +208,15 @@ def test_a_large_picture_is_held_decoded_and_as_the_result_and_no_third_time() -
     data = encoded(Image.new("RGBA", (4096, 4096), (1, 2, 3, 4)), "PNG", compress_level=1)
     ran = subprocess.run([sys.executable, "-c", PEAK], input=data, check=True, capture_output=True)
     assert 6 < float(ran.stdout) < 9
+
+
+def test_no_program_is_started_for_what_calls_itself_a_picture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ghostscript, started = tmp_path / "gs", tmp_path / "started"
+    ghostscript.write_text(f"#!/bin/sh\ntouch {started}\necho 10.0\n")
+    ghostscript.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr("PIL.EpsImagePlugin.gs_binary", None)  # not looked for yet
+    drawing = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 64 64\n%%EndComments\nshowpage\n%%EOF\n"
+    with pytest.raises(ValueError, match="it is no picture"):
+        read_rgb(drawing)
+    assert not started.exists()
