@@ -68,7 +68,11 @@ def test_a_value_of_any_length_is_the_business_of_its_row_alone(tmp_path: Path) 
         ("t.jsonl", b'{"file": "a", "text": "b"}\n{"file": "a"\n', "line 2: not JSON"),
         ("t.jsonl", b'{"file": "a", "text": "b"}\n[1]\n', "line 2: no JSON object"),
         ("t.jsonl", b'{"file": "a", "text": "b"}\n{"file": "a"}\n', "line 2: no field 'text'"),
-        ("t.jsonl", b'{"file": "a", "text": "b"}\n{"file": "a", "text": ["b", "c"]}\n', "line 2: no field 'text' with a text"),
+        (
+            "t.jsonl",
+            b'{"file": "a", "text": "b"}\n{"file": "a", "text": ["b", "c"]}\n',
+            "line 2: no field 'text' with a text",
+        ),
         ("t.jsonl", b'{"file": "a", "text": {"en": "b"}}\n', "has the columns 'file', but none of caption"),
         ("t.csv", b"file,text\ra,b\r", "line 1: a carriage return within a line: save the table"),
         ("t.parquet", b"PAR1 no", "is no parquet file, or is damaged"),
