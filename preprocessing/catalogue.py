@@ -22,6 +22,7 @@ from preprocessing.sources.imagenet import ImageNet
 from preprocessing.sources.listing import PICTURES, files_below, is_picture, must_be_file, shown
 from preprocessing.sources.motion import COUNT, Motion
 from preprocessing.sources.openmoji import OpenMoji
+from preprocessing.sources.tables import TABLES
 from preprocessing.sources.videos import VIDEOS, Videos, WebVid
 
 CROPS, ORIGINALS = Tier(256, "jpg"), Tier(0)
@@ -50,6 +51,7 @@ class DataSet:
     min_px: int = 1
     least_val: int = 8
     clips: bool = False
+    own_split: str = ""  # how it holds out, where no other share may be asked for
     licence: str
     credit: str
     terms: str  # what the licence covers, and what it does not
@@ -57,6 +59,9 @@ class DataSet:
     sheet: bool = True  # whether the data card's page shows samples; not where they are strangers' pictures
 
     def recipe(self, source: Source, options: Options) -> Recipe:
+        """Raises ValueError for a share that the set does not take."""
+        if options.held_out and self.own_split:
+            raise ValueError(f"{self.name} holds out {self.own_split}: leave out --held-out (data.val_fraction)")
         return Recipe(
             name=self.name,
             source=source.fingerprint(),
@@ -113,6 +118,11 @@ def _own(path: Path | None, options: Options) -> Source:
     given, held_out = _needs(path), options.held_out or 0.05
     if tars_in(given):
         return ForeignTars(given, limit=options.limit, held_out=held_out)
+    if given.suffix.lower() not in TABLES and not given.is_dir():
+        raise ValueError(
+            f"{given} is no folder of pictures, no table ({', '.join('*' + kind for kind in TABLES)}) and no *.tar: "
+            "give the folder, of an archive what was unpacked"
+        )
     return Pictures(given, limit=options.limit, held_out=held_out)
 
 
@@ -170,6 +180,7 @@ CATALOGUE = {
             wants="cc12m.tsv (the list of URLs), or a folder or glob of webdataset tars that hold it",
             open=_cc12m,
             tiers=(CROPS, ORIGINALS),
+            own_split="one in a thousand, by the hash of the URL",
             licence="the list: free use with attribution to Google; the pictures: their owners'",
             credit="Conceptual 12M (Changpinyo et al. 2021), Google",
             terms=_WEB,
@@ -216,6 +227,7 @@ CATALOGUE = {
             wants="a folder of synset folders, or of ILSVRC2012_img_train.tar",
             open=lambda path, options: ImageNet(_needs(path), limit=options.limit),
             tiers=(CROPS, ORIGINALS),  # the crops to train on; of the originals FID's reference is prepared
+            own_split="its val/, or one in a thousand of the training pictures",
             licence="for non-commercial research, by registration at image-net.org",
             credit="ImageNet (Deng et al. 2009)",
             terms="the pictures are their owners'",
@@ -228,6 +240,7 @@ CATALOGUE = {
             wants="a folder with val2014.zip and annotations_trainval2014.zip",
             open=lambda path, options: Coco(_needs(path), limit=options.limit),
             tiers=(CROPS, ORIGINALS),
+            own_split="all of it",
             least_val=0,
             licence="annotations: CC BY 4.0; pictures: Flickr's terms of use",
             credit="MS-COCO (Lin et al. 2014)",

@@ -11,7 +11,7 @@ from PIL import Image
 from preprocessing.items import Item, Source, Split
 from preprocessing.pack.lists import SPLITS
 from preprocessing.pack.shards import Recipe
-from preprocessing.sources.listing import hashed, too_few
+from preprocessing.sources.listing import first, hashed, none_to_train_on, too_few
 from preprocessing.units import size, span
 
 TOLD = 3
@@ -58,11 +58,13 @@ def plan_lines(source: Source, recipe: Recipe, parts: int, cores: int, proxy: st
         raise too_few(str(source.root()), usable, recipe.least_val, told)
     if usable and items["val"] < recipe.least_val:  # as lists.py has it
         items = {"train": usable - recipe.least_val, "val": recipe.least_val}
+    if usable and recipe.least_val and not items["train"]:
+        raise none_to_train_on(str(source.root()), usable)
     unusable = f"; {problems:,} unusable" if problems else ""
     yield f"listed: {usable + problems:,} ({items['train']:,} to train on, {items['val']:,} held out{unusable})"
     yield from source.notes()
     if not usable:
-        raise ValueError(f"none of {problems:,} listed items can be used: what is wrong with them stands above")
+        raise ValueError(f"none of {problems:,} listed items can be used: {first(told, repr_of=str)}")
     seen = [] if recipe.clips else list(_look(sampled))
     yield f"plan: {_cost(recipe, items, away, downloads, seen, parts, cores)}"
     if proxy:

@@ -159,7 +159,8 @@ def set_name(root: Path, name: str) -> str:
 
 
 def _says(folder: Path, name: str) -> bool:
-    return folder.name != name and name_of(folder) == name
+    """Others' sets, which this user may not read perhaps, are not opened."""
+    return folder.name.startswith(f"{name}-") and folder.name != name and name_of(folder) == name
 
 
 def _finished_at(folder: Path) -> float:

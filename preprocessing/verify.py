@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 from preprocessing.manifest import read_json, read_manifest, verify_dataset
 from preprocessing.pack.lists import PLAN, SPLITS
 from preprocessing.pack.rows import check_rows
-from preprocessing.sets import folders_of
+from preprocessing.remove import LIST
+from preprocessing.sets import DROPPED, RECIPE, folders_of
 
 
 def verify_set(folder: Path) -> None:
@@ -20,8 +21,12 @@ def verify_set(folder: Path) -> None:
 
     Raises ValueError naming the first file that differs.
     """
-    for place in folders_of(folder):
-        verify_dataset(place)
+    parts = folders_of(folder)
+    for path in (folder / RECIPE, folder / DROPPED, folder / "lists" / PLAN, *(part / LIST for part in parts)):
+        if path.exists() and read_json(path) is None:  # what nothing makes again, and is read as if there were none
+            raise ValueError(f"{path} is torn: restore it, or move {folder} away to have the set made anew")
+    for part in parts:
+        verify_dataset(part)
     plan = read_json(folder / "lists" / PLAN)  # none: an earlier version, or somebody else, made it
     for split in SPLITS:
         manifest = read_manifest(folder / split)

@@ -53,12 +53,14 @@ def main(argv: list[str] | None = None) -> int:
     stops_as_ctrl_c()  # a trainer and a flow, which save first, take them over
     try:
         return arguments.verb(arguments)
-    except (Trouble, ValueError, FileNotFoundError) as error:
-        print(*map(printable, f"mdm: {error}".split("\n")), sep="\n", file=sys.stderr)  # names of files are anyone's
-        return 1
     except BrokenPipeError:  # `mdm models | head`: nobody reads on; nor may the interpreter complain at its end
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except (Trouble, ValueError, OSError) as error:  # of the file system: names the file that it is about
+        if isinstance(error, OSError) and error.filename is None and not isinstance(error, FileNotFoundError):
+            raise  # a connection, say: whose, only the traceback tells
+        print(*map(printable, f"mdm: {error}".split("\n")), sep="\n", file=sys.stderr)  # names of files are anyone's
+        return 1
     except KeyboardInterrupt:
         print("mdm: interrupted; the same command goes on from here", file=sys.stderr)
         return 130

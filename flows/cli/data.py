@@ -27,7 +27,7 @@ def data_options(sub: argparse.ArgumentParser) -> None:
     make = sub.add_argument_group("to make one")
     make.add_argument("--source", type=Path, metavar="PATH", help="what it is made of; else MDM_HOME/sources/NAME")
     make.add_argument("--limit", type=_count, metavar="N", help="only N of what the source lists")
-    make.add_argument("--held-out", type=float, default=0.0, metavar="SHARE", help="another share than the set's own")
+    make.add_argument("--held-out", type=_share, default=0.0, metavar="SHARE", help="another share than the set's own")
     make.add_argument("--drop-duplicates", action="store_true", help="keep one of equal pictures")
     make.add_argument("--part", type=part_of, default=(1, 1), metavar="I/N", help="only every N-th shard, from I on")
     make.add_argument("--dry-run", action="store_true", help="only say what would be made, removed or deleted")
@@ -37,10 +37,11 @@ def data_options(sub: argparse.ArgumentParser) -> None:
     web.add_argument("--proxy", default="", metavar="URL", help="your site's own, which then decides addresses")
     web.add_argument("--contact", default="", metavar="ADDRESS", help="whom servers may ask about the downloads")
     finished = sub.add_argument_group("of finished sets")
-    finished.add_argument("--verify", action="store_true", help="compare the newest one with its manifests")
+    one = finished.add_mutually_exclusive_group()
+    one.add_argument("--verify", action="store_true", help="compare the newest one with its manifests")
     finished.add_argument("--decode", action="store_true", help="with --verify: read every picture, too")
-    finished.add_argument("--remove", type=Path, metavar="FILE", help="take out samples for good: a key per line")
-    finished.add_argument("--prune", action="store_true", help="delete those that nobody uses")
+    one.add_argument("--remove", type=Path, metavar="FILE", help="take out samples for good: a key per line")
+    one.add_argument("--prune", action="store_true", help="delete those that nobody uses")
     field_options(sub.add_argument_group("of a preset, whose set is then meant"))
 
 
@@ -48,6 +49,16 @@ def _count(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is no number from 1 on")
     return int(text)
+
+
+def _share(text: str) -> float:
+    try:
+        share = float(text)
+    except ValueError:
+        share = 0.0
+    if not 0 < share < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no share between 0 and 1")
+    return share
 
 
 def data(arguments: argparse.Namespace) -> int:

@@ -49,6 +49,14 @@ def list_sets() -> list[Entry]:
     return [_entry(folder, runs) for folder in sorted(folders)]
 
 
+def _finished_here() -> Iterator[Path]:
+    """The finished sets that this user may read, by name: in a shared MDM_HOME others may have theirs for themselves."""
+    for folder in sorted(datasets().glob("*")):
+        with suppress(PermissionError):
+            if is_finished(folder):
+                yield folder
+
+
 def _size(path: Path) -> int:
     """Bytes of a file; 0 for a folder, and for what went while it was listed: who uses a set renews its lease."""
     try:
@@ -59,6 +67,13 @@ def _size(path: Path) -> int:
 
 
 def _entry(folder: Path, runs: dict[str, set[str]]) -> Entry:
+    try:
+        return _read_entry(folder, runs)
+    except PermissionError:
+        return Entry(folder, folder.name, "unreadable", "", 0, "", 0, "another user's", False)
+
+
+def _read_entry(folder: Path, runs: dict[str, set[str]]) -> Entry:
     size_bytes = sum(map(_size, folder.rglob("*")))
     using = [f"run {name}" for name, sets in runs.items() if folder.name in sets]
     users = ", ".join([*filter(None, [names(live(folder, "use"))]), *using])
@@ -115,13 +130,13 @@ def _overview() -> Iterator[str]:
 
 def _summary(entries: list[Entry]) -> str:
     """Of an own set: what its card says."""
-    cards = [read_json(entry.folder / CARD) or {} for entry in entries]
+    cards = [read_json(entry.folder / CARD) or {} for entry in entries if entry.digest]
     return printable(next((str(card["summary"]) for card in cards if "summary" in card), "your own"))
 
 
 def did_you_mean(name: str, *others: str) -> str:
     """The data set (or the other name) that a name without one is nearly like, as the end of a line; "" for none."""
-    here = {name_of(folder) for folder in datasets().glob("*") if is_finished(folder)}
+    here = {name_of(folder) for folder in _finished_here()}
     close = get_close_matches(name, sorted({*CATALOGUE, *here, *others} - {name}), n=1, cutoff=0.75)
     return f"; did you mean {close[0]}?" if close else ""
 
@@ -162,7 +177,7 @@ def split_folder(split: str, pinned: str) -> Path | None:
     """
     was = Path(split)
     here = datasets() / was.parent.name / was.name
-    others = (folder / was.name for folder in sorted(datasets().glob("*")) if is_finished(folder))
+    others = (folder / was.name for folder in _finished_here())
     for place in (here, *others, was) if pinned else (was, here):  # in jobs of before only the place tells
         manifest = read_json(place / "manifest.json")
         if manifest is not None and pinned in ("", manifest.get("digest")):

@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 
 from preprocessing.items import Item, Place, Source, Split
 from preprocessing.manifest import read_json, write_json
-from preprocessing.sources.listing import hashed, too_few
+from preprocessing.sources.listing import hashed, none_to_train_on, too_few
 
 SPLITS: tuple[Split, Split] = ("train", "val")
 PLAN = "plan.json"  # beside the lists, written last
@@ -69,6 +69,8 @@ def write_lists(source: Source, folder: Path, per_shard: int, least_val: int) ->
         )
     if not counts["train"] + counts["val"]:
         raise ValueError("the source lists nothing")
+    if least_val and not counts["train"]:
+        raise none_to_train_on(str(root), counts["val"])
     plan = {
         "items": {split: counts[split] for split in SPLITS},
         "urls": counts["urls"],

@@ -16,13 +16,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any
-from urllib.parse import urlsplit
 
 import numpy as np
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from preprocessing.fetch.download import Fetched
+from preprocessing.fetch.wire import Failed, target_of
 from preprocessing.items import Item, Split
 from preprocessing.manifest import (
     digest,
@@ -114,8 +114,8 @@ class Shard:
         """How many of its items were refused for their address, which ``allow`` names."""
         if not allow or not self.rows.exists():
             return 0
-        rows = pq.read_table(self.rows, columns=["url", "outcome"]).to_pylist()
-        return sum(r["outcome"] == "refused: address" and urlsplit(r["url"]).netloc.lower() in allow for r in rows)
+        rows = pq.read_table(self.rows, columns=["url", "final_url", "outcome"]).to_pylist()
+        return sum(r["outcome"] == "refused: address" and _refused_at(r) in allow for r in rows)
 
     def forget(self) -> None:
         """It counts as not made: it is asked and packed again."""
@@ -127,6 +127,14 @@ class Shard:
         there = is_parquet(self.rows) and all(path.with_suffix(".idx.npy").exists() for path in self.paths.values())
         whole = {tier: entry for tier, entry in found.items() if entry is not None}
         return whole if there and len(whole) == len(found) else None
+
+
+def _refused_at(row: dict[str, Any]) -> str:
+    """HOST:PORT of the hop that was refused, as --allow names it: the URL's, or where it led."""
+    try:
+        return target_of(row["final_url"] or row["url"]).name
+    except Failed:
+        return ""
 
 
 class TarFile:

@@ -16,6 +16,7 @@ from preprocessing.sources.listing import (
     files_below,
     first,
     held_out_rule,
+    is_file,
     is_picture,
     is_unread,
     must_be_file,
@@ -156,7 +157,7 @@ def _from_table(folder: Path, table: Path) -> list[tuple[str, str, str]]:
             )
         if not _is_utf8(name):
             raise ValueError(f"{table}, line {line}: the file's name is not UTF-8: save the table as UTF-8")
-        if not file or not (folder / file).is_file():
+        if not file or not is_file(folder / file):
             missing.append(f"line {line} names {name!r}")
         caption, problem = read_caption(text.strip(), f"{table.name}, line {line}")
         if is_unread(file):

@@ -64,8 +64,16 @@ def files_below(folder: Path) -> tuple[list[Path], list[str]]:
 
 def must_be_file(path: Path) -> None:
     """Raises ValueError for what is there and no file: a pipe gives its bytes once, or lets its reader wait for ever."""
-    if not path.is_file():
+    if not is_file(path):
         raise ValueError(f"{path} is no file, but a pipe, or a link to one that is gone: take it away")
+
+
+def is_file(path: Path) -> bool:
+    """Whether a file is there; a name that none can have (a caption in the column of files) is nobody's."""
+    try:
+        return path.is_file()
+    except (OSError, ValueError):
+        return False
 
 
 def shown(path: Path) -> bool:
@@ -120,6 +128,13 @@ def too_few(source: str, usable: int, held_out: int, problems: Sequence[str]) ->
     return ValueError(
         f"{source} has {usable} pictures with captions: {held_out} are held out, so at least {held_out + 1} are "
         f"needed, and fifty to train on: add at least {held_out + 1 - usable} more{unusable}"
+    )
+
+
+def none_to_train_on(source: str, held_out: int) -> ValueError:
+    """That a share holds out whatever is listed."""
+    return ValueError(
+        f"{source}: all {held_out:,} listed items are held out, none is left to train on: give a smaller --held-out"
     )
 
 

@@ -15,6 +15,7 @@ FILE_COLUMNS = (  # the first that is there
     "file", "file_name", "filename", "path", "image", "image_path", "video", "video_path", "url",
 )  # fmt: skip
 CAPTION_COLUMNS = ("caption", "text", "title", "name")
+LONGEST = 1 << 30  # characters of a CSV's value: what is too long for a caption, the caption's rule says
 MARKS = {";": "semicolon", "\t": "tab", ",": "comma", "|": "bar"}  # in a header that should have more columns than one
 TABLES = (".csv", ".tsv", ".jsonl", ".parquet")
 
@@ -28,7 +29,7 @@ def read_captions(path: Path) -> Iterator[tuple[int, str, str]]:
         columns = columns or [find_column(path, row, FILE_COLUMNS), find_column(path, row, CAPTION_COLUMNS)]
         lacking = next((column for column in columns if column not in row), None)
         if lacking is not None:
-            raise ValueError(f"{path}, line {line}: no field {lacking!r}")
+            raise ValueError(f"{path}, line {line}: no field {lacking!r} with a text in it")
         yield line, row[columns[0]], row[columns[1]]
     if not columns:
         raise ValueError(f"{path} has no rows")
@@ -62,6 +63,7 @@ def _lines(path: Path) -> Iterator[str]:
 
 
 def _csv(path: Path) -> Iterator[Row]:
+    csv.field_size_limit(LONGEST)
     return _with_header(path, csv.reader(_lines(path), strict=True), "put values that hold commas in double quotes")
 
 
@@ -77,10 +79,14 @@ def _with_header(path: Path, rows: Any, advice: str) -> Iterator[Row]:
         try:
             values = next(rows, None)
         except csv.Error as error:
+            if "new-line" in str(error):  # in Python's words, a matter of how the file was opened
+                raise ValueError(
+                    f"{path}, line {line}: a carriage return within a line: save the table with line ends of Unix or Windows"
+                ) from error
             raise ValueError(f"{path}, line {line}: {error}: {advice}") from error
         if values is None:
             return
-        if not values:  # an empty line
+        if not any(values):  # an empty line, also as spreadsheets write it: commas alone
             continue
         if not header:
             header = [value.strip() for value in values]
@@ -139,5 +145,8 @@ def _binary(kind: Any) -> bool:
 
 
 def _texts(row: dict[str, Any]) -> dict[str, str]:
-    """What is no text becomes one; nothing becomes the empty text."""
-    return {column: "" if value is None else str(value) for column, value in row.items()}
+    """Numbers become texts; nothing the empty text, and so does what pandas writes for it, NaN. Lists and objects are left
+    out: five captions in one field are no caption.
+    """
+    plain = {column: value for column, value in row.items() if not isinstance(value, list | dict)}
+    return {column: "" if value is None or value != value else str(value) for column, value in plain.items()}

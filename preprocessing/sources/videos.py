@@ -11,7 +11,7 @@ from typing import Any
 from preprocessing.items import Item, Place, Split
 from preprocessing.manifest import digest, file_sha256
 from preprocessing.members import check_key
-from preprocessing.sources.listing import files_below, first, must_be_file, read_caption, shown, spread
+from preprocessing.sources.listing import files_below, first, is_file, must_be_file, read_caption, shown, spread
 from preprocessing.sources.tables import read_captions, read_table
 
 VIDEOS = (".avi", ".flv", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".ogv", ".ts", ".webm", ".wmv")
@@ -134,7 +134,7 @@ class WebVid:
                 break
             seen.add(key)
             places = [self.folder / page / f"{key}.mp4", self.folder / f"{key}.mp4"]
-            path = next((path for path in places if _is_file(path)), None)
+            path = next((path for path in places if is_file(path)), None)
             caption, problem = read_caption(row["name"], f"line {line}")
             yield Item(
                 key,
@@ -162,13 +162,6 @@ def _place(path: Path) -> Place:
 def split_of(key: str, held_out: float) -> Split:
     """By hash, so that what is held out stays so when the set grows."""
     return "val" if int(hashlib.sha256(key.encode()).hexdigest(), 16) % 1_000_000 < held_out * 1_000_000 else "train"
-
-
-def _is_file(path: Path) -> bool:
-    try:
-        return path.is_file()
-    except (OSError, ValueError):  # a name that no file can have
-        return False
 
 
 def _check_key(at: str, key: str) -> None:

@@ -65,6 +65,10 @@ def told(capsys: pytest.CaptureFixture[str], *words: object) -> str:
         (["mine", "--source", "table"], "table/t.csv, line 3 names 'x.png', which is no file in "),
         (["cc12m", "--source", "few.tsv"], "add at least 8 more; not usable: no tab: line 2"),
         (["cc12m", "--source", "few.tsv", "--allow", "there"], "allow: 'there' is not HOST:PORT"),
+        (["cc12m", "--source", "commas.tsv"], "none of 1 listed items can be used: no tab: line 1"),
+        (["mine", "--source", "eight.zip"], "eight.zip is no folder of pictures, no table (*.csv, "),
+        (["mine", "--source", "eight/*.png"], "eight/*.png is no folder of pictures, no table (*.csv, "),
+        (["mine", "--source", "ten", "--held-out", "0.999", "--dry-run"], "ten: all 10 listed items are held out"),
         (["../mine", "--source", "eight"], "'../mine' cannot name a data set"),
         (["mine.part", "--source", "eight"], "'mine.part' cannot name a data set"),
         (["mine.locks", "--source", "eight"], "'mine.locks' cannot name a data set"),
@@ -81,6 +85,9 @@ def test_bad_input_is_one_line_and_leaves_no_set(
     monkeypatch.chdir(tmp_path)
     (tmp_path / "empty").mkdir()
     pictures(tmp_path / "eight", 8)
+    pictures(tmp_path / "ten", 10)
+    (tmp_path / "eight.zip").touch()
+    (tmp_path / "commas.tsv").write_text("http://example.org/1.jpg,one\n")
     pictures(tmp_path / "table", 2)
     (tmp_path / "table" / "t.csv").write_text("file,caption\np000.png,a\nx.png,b\n")
     (tmp_path / "few.tsv").write_text("http://example.org/1.jpg\tone\nhttp://example.org/2.jpg\n")
@@ -92,6 +99,22 @@ def test_bad_input_is_one_line_and_leaves_no_set(
 def test_numbers_that_mean_nothing_are_refused(option: list[str]) -> None:
     with pytest.raises(SystemExit):
         run("mine", *option)
+
+
+@pytest.mark.parametrize("share", ["0", "-0.5", "1", "2", "nan", "inf", "5%"])
+def test_a_share_that_would_leave_nothing_to_train_on_is_refused(
+    share: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        run("mine", f"--held-out={share}")
+    assert f"'{share}' is no share between 0 and 1" in capsys.readouterr().err.replace("%%", "%")
+
+
+def test_of_two_errands_none_is_chosen_unsaid(capsys: pytest.CaptureFixture[str]) -> None:
+    for other in (["--verify"], ["--remove", "keys.txt"]):
+        with pytest.raises(SystemExit):
+            run("mine", "--prune", *other)
+        assert "not allowed with argument" in capsys.readouterr().err
 
 
 def test_a_home_that_cannot_be_written_is_said_before_the_plan(

@@ -91,3 +91,21 @@ def test_a_lease_renewed_meanwhile_ends_no_list(squares_here: Path, monkeypatch:
     monkeypatch.setattr(Path, "rglob", lambda self, pattern: [*listed(self, pattern), gone])
     (entry,) = list_sets()
     assert entry.size_bytes == sum(len(content) for _, content in contents(squares_here).values())
+
+
+def test_another_users_set_that_may_not_be_read_ends_nothing(
+    squares_here: Path, root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    theirs, read = shutil.copytree(squares_here, root / "private-1"), Path.read_text
+
+    def denied(path: Path, *arguments: str, **settings: str) -> str:
+        if path.is_relative_to(theirs):  # by hand: root may read everything
+            raise PermissionError(13, "Permission denied", str(path))
+        return read(path, *arguments, **settings)
+
+    monkeypatch.setattr(Path, "read_text", denied)
+    assert main(["data"]) == 0 and re.search(r"private-1 +unreadable .* another user's", capsys.readouterr().out)
+    assert main(["data", "squares", "--verify"]) == 0 and main(["data", "squarez"]) == 1
+    assert "did you mean squares?" in capsys.readouterr().err
+    assert main(["data", "private-1", "--verify"]) == 1
+    assert re.search(r"^mdm: .*Permission denied: '.*private-1.*json'\n", capsys.readouterr().err)

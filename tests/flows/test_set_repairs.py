@@ -97,3 +97,12 @@ def test_a_lost_plan_is_one_line(root: Path) -> None:
     (folder / "train" / "00000.tar").unlink()
     with pytest.raises(ValueError, match=r"plan\.json is missing or torn, and the set lacks shards: restore it"):
         make()
+
+
+@pytest.mark.parametrize("name", ["recipe.json", "lists/plan.json", "train/removed.json", "dropped.json"])
+def test_a_torn_file_that_nothing_makes_again_is_no_whole_set(root: Path, name: str) -> None:
+    folder = make()
+    verify_set(folder)
+    (folder / name).write_text('{"keys": [')
+    with pytest.raises(ValueError, match=rf"{name} is torn: restore it, or move .* away"):
+        verify_set(folder)

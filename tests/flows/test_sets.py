@@ -263,16 +263,27 @@ def test_a_name_with_options_means_the_set_that_was_made_with_them(root: Path) -
         newest_made("dozen", replace(without, limit=9))
 
 
-def test_what_was_refused_and_may_be_asked_now_is_said_of_a_finished_set(root: Path) -> None:
+@pytest.mark.parametrize(
+    ("url", "led_to", "allow"),
+    [
+        ("http://127.0.0.1:1/x.jpg", "", "127.0.0.1:1"),
+        ("http://user@Intern/x.jpg", "", "intern:80"),
+        ("http://example.org/x.jpg", "http://127.0.0.1:1/x.jpg", "127.0.0.1:1"),
+        ("https://[fd00::1]/x.jpg", "", "[fd00::1]:443"),
+    ],
+)
+def test_what_was_refused_and_may_be_asked_now_is_said_of_a_finished_set(
+    root: Path, url: str, led_to: str, allow: str
+) -> None:
     folder, said = make(), list[str]()
     path = folder / "train" / "00000.rows.parquet"
     rows = pq.read_table(path)
-    asked = pa.array(["http://127.0.0.1:1/x.jpg", *[""] * (len(rows) - 1)])
+    asked, last = (pa.array([address, *[""] * (len(rows) - 1)]) for address in (url, led_to))
     outcomes = pa.array(["refused: address", *rows["outcome"].to_pylist()[1:]])
-    for name, column in (("url", asked), ("outcome", outcomes)):
+    for name, column in (("url", asked), ("final_url", last), ("outcome", outcomes)):
         rows = rows.set_column(rows.schema.get_field_index(name), name, column)
     pq.write_table(rows, path)
     make_set(opened(), lambda *_: None, said.append)
     assert said == []
-    make_set(opened(), lambda *_: None, said.append, policy=Policy(allow=("127.0.0.1:1",)))
+    make_set(opened(), lambda *_: None, said.append, policy=Policy(allow=(allow,)))
     assert said == [f"--allow names 1 that were refused when {folder.name} was made: to ask them, move it away"]

@@ -9,6 +9,7 @@ from inputs import png, write_tar
 from preprocessing.catalogue import Options, find, tars_in
 from preprocessing.sources.cc12m import Cc12m, Cc12mMirror
 from preprocessing.sources.folders import Pictures
+from preprocessing.sources.openmoji import OpenMoji
 
 
 def test_a_list_in_its_place_is_found_and_a_mirror_is_told_from_it(tmp_path: Path) -> None:
@@ -72,3 +73,11 @@ def test_a_list_that_is_a_pipe_is_refused_since_it_is_read_twice(tmp_path: Path)
     os.mkfifo(tmp_path / "cc12m.tsv")
     with pytest.raises(ValueError, match=r"cc12m\.tsv is no file, but a pipe"):
         find("cc12m").open(tmp_path / "cc12m.tsv", Options())
+
+
+@pytest.mark.parametrize("name", ["cc12m", "coco2014-val", "imagenet"])
+def test_a_share_that_a_set_does_not_take_is_refused_not_forgotten(name: str) -> None:
+    source = OpenMoji(limit=13)  # any: what it lists does not matter
+    assert find(name).recipe(source, Options()).name == name
+    with pytest.raises(ValueError, match=f"{name} holds out .*: leave out --held-out"):
+        find(name).recipe(source, Options(held_out=0.1))

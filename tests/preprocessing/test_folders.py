@@ -92,6 +92,7 @@ def test_a_table_decides_before_anything_beside_the_pictures(tmp_path: Path, whe
         ("none.png,x\ngone.png,y", r"line 3 names 'none\.png', which is no file in .* \(and 1 more such lines\)"),
         ("red_car-01.JPG,again", r"line 3 names 'red_car-01\.JPG' again, as line 2 does"),
         (",x", "line 3 names '', which is no file"),
+        (f"{'a caption ' * 40},x.png", r"line 3 names 'a caption .*', which is no file"),
         ("caf\udce9,x", "line 3: the file's name is not UTF-8: save the table as UTF-8"),
     ],
 )

@@ -35,6 +35,21 @@ def test_a_value_may_span_lines_and_the_next_row_still_has_its_own_number(tmp_pa
     assert list(read_captions(tmp_path / "t.csv")) == [(2, "a.png", "one\ntwo"), (4, "b.png", "three")]
 
 
+def test_what_spreadsheets_and_pandas_write_for_nothing_is_nothing(tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_text("file,text\na.png,one\n,\n,\n")
+    assert list(read_captions(tmp_path / "t.csv")) == [(2, "a.png", "one")]
+    (tmp_path / "t.jsonl").write_text('{"file": "a.png", "text": NaN}\n{"file": "b.png", "text": 7}\n')
+    assert list(read_captions(tmp_path / "t.jsonl")) == [(1, "a.png", ""), (2, "b.png", "7")]
+
+
+def test_a_value_of_any_length_is_the_business_of_its_row_alone(tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_text(f"file,text\na.png,{'x' * 200_000}\nb.png,two\n")
+    assert [(name, len(text)) for _, name, text in read_captions(tmp_path / "t.csv")] == [
+        ("a.png", 200_000),
+        ("b.png", 3),
+    ]
+
+
 @pytest.mark.parametrize(
     ("name", "data", "told"),
     [
@@ -53,6 +68,13 @@ def test_a_value_may_span_lines_and_the_next_row_still_has_its_own_number(tmp_pa
         ("t.jsonl", b'{"file": "a", "text": "b"}\n{"file": "a"\n', "line 2: not JSON"),
         ("t.jsonl", b'{"file": "a", "text": "b"}\n[1]\n', "line 2: no JSON object"),
         ("t.jsonl", b'{"file": "a", "text": "b"}\n{"file": "a"}\n', "line 2: no field 'text'"),
+        (
+            "t.jsonl",
+            b'{"file": "a", "text": "b"}\n{"file": "a", "text": ["b", "c"]}\n',
+            "line 2: no field 'text' with a text",
+        ),
+        ("t.jsonl", b'{"file": "a", "text": {"en": "b"}}\n', "has the columns 'file', but none of caption"),
+        ("t.csv", b"file,text\ra,b\r", "line 1: a carriage return within a line: save the table"),
         ("t.parquet", b"PAR1 no", "is no parquet file, or is damaged"),
         ("t.xlsx", b"", r"is no table: its name must end in \.csv, "),
         ("none.csv", None, "cannot be read: No such file"),
