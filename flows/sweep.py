@@ -75,6 +75,7 @@ def evaluation(
     if released:
         write_weights(Path(run), planned)
     planned.folder.mkdir(parents=True, exist_ok=True)
+    read_results(planned.folder)  # a torn one is known before any work
     with (
         hold(planned.folder / "flow.lock", f"evaluation {planned.folder}"),
         board(ROWS) as shown,
@@ -82,7 +83,7 @@ def evaluation(
         contextlib.nullcontext() if planned.data is None else Lease(planned.data, f"evaluation of {planned.run}"),
     ):
         record = EvaluationRecord(planned.run, planned.folder, planned.data, shown.say)
-        write_results(planned.folder, _measure(planned, preset, record, shown.say, npz, fast))
+        _measure(planned, preset, record, shown.say, npz, fast)
         refresh_page(planned.run)
     return end.state or str(planned.folder)
 
@@ -135,6 +136,7 @@ def _measure(
         facts |= {f"sampling.{name}": value for name, value in to_dict(point.sampling).items()}
         record.send(point.weights, point.name, facts, done)
         found.append({**facts, **known, "metrics": done["metrics"]})
+        write_results(planned.folder, found)
     return found
 
 
@@ -191,8 +193,16 @@ def facts_of(planned: Evaluation, known: dict[str, Any]) -> dict[str, Any]:
     return {"protocol": planned.protocol.name, **digests, **facts}
 
 
+def read_results(folder: Path) -> list[dict[str, Any]]:
+    """The points that were measured before. Raises ValueError for a file that is torn."""
+    file = folder / "results.json"
+    try:
+        return load_json(file) if file.exists() else []
+    except ValueError as error:
+        raise ValueError(f"{error}: delete it, the same command measures its points again from their images") from error
+
+
 def write_results(folder: Path, found: list[dict[str, Any]]) -> None:
     """results.json: these points, and those of sweeps before."""
-    file = folder / "results.json"
-    before = load_json(file) if file.exists() else []
-    write_json(file, list({point["point"]: point for point in [*before, *found]}.values()))
+    points = {point["point"]: point for point in [*read_results(folder), *found]}
+    write_json(folder / "results.json", list(points.values()))

@@ -41,7 +41,7 @@ class ImageFolder:
     def __init__(self, folder: Path) -> None:
         self.folder = Path(folder)
         self.places: dict[tuple[int, int], Place] = {}
-        for path in (self.folder / "tars").glob("*.tar"):
+        for path in (path for path in (self.folder / "tars").glob("*.tar") if path.stem.isdecimal()):
             self.places |= _members(path, path.stat().st_mtime_ns)
         whole = {file.name for file in self.folder.glob("*.png") if FILE.fullmatch(file.name)}
         for level in (self.folder / "levels").glob("*/"):
@@ -145,8 +145,7 @@ class ImageFolder:
         """What lies among the images and is none of those with these numbers."""
         others = [self.where(*key) for key in self.places if key[0] not in known]
         files = itertools.chain((self.folder / "levels").glob("*/*"), (self.folder / "tars").glob("*"))
-        kinds = {".tar": re.compile(r".*"), ".png": FILE}
-        return sorted(others + [str(f) for f in files if not (f.suffix in kinds and kinds[f.suffix].fullmatch(f.name))])
+        return sorted(others + [str(f) for f in files if not (f.suffix in (".tar", ".png") and f.stem.isdecimal())])
 
 
 def _png(picture: NDArray[np.uint8]) -> bytes:

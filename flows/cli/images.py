@@ -137,13 +137,14 @@ def evaluate(arguments: argparse.Namespace) -> int:
     if arguments.released is not None and arguments.run is not None:
         raise ValueError(f"--released FILE is instead of a run: leave {arguments.run} out")
     if arguments.released is not None:
+        if not arguments.released.is_file():
+            raise ValueError(f"--released {arguments.released}: there is no such file")
         return _by_protocol(arguments)
     if arguments.run is None:
         raise ValueError("name a run (`mdm status` lists them), or --released FILE")
-    if arguments.npz and not (arguments.protocol or arguments.sweep):
-        raise ValueError("--npz is of the images that a protocol draws: give --protocol")
-    if arguments.fast and not (arguments.protocol or arguments.sweep):
-        raise ValueError("--fast is of the images that a protocol draws: give --protocol")
+    drawing = [name for name in ("npz", "fast", "part", "processes", "mlflow") if getattr(arguments, name)]
+    if drawing and not (arguments.protocol or arguments.sweep):
+        raise ValueError(f"--{drawing[0]} is of the images that a protocol draws: give --protocol")
     if arguments.protocol or arguments.sweep:
         return _by_protocol(arguments)
     return _again(arguments)

@@ -43,6 +43,8 @@ def report_options(sub: argparse.ArgumentParser) -> None:
 def report(arguments: argparse.Namespace) -> int:
     from flows.records.pages import compare_runs, newest_run, refresh_page, render_file
 
+    if arguments.output is not None and (arguments.output.suffix != ".html" or arguments.output.is_dir()):
+        raise ValueError(f"-o {arguments.output}: the page is FILE.html; its numbers are written beside it")
     runs: list[str] = arguments.runs or [newest_run()]
     if len(runs) > 1:
         print(compare_runs(runs, arguments.output))
@@ -51,5 +53,7 @@ def report(arguments: argparse.Namespace) -> int:
     else:
         from flows.home import run_folder
 
-        print(refresh_page(run_folder(runs[0]), arguments.output, required=True))
+        if not (folder := run_folder(runs[0])).is_dir():
+            raise ValueError(f"{folder} is no run (`mdm status` lists them), and no records.json")
+        print(refresh_page(folder, arguments.output, required=True))
     return 0

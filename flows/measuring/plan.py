@@ -20,7 +20,7 @@ from mdm.data.text import find_encoder
 from mdm.experiments import Protocol as ProtocolName
 from mdm.files import load_json
 from mdm.presets import Preset, load_preset
-from mdm.run.checkpoint import list_points, newest_checkpoint
+from mdm.run.checkpoint import Damaged, last_checkpoint, list_points
 from mdm.run.folder import find_damage
 from mdm.structure import from_dict
 from preprocessing.manifest import read_manifest, samples_left
@@ -118,6 +118,8 @@ def plan(run: str, protocol: ProtocolName, sweep: dict[str, list[str]]) -> Evalu
     points = list(_points(stage, replace(preset.sampling, **chosen.sampling), swept(chosen, model, sweep)))
     for point in points:
         model.check_sampling(point.sampling)
+        if "guidance" in sweep and len(point.sampling.guidance) > len(model.levels):
+            raise ValueError(f"--sweep {point.name}: {folder.name} has {len(model.levels)} levels, innermost first")
     if data is not None and chosen.prompts == "held out":
         preset = fitted_to(preset, data / chosen.split)
     return as_begun(Evaluation(folder, preset, chosen, data, text, points, asked))
@@ -188,18 +190,22 @@ def prompts_set(protocol: Protocol) -> Path | None:
 def _points(stage: Path, sampling: Sampling, sweep: dict[str, list[str]]) -> Iterator[Point]:
     checkpoints = _checkpoints(stage, sweep.get("checkpoint"))
     for checkpoint, (name, chosen) in itertools.product(checkpoints, samplings(sampling, sweep)):
-        parts = [checkpoint.name] * (len(checkpoints) > 1) + [name] * bool(name)
+        parts = [checkpoint.name] * ("checkpoint" in sweep) + [name] * bool(name)
         nimg = int(checkpoint.name.removeprefix("nimg-"))
         yield Point("_".join(parts) or "as-trained", checkpoint.name, checkpoint / "ema", nimg, chosen)
 
 
 def samplings(sampling: Sampling, sweep: dict[str, list[str]]) -> list[tuple[str, Sampling]]:
-    """Every combination of what is swept but checkpoints, by name; "" is the sampling as it is."""
+    """Every combination of what is swept but checkpoints, by name; "" is the sampling as it is.
+
+    A name follows from the value, however that was written: it is a folder's.
+    """
     known = {"guidance": _numbers, "steps": int, "sampler": str, "checkpoint": str}
     for name in sweep:
         if name not in known:
             raise ValueError(f"--sweep {name}=…: what can be swept is {', '.join(known)}")
-    others, found = {name: values for name, values in sweep.items() if name != "checkpoint"}, []
+    others = {name: values for name, values in sweep.items() if name != "checkpoint"}
+    found: list[tuple[str, Sampling]] = []
     for values in itertools.product(*others.values()):
         fields: dict[str, Any] = {}
         for name, text in zip(others, values, strict=True):
@@ -211,9 +217,15 @@ def samplings(sampling: Sampling, sweep: dict[str, list[str]]) -> list[tuple[str
             if fields["sampler"] not in get_args(SamplerName):
                 raise ValueError(f"--sweep sampler={fields['sampler']}: there are {', '.join(get_args(SamplerName))}")
             fields["spacing"] = None  # that one's, not the run's
-        name = "_".join(f"{name}-{text}" for name, text in zip(others, values, strict=True))
+        name = "_".join(f"{name}-{_shown(fields[name])}" for name in others)
+        if name in dict(found):
+            raise ValueError(f"--sweep: {name} is given twice")
         found.append((name, replace(sampling, **fields)))
     return found
+
+
+def _shown(value: Any) -> str:
+    return "-".join(f"{weight:g}" for weight in value) if isinstance(value, tuple) else str(value)
 
 
 def _numbers(text: str) -> tuple[float, ...]:
@@ -223,10 +235,16 @@ def _numbers(text: str) -> tuple[float, ...]:
 def _checkpoints(stage: Path, asked: list[str] | None) -> list[Path]:
     there = list_points(stage)
     if asked is None:
-        newest = newest_checkpoint(stage / "checkpoints")[0]
+        try:
+            newest = last_checkpoint(stage / "checkpoints")
+        except Damaged as error:  # an earlier one is another model
+            take = f"; to measure another: --sweep checkpoint={error.whole.name}" if error.whole else ""
+            raise ValueError(f"{error}{take}") from error
         if newest is None:
             raise ValueError(f"{stage} has no whole checkpoint yet")
         return [newest]
+    if "all" in asked and len(asked) > 1:
+        raise ValueError("--sweep checkpoint: all is all: name no others beside it")
     names = {path.name: path for path in there}
     chosen = there if asked == ["all"] else [names[name] for name in asked if name in names]
     if lacking := [name for name in asked if name != "all" and name not in names]:

@@ -78,7 +78,8 @@ def result_lines(folder: Path) -> Iterator[str]:
     """A table of the points' headline numbers, for a terminal."""
     points = load_json(folder / "results.json")
     yield from dict.fromkeys(point["about"] for point in points if point.get("about"))
-    for point in points:
+    several = len({point.get("protocol_digest") for point in points if point["metrics"]}) > 1
+    for point in sorted(points, key=lambda point: point.get("protocol_digest", "")) if several else points:
         named = {metric["name"]: metric for metric in point["metrics"]}
         values = [
             f"{metric['label']} {metric['values'][SAMPLES]:.4g}"
@@ -88,7 +89,8 @@ def result_lines(folder: Path) -> Iterator[str]:
         low, high = named.get(HEADLINE.name, {}).get("interval", {}).get(SAMPLES, (None, None))
         interval = "" if low is None else f"  [{low:.3f}, {high:.3f}]"
         shown = "; ".join(values) or f"no numbers: {folder / point['point'] / SHEET}"
-        yield f"{point['point']:24} N={point['n']}{interval}  {shown}"
+        apart = f"  measured as {point.get('protocol_digest', 'before')}: others do not compare" if several else ""
+        yield f"{point['point']:24} N={point['n']}{interval}  {shown}{apart}"
 
 
 def preset_lines(name: str, protocol: Protocol, sweep: dict[str, list[str]]) -> Iterator[str]:

@@ -94,6 +94,10 @@ def test_a_wrong_image_is_named(tmp_path: Path, loose: bool) -> None:
 def test_a_tar_that_is_none_and_what_lies_about_are_named(tmp_path: Path) -> None:
     images = ImageFolder(tmp_path)
     images.save(levels(2), [0, 1], [0, 1])
+    shutil.copy(tmp_path / "tars" / "00000.tar", tmp_path / "tars" / "copy.tar")  # whose images would win?
+    assert ImageFolder(tmp_path).places == images.places
+    assert images.strays({0, 1}) == [str(tmp_path / "tars" / "copy.tar")]
+    (tmp_path / "tars" / "copy.tar").unlink()
     with tarfile.open(tmp_path / "tars" / "00002.tar", "w") as tar:
         tar.add(tmp_path / "tars" / "00000.tar", "notes.txt")
     assert ImageFolder(tmp_path).places == images.places

@@ -53,7 +53,7 @@ def test_every_point_of_a_sweep_is_named_once(run: Path) -> None:
     nulled = replace(PRESET.stages["16"], model=replace(MODEL, labels=Labels(num_classes=4, null=True)))
     write_json(run / "config.json", to_dict(replace(PRESET, stages={"16": nulled})))
     points = plan("small", "embedded", {"guidance": ["1", "3/2"], "steps": ["1", "2"]}).points
-    assert [point.name for point in points] == [f"guidance-{g}_steps-{s}" for g in ("1", "3/2") for s in ("1", "2")]
+    assert [point.name for point in points] == [f"guidance-{g}_steps-{s}" for g in ("1", "3-2") for s in ("1", "2")]
     assert points[-1].sampling.guidance == (3.0, 2.0) and points[-1].sampling.steps == 2
     every = plan("small", "watch", {"checkpoint": ["all"]}).points
     assert [point.name for point in every] == [f"nimg-{n:012d}" for n in (8, 16)]
@@ -197,3 +197,35 @@ def test_parts_draw_what_the_whole_does_and_measure_nothing(
     assert not list((run / "evaluations" / "embedded").rglob("results.json"))
     with pytest.raises(SystemExit):
         main([*asked, "4/3"])
+
+
+def test_points_are_named_by_their_values_and_wrong_ones_are_refused(run: Path) -> None:
+    nulled = replace(PRESET.stages["16"], model=replace(MODEL, labels=Labels(num_classes=4, null=True)))
+    write_json(run / "config.json", to_dict(replace(PRESET, stages={"16": nulled})))
+    earlier, checkpoint = sorted((run / "16" / "checkpoints").iterdir())
+
+    def names(**sweep: list[str]) -> list[str]:
+        return [point.name for point in plan("small", "embedded", sweep).points]
+
+    assert names(guidance=["3/2", " 1.50"]) == ["guidance-3-2", "guidance-1.5"]  # a folder's
+    assert names(checkpoint=[checkpoint.name]) == [checkpoint.name]  # not what was measured "as trained"
+    for wrong, says in (
+        ({"steps": ["1", "01"]}, "steps-1 is given twice"),
+        ({"guidance": ["inf"]}, "must be numbers that are not negative"),
+        ({"guidance": ["nan"]}, "must be numbers that are not negative"),
+        ({"guidance": ["1/2/3"]}, "small has 2 levels, innermost first"),
+        ({"checkpoint": ["all", checkpoint.name]}, "all is all"),
+    ):
+        with pytest.raises(ValueError, match=says):
+            names(**wrong)
+    (checkpoint / "ema" / "model.safetensors").write_bytes(b"torn")  # an earlier one is another model
+    with pytest.raises(ValueError, match=rf"{checkpoint} is damaged .*to measure another: .*checkpoint={earlier.name}"):
+        names()
+
+
+def test_torn_results_are_known_before_any_work(run: Path) -> None:
+    folder = run / "evaluations" / "embedded"
+    folder.mkdir(parents=True)
+    (folder / "results.json").write_text("[{")
+    with pytest.raises(ValueError, match=r"results\.json is torn or no JSON .*: delete it, the same command measures"):
+        sweep.read_results(folder)
