@@ -81,3 +81,10 @@ def test_refuses_other_features() -> None:
         kid(good[:1], good)
     with pytest.raises(ValueError, match="different width: 3 and 2"):
         kid(good, good[:, :2])
+
+
+def test_the_largest_features_have_finite_intervals() -> None:
+    random = np.random.default_rng(0)
+    x, y = (9e19 * random.uniform(-1, 1, (40, 2048)) for _ in range(2))
+    found = kid(x, y, replicates=50)
+    assert np.isfinite([found.value, found.low, found.high]).all()
