@@ -50,7 +50,7 @@ def list_sets() -> list[Entry]:
 
 
 def _finished_here() -> Iterator[Path]:
-    """The finished sets that this user may read, by name: in a shared MDM_HOME others may have theirs for themselves."""
+    """The finished sets that this user may read: in a shared MDM_HOME others may have theirs for themselves."""
     for folder in sorted(datasets().glob("*")):
         with suppress(PermissionError):
             if is_finished(folder):

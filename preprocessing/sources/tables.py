@@ -81,7 +81,8 @@ def _with_header(path: Path, rows: Any, advice: str) -> Iterator[Row]:
         except csv.Error as error:
             if "new-line" in str(error):  # in Python's words, a matter of how the file was opened
                 raise ValueError(
-                    f"{path}, line {line}: a carriage return within a line: save the table with line ends of Unix or Windows"
+                    f"{path}, line {line}: a carriage return within a line: save the table with line ends of "
+                    "Unix or Windows"
                 ) from error
             raise ValueError(f"{path}, line {line}: {error}: {advice}") from error
         if values is None:
@@ -145,8 +146,8 @@ def _binary(kind: Any) -> bool:
 
 
 def _texts(row: dict[str, Any]) -> dict[str, str]:
-    """Numbers become texts; nothing the empty text, and so does what pandas writes for it, NaN. Lists and objects are left
-    out: five captions in one field are no caption.
+    """Numbers become texts; nothing the empty text, and so does what pandas writes for it, NaN. Lists and objects are
+    left out: five captions in one field are no caption.
     """
     plain = {column: value for column, value in row.items() if not isinstance(value, list | dict)}
     return {column: "" if value is None or value != value else str(value) for column, value in plain.items()}
