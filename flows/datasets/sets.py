@@ -137,8 +137,9 @@ def _summary(entries: list[Entry]) -> str:
 def did_you_mean(name: str, *others: str) -> str:
     """The data set (or the other name) that a name without one is nearly like, as the end of a line; "" for none."""
     here = {name_of(folder) for folder in _finished_here()}
-    close = get_close_matches(name, sorted({*CATALOGUE, *here, *others} - {name}), n=1, cutoff=0.75)
-    return f"; did you mean {close[0]}?" if close else ""
+    known = {other.lower(): other for other in sorted({*CATALOGUE, *here, *others} - {name})}
+    close = get_close_matches(name.lower(), known, n=1, cutoff=0.75)
+    return f"; did you mean {known[close[0]]}?" if close else ""
 
 
 def sets_named(name: str) -> list[Path]:
