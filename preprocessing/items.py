@@ -40,11 +40,22 @@ class Place:
             with self.file.open("rb") as file:
                 file.seek(self.offset)
                 data = file.read(self.length if self.offset else -1)
-        if self.length not in (None, len(data)):
-            raise OSError(f"{len(data):,} bytes, it was listed with {self.length:,}")
-        if self.sha256 not in ("", hashlib.sha256(data).hexdigest()):
-            raise OSError("other bytes than were listed")
+        self._compare(len(data), "" if not self.sha256 else hashlib.sha256(data).hexdigest())
         return data
+
+    def measure(self) -> tuple[int, str]:
+        """Length and sha256 of a whole file that is not held: a video may be larger than the memory. Raises OSError."""
+        with self.file.open("rb") as file:
+            sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+            length = file.tell()
+        self._compare(length, sha256)
+        return length, sha256
+
+    def _compare(self, length: int, sha256: str) -> None:
+        if self.length not in (None, length):
+            raise OSError(f"{length:,} bytes, it was listed with {self.length:,}")
+        if self.sha256 not in ("", sha256):
+            raise OSError("other bytes than were listed")
 
 
 @lru_cache(maxsize=2)

@@ -50,7 +50,7 @@ def list_sets() -> list[Entry]:
 
 
 def _finished_here() -> Iterator[Path]:
-    """The finished sets that this user may read, by name: in a shared MDM_HOME others may keep theirs."""
+    """The finished sets that this user may read: in a shared MDM_HOME others may have theirs for themselves."""
     for folder in sorted(datasets().glob("*")):
         with suppress(PermissionError):
             if is_finished(folder):
@@ -137,8 +137,9 @@ def _summary(entries: list[Entry]) -> str:
 def did_you_mean(name: str, *others: str) -> str:
     """The data set (or the other name) that a name without one is nearly like, as the end of a line; "" for none."""
     here = {name_of(folder) for folder in _finished_here()}
-    close = get_close_matches(name, sorted({*CATALOGUE, *here, *others} - {name}), n=1, cutoff=0.75)
-    return f"; did you mean {close[0]}?" if close else ""
+    known = {other.lower(): other for other in sorted({*CATALOGUE, *here, *others} - {name})}
+    close = get_close_matches(name.lower(), known, n=1, cutoff=0.75)
+    return f"; did you mean {known[close[0]]}?" if close else ""
 
 
 def sets_named(name: str) -> list[Path]:

@@ -307,6 +307,11 @@ def finish_set(
 def _empty(folder: Path, listed: int) -> ValueError:
     counts = Counter(read_rows(folder, ["outcome"])["outcome"].to_pylist())
     said = ", ".join(f"{outcome}: {count:,}" for outcome, count in counts.most_common(5))
+    if counts.keys() == {"refused: address"}:
+        return ValueError(
+            f"{folder}: none of {listed:,} listed URLs has a public address: the same command with --allow HOST:PORT "
+            "asks them again"
+        )
     return ValueError(
         f"{folder}: none of {listed:,} listed items became a sample ({said}). Mend that, or list others (--limit, "
         f"--source); to try these again, delete {folder} and run the same command: all else stays"

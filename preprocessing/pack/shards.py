@@ -15,7 +15,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from preprocessing.fetch.download import Fetched
 from preprocessing.fetch.wire import Failed, target_of
-from preprocessing.items import Item, Split
+from preprocessing.items import Item, Place, Split
 from preprocessing.manifest import (
     digest,
     file_sha256,
@@ -39,6 +39,8 @@ from preprocessing.pack.lists import REMOVED, read_items
 from preprocessing.pack.originals import without_metadata
 from preprocessing.pack.rows import OK, is_parquet, write_rows
 from preprocessing.pack.tally import count_packed
+
+T = TypeVar("T")
 
 FORMAT = 2
 DEADLINE_S = 60  # for one picture's decoding
@@ -250,9 +252,17 @@ def _sample(
     if answer is not None:
         row |= {"final_url": answer.final_url, "status": answer.status, "fetched_s": answer.fetched_s}
     try:
-        data = _bytes(item, answer)
-        row |= {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
-        found, pictures = _clip(item, recipe) if recipe.clips else _picture(data, recipe, pixels)
+        if item.problem:
+            outcome, _, detail = item.problem.partition(": ")
+            raise Refused(outcome, detail)
+        if recipe.clips:
+            assert item.place is not None
+            row["bytes"], row["sha256"] = _as_listed(item.place, Place.measure)
+            found, pictures = _clip(item.place.file, recipe)
+        else:
+            data = _bytes(item, answer)
+            row |= {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+            found, pictures = _picture(data, recipe, pixels)
     except Refused as error:
         return {**row, "outcome": error.outcome, "detail": error.detail[:300]}, {}
     known = {**found, **item.meta, "key": item.key, "sha256": row["sha256"]} | ({"url": item.url} if item.url else {})
@@ -262,22 +272,23 @@ def _sample(
 
 
 def _bytes(item: Item, answer: Fetched | None) -> bytes:
-    if item.problem:
-        outcome, _, detail = item.problem.partition(": ")
-        raise Refused(outcome, detail)
     if item.place is not None:
-        try:
-            return item.place.read()
-        except OSError as error:
-            raise ValueError(
-                f"{item.place} cannot be read any more ({error}): the source has changed since it was listed. Put it "
-                "back, or run the same command again with one that stays as it is"
-            ) from error
+        return _as_listed(item.place, Place.read)
     if answer is None:
         raise ValueError(f"nothing was fetched for {item.key} ({item.url})")
     if answer.outcome != OK:
         raise Refused(answer.outcome, answer.detail)
     return answer.data
+
+
+def _as_listed(place: Place, read: Callable[[Place], T]) -> T:
+    try:
+        return read(place)
+    except OSError as error:
+        raise ValueError(
+            f"{place} cannot be read any more ({error}): the source has changed since it was listed. Put it back, or "
+            "run the same command again with one that stays as it is"
+        ) from error
 
 
 Made = tuple[dict[str, Any], dict[Tier, dict[str, bytes]]]  # what is known of it, and its images by extension
@@ -303,14 +314,13 @@ def _picture(data: bytes, recipe: Recipe, pixels: Pixels) -> Made:
     return {"width": width, "height": height}, pictures
 
 
-def _clip(item: Item, recipe: Recipe) -> Made:
+def _clip(file: Path, recipe: Recipe) -> Made:
     from preprocessing.pack import video
 
-    assert item.place is not None
     pictures, known = {}, {}
     for tier in recipe.tiers:
         try:
-            clip = video.extract_clip(item.place.file, tier.px, seed=0)
+            clip = video.extract_clip(file, tier.px, seed=0)
         except video.Refused as error:
             raise Refused(f"video: {error.reason}", error.detail) from None
         known = {"width": clip.width, "height": clip.height, "times_s": clip.times_s}

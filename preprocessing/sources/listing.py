@@ -63,7 +63,7 @@ def files_below(folder: Path) -> tuple[list[Path], list[str]]:
 
 
 def must_be_file(path: Path) -> None:
-    """Raises ValueError for what is there and no file: a pipe gives its bytes once, or lets its reader wait."""
+    """Raises ValueError for what is no file: a pipe gives its bytes once, or lets its reader wait for ever."""
     if not is_file(path):
         raise ValueError(f"{path} is no file, but a pipe, or a link to one that is gone: take it away")
 

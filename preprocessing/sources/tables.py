@@ -81,7 +81,8 @@ def _with_header(path: Path, rows: Any, advice: str) -> Iterator[Row]:
         except csv.Error as error:
             if "new-line" in str(error):  # in Python's words, a matter of how the file was opened
                 raise ValueError(
-                    f"{path}, line {line}: a carriage return within a line: save it with line ends of Unix or Windows"
+                    f"{path}, line {line}: a carriage return within a line: save the table with line ends of "
+                    "Unix or Windows"
                 ) from error
             raise ValueError(f"{path}, line {line}: {error}: {advice}") from error
         if values is None:

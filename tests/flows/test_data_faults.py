@@ -74,6 +74,7 @@ def told(capsys: pytest.CaptureFixture[str], *words: object) -> str:
         (["mine.locks", "--source", "eight"], "'mine.locks' cannot name a data set"),
         (["mine", "--remove", "few.tsv"], "there is no finished data set mine"),
         (["opnmoji"], "or webdataset tars; did you mean openmoji?"),
+        (["CC12M"], "or webdataset tars; did you mean cc12m?"),
         (["tinny"], "or webdataset tars; did you mean tiny?"),
         (["imagenett", "--prune"], "datasets; did you mean imagenet?"),
         (["coco2014-vall", "--verify"], "datasets; did you mean coco2014-val?"),
@@ -177,14 +178,14 @@ def test_on_a_full_disk_nothing_half_stays_and_the_same_command_goes_on(
     assert run(*mine) == 0 and run("mine", "--verify", "--decode") == 0
 
 
-def dead(answers: Callable[[str], bool]) -> Callable[..., object]:
+def dead(answers: Callable[[str], bool], outcome: str = "http 404", status: int = 404) -> Callable[..., object]:
     """Stands for the downloader: every answer is a picture or a refusal, by its key."""
 
     def fetch(raw: Path, number: int) -> dict[str, Fetched]:
         return {
             key: Fetched("ok", "", url, 200, 0.0, encoded(photograph(int(key))))
             if answers(key)
-            else Fetched("http 404", "", url, 404, 0.0, b"")
+            else Fetched(outcome, "", url, status, 0.0, b"")
             for key, url in asked[number]
         }
 
@@ -218,6 +219,22 @@ def test_held_out_links_that_are_all_dead_are_said_first_and_the_advice_works(
     monkeypatch.setattr("preprocessing.pack.making.read_raw", dead(lambda key: True))
     assert run(*words) == 0 and order == [1_000_000, 1_000_000, 0]
     assert run("cc12m", "--verify", "--decode") == 0
+
+
+def test_a_list_of_private_addresses_is_told_to_allow_them_and_the_advice_works(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fetch(numbers: list[int], rows: Callable[[int], list[tuple[str, str]]], *_: object) -> Iterator[int]:
+        asked.update({number: rows(number) for number in numbers})
+        yield from numbers
+
+    (tmp_path / "list.tsv").write_text("".join(f"http://intern/{i}.jpg\tcaption {i}\n" for i in range(18)))
+    words = ["cc12m", "--source", tmp_path / "list.tsv"]
+    monkeypatch.setattr("preprocessing.pack.making.download", fetch)
+    monkeypatch.setattr("preprocessing.pack.making.read_raw", dead(lambda key: False, "refused: address", 0))
+    assert "none of 8 listed URLs has a public address: the same command with --allow" in told(capsys, *words)
+    monkeypatch.setattr("preprocessing.pack.making.read_raw", dead(lambda key: True))
+    assert run(*words, "--allow", "intern:80") == 0
 
 
 def test_a_shard_of_unusable_lines_is_packed_without_a_download(

@@ -19,12 +19,12 @@ import pyarrow.parquet as pq
 import pytest
 import webdataset
 
-from drawn import Inline, recipe, write_drawings
+from drawn import PIXELS, Inline, recipe, write_drawings
 from preprocessing.items import Item, Place
 from preprocessing.manifest import FIELDS, digest, read_manifest, verify_dataset, write_file
 from preprocessing.pack import making
 from preprocessing.pack.rows import ROWS
-from preprocessing.pack.shards import Shard, TarFile, _bytes
+from preprocessing.pack.shards import Shard, TarFile, Tier, _bytes, _sample
 from preprocessing.sources.openmoji import OpenMoji
 
 TWELVE = OpenMoji(limit=13, val_fraction=0.08)
@@ -275,6 +275,17 @@ def test_a_member_of_a_zip_that_cannot_be_read_is_named(tmp_path: Path, damage: 
     item = Item("one", "a caption", place=Place(path, member="two.jpg" if damage == "gone" else "one.jpg"))
     with pytest.raises(ValueError, match=r"a\.zip: (one|two)\.jpg cannot be read any more \("):
         _bytes(item, None)
+
+
+def test_a_video_is_never_held_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (video := tmp_path / "v.mp4").write_bytes(b"no video, 22 bytes" + b"\0\0\0\0")
+    clips = recipe(TWELVE, clips=True, tiers=(Tier(16, "jpg"),))
+    monkeypatch.setattr(Place, "read", None)
+    row, made = _sample(Item("v", "a clip", place=Place(video, length=22)), None, clips, PIXELS)
+    assert row["outcome"] == "video: not a video" and not made
+    assert (row["bytes"], row["sha256"]) == (22, hashlib.sha256(video.read_bytes()).hexdigest())
+    with pytest.raises(ValueError, match=r"v\.mp4 cannot be read any more \(22 bytes, it was listed with 21\)"):
+        _sample(Item("v", "a clip", place=Place(video, length=21)), None, clips, PIXELS)
 
 
 def test_what_other_rules_refused_is_asked_again(copy: Path) -> None:
