@@ -111,9 +111,11 @@ def inject_latency(folder: Path) -> None:
         return os_pread(*arguments)
 
     slow_stream = waits(open_stream, counts=True)
-    builtins.open = lambda path, *rest, **options: (slow_stream if is_ours(path) else plain_open)(
-        path, *rest, **options
-    )
+
+    def opened(path: Any, *rest: Any, **options: Any) -> Any:
+        return (slow_stream if is_ours(path) else plain_open)(path, *rest, **options)
+
+    builtins.open = opened  # type: ignore[assignment]
     os.open, os.stat = waits(os_open, counts=True), waits(os_stat, counts=False)
     os.pread = slow_pread
 

@@ -26,7 +26,7 @@ from preprocessing.items import Item, Place
 from preprocessing.manifest import digest, read_json, write_json
 from preprocessing.pack.images import encode_png
 from preprocessing.pack.lists import read_items, shard_numbers, write_lists
-from preprocessing.pack.making import finish_set, unfinished
+from preprocessing.pack.making import finish_set, missing_shards
 from preprocessing.pack.shards import Shard, Tier, pack_shard
 from preprocessing.sets import RECIPE
 
@@ -88,7 +88,7 @@ def costs(file: Path, count: int) -> tuple[dict[str, float], float]:
     read_items(lists, file.parent, *numbers[0])  # once in a process: it opens the list
     steps["read the list"] = timed(lambda: [read_items(lists, file.parent, *n) for n in numbers]) * count / len(numbers)
     _fill(folder, recipe, lists, file, plan)
-    steps["look"] = timed(lambda: unfinished(folder, plan, recipe))
+    steps["look"] = timed(lambda: missing_shards(folder, plan, recipe))
     steps["finish"] = timed(lambda: (finish_set(folder, plan, recipe, dots.manifest_terms), write_card(folder, {})))
     write_json(folder / RECIPE, {"options": {}, "finished_s": time.time()})
     began = time.perf_counter()

@@ -94,16 +94,16 @@ def speed(folder: Path, pictures: int, rounds: int) -> tuple[list[str], float]:
         times["floor", ""].append(flops / best_flops())
     lines = ["| features | resize | ms an image | images/s | times clean-fid | largest difference, of the largest |"]
     lines += ["|---|---|---|---|---|---|"]
-    for (who, resize), spent in times.items():
-        base = times["clean-fid", resize or "clean"]
+    for (who, by), spent in times.items():
+        base = times["clean-fid", by or "clean"]
         ratio = statistics.median(b / s for b, s in zip(base, spent, strict=True))
         difference = ""
         if who == "ours":
-            expected = found["clean-fid", resize]
-            difference = f"{np.abs(found[who, resize] - expected).max() / np.abs(expected).max():.1e}"
+            expected = found["clean-fid", by]
+            difference = f"{np.abs(found[who, by] - expected).max() / np.abs(expected).max():.1e}"
         ms, rates = [1e3 * s for s in spent], [1 / s for s in spent]
         line = f"{statistics.median(ms):.0f} ({min(ms):.0f}–{max(ms):.0f}) | {statistics.median(rates):.1f}"
-        lines.append(f"| {who} | {resize} | {line} | {ratio:.2f} | {difference} |")
+        lines.append(f"| {who} | {by} | {line} | {ratio:.2f} | {difference} |")
     lines += [
         "",
         f"Floor: {flops / 1e9:.2f} GFLOP an image at the rate of one large convolution; nothing read or resized.",

@@ -28,8 +28,8 @@ ROOT = Path(__file__).parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "tests"), str(ROOT / "tests" / "evaluation"), str(Path(__file__).parent)]
 
 import torch._dynamo.utils  # noqa: E402
-from kill_and_resume import digests, kill_after, launch  # noqa: E402
 
+from benchmarks.kill_and_resume import digests, kill_after, launch  # noqa: E402
 from evaluation.networks.inception import InceptionV3  # noqa: E402
 from evaluation.networks.weights import find_weights  # noqa: E402
 from mdm.config import Sampling  # noqa: E402
@@ -310,7 +310,7 @@ def small_runs(device: str) -> Iterator[Callable[..., Path]]:
             write_dataset(root / "data", split, count, 32)
 
         def prepare(name: str, **changes: object) -> Path:
-            job = replace(small_job(root / "data", precision="float32", **changes), device=device)  # type: ignore[arg-type]
+            job = replace(small_job(root / "data", precision="float32", **changes), device=device)
             (run := root / name).mkdir()
             write_json(run / "job.json", to_dict(job))
             return run
