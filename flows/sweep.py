@@ -19,6 +19,7 @@ from evaluation.images.npz import write_npz
 from evaluation.images.preparation import Drawn
 from evaluation.measuring.networks import load_networks
 from evaluation.measuring.standard import measure_standard
+from evaluation.pages.points import RESULTS, read_results
 from evaluation.protocols import STAND_INS
 from flows.cancel import ends_cancelled
 from flows.data import embed_text
@@ -36,7 +37,7 @@ from mdm.config import Sampling
 from mdm.data.leases import Lease
 from mdm.data.shards import Shards
 from mdm.experiments import Protocol as ProtocolName
-from mdm.files import load_json, write_json
+from mdm.files import write_json
 from mdm.presets import Preset
 from mdm.structure import digest, to_dict
 from mdm.training.compute import pick_device
@@ -74,7 +75,7 @@ def evaluation(
         contextlib.nullcontext() if planned.data is None else Lease(planned.data, f"evaluation of {planned.run}"),
     ):
         record = EvaluationRecord(planned.run, planned.folder, planned.data, shown.say)
-        write_results(planned.folder, _measure(planned, preset, record, shown.say, npz))
+        _measure(planned, preset, record, shown.say, npz)
         refresh_page(planned.run)
     return end.state or str(planned.folder)
 
@@ -82,7 +83,7 @@ def evaluation(
 def _measure(
     planned: Evaluation, preset: Preset, record: EvaluationRecord, say: Callable[[str], None], npz: bool = False
 ) -> list[dict[str, Any]]:
-    """The numbers of every point, or its pictures, each sent to MLflow when it is known."""
+    """The numbers of every point, or its pictures, each written down and sent to MLflow when it is known."""
     found, data, text = [], planned.data, planned.text
     common: dict[str, Any] = {}
     planned.folder.mkdir(parents=True, exist_ok=True)
@@ -116,8 +117,9 @@ def _measure(
             show_results(done)
         facts = common | {"point": point.name, "checkpoint": point.checkpoint, "nimg": point.nimg}
         facts |= {f"sampling.{name}": value for name, value in to_dict(point.sampling).items()}
-        record.send(point.weights, point.name, facts, done)
         found.append({**facts, "metrics": done["metrics"]})
+        write_results(planned.folder, found[-1:])
+        record.send(point.weights, point.name, facts, done)
     return found
 
 
@@ -166,7 +168,6 @@ def common_facts(planned: Evaluation, sampling: Sampling) -> dict[str, Any]:
 
 
 def write_results(folder: Path, found: list[dict[str, Any]]) -> None:
-    """results.json: these points, and those of sweeps before."""
-    file = folder / "results.json"
-    before = load_json(file) if file.exists() else []
-    write_json(file, list({point["point"]: point for point in [*before, *found]}.values()))
+    """results.json: these points, and those that were measured before."""
+    points = {point["point"]: point for point in [*read_results(folder), *found]}
+    write_json(folder / RESULTS, list(points.values()))
