@@ -23,6 +23,7 @@ from evaluation.measuring.fresh import Fresh
 from evaluation.measuring.identity import PARTS, Origin, identity, measured_by_stand_ins
 from evaluation.measuring.networks import load_networks
 from evaluation.measuring.standard import measure_standard
+from evaluation.pages.points import RESULTS, read_results
 from evaluation.protocols import PROTOCOLS, STAND_INS
 from flows.cancel import ends_cancelled
 from flows.data import embed_text
@@ -41,7 +42,7 @@ from flows.records.pages import refresh_page
 from mdm.data.leases import Lease
 from mdm.data.shards import Shards
 from mdm.experiments import Protocol as ProtocolName
-from mdm.files import load_json, write_json
+from mdm.files import write_json
 from mdm.presets import Preset
 from mdm.structure import to_dict
 from mdm.training.compute import pick_device
@@ -96,7 +97,7 @@ def _measure(
     npz: bool = False,
     fast: bool = False,
 ) -> list[dict[str, Any]]:
-    """The numbers of every point, or its pictures, each sent to MLflow when it is known."""
+    """The numbers of every point, or its pictures, each written down and sent to MLflow when it is known."""
     found, data, text = [], planned.data, planned.text
     planned.folder.mkdir(parents=True, exist_ok=True)
     write_json(planned.folder / BEGUN, planned.digests())
@@ -134,9 +135,9 @@ def _measure(
         facts = facts_of(planned, known)
         facts |= {"point": point.name, "checkpoint": point.checkpoint, "nimg": point.nimg}
         facts |= {f"sampling.{name}": value for name, value in to_dict(point.sampling).items()}
-        record.send(point.weights, point.name, facts, done)
         found.append({**facts, **known, "metrics": done["metrics"]})
-        write_results(planned.folder, found)
+        write_results(planned.folder, found[-1:])
+        record.send(point.weights, point.name, facts, done)
     return found
 
 
@@ -193,16 +194,7 @@ def facts_of(planned: Evaluation, known: dict[str, Any]) -> dict[str, Any]:
     return {"protocol": planned.protocol.name, **digests, **facts}
 
 
-def read_results(folder: Path) -> list[dict[str, Any]]:
-    """The points that were measured before. Raises ValueError for a file that is torn."""
-    file = folder / "results.json"
-    try:
-        return load_json(file) if file.exists() else []
-    except ValueError as error:
-        raise ValueError(f"{error}: delete it, the same command measures its points again from their images") from error
-
-
 def write_results(folder: Path, found: list[dict[str, Any]]) -> None:
-    """results.json: these points, and those of sweeps before."""
+    """results.json: these points, and those that were measured before."""
     points = {point["point"]: point for point in [*read_results(folder), *found]}
-    write_json(folder / "results.json", list(points.values()))
+    write_json(folder / RESULTS, list(points.values()))

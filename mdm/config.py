@@ -157,8 +157,11 @@ class Sampling:
         check(1 <= self.steps <= 1000, f"sampling.steps must lie in 1..1000, got {self.steps}")
         check(0 <= self.eta <= 1, f"sampling.eta must lie in 0..1, got {self.eta}")
         check(len(self.guidance) > 0, "sampling.guidance needs at least one value")
-        fine = all(0 <= w < math.inf for w in self.guidance)
-        check(fine, f"sampling.guidance must be numbers that are not negative, got {self.guidance}")
+        scales = ", ".join(map(str, self.guidance))
+        check(
+            all(0 <= w < math.inf for w in self.guidance),
+            f"sampling.guidance must be finite and not negative, got {scales}",
+        )
         low, high = self.guidance_interval
         check(0 <= low <= high <= 1, f"sampling.guidance_interval must be 0 <= low <= high <= 1, got {low}, {high}")
         check(0 < self.percentile <= 1, f"sampling.percentile must lie in 0..1, got {self.percentile}")

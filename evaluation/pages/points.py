@@ -13,6 +13,8 @@ from mdm.presets import Preset
 from mdm.structure import from_dict
 
 EVALUATIONS = "evaluations"  # in a run's folder: PROTOCOL or PROTOCOL-STAGE, with results.json and a folder per point
+RESULTS = "results.json"
+FACTS = {"point", "protocol", "protocol_digest", "checkpoint", "nimg", "n", "metrics"}  # of each of its rows
 
 
 @dataclass(frozen=True)
@@ -48,15 +50,31 @@ class Point:
         return next((m for m in self.metrics if m["name"] == name and SAMPLES in m["values"]), None)
 
 
+def read_results(folder: Path) -> list[dict[str, Any]]:
+    """results.json of an evaluation's folder, a row per point; none where there is no such file.
+
+    Raises ValueError where it is torn, or something else.
+    """
+    file = folder / RESULTS
+    again = "Delete it: the same `mdm evaluate` commands find what they have measured, and write it again"
+    try:
+        rows = load_json(file) if file.exists() else []
+    except ValueError as error:
+        raise ValueError(f"{error}. {again}") from error
+    if not isinstance(rows, list) or not all(isinstance(row, dict) and row.keys() >= FACTS for row in rows):
+        raise ValueError(f"{file} holds something else than an evaluation's points. {again}")
+    return rows
+
+
 def read_points(preset: Preset, run: Path) -> list[Point]:
     """Every point of every evaluation of a run, those of one protocol by stage, images seen and name.
 
     Raises ValueError naming a file that is torn.
     """
     found, last = [], list(preset.stages)[-1]
-    for file in sorted((run / EVALUATIONS).glob("*/results.json")):
-        for row in load_json(file):
-            stage = file.parent.name.removeprefix(row["protocol"]).removeprefix("-") or last
+    for folder in sorted(file.parent for file in (run / EVALUATIONS).glob(f"*/{RESULTS}")):
+        for row in read_results(folder):
+            stage = folder.name.removeprefix(row["protocol"]).removeprefix("-") or last
             sampling = {k.removeprefix("sampling."): v for k, v in row.items() if k.startswith("sampling.")}
             px = preset.stages[stage].model.resolutions[-1]
             found.append(
@@ -69,7 +87,7 @@ def read_points(preset: Preset, run: Path) -> list[Point]:
                     row["nimg"],
                     from_dict(Sampling, sampling),
                     row["metrics"],
-                    file.parent / row["point"],
+                    folder / row["point"],
                 )
             )
     stages = list(preset.stages)

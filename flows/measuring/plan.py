@@ -1,7 +1,7 @@
 """What is measured of a run: the points, each a checkpoint and a way of drawing, and what is missing for them here."""
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, get_args
@@ -10,6 +10,7 @@ from evaluation.images.asked import prompts_of, refuse
 from evaluation.images.captions import Prompt
 from evaluation.images.gallery import guidances
 from evaluation.measuring.networks import missing
+from evaluation.pages.points import read_results
 from evaluation.protocols import PROTOCOLS, STAND_INS, Protocol
 from flows.datasets.sets import set_of_samples
 from flows.home import datasets, run_folder, weights
@@ -127,7 +128,8 @@ def plan(run: str, protocol: ProtocolName, sweep: dict[str, list[str]]) -> Evalu
 
 def as_begun(planned: Evaluation) -> Evaluation:
     """Raises ValueError where a split was exchanged under what is there of an evaluation: its numbers would be of two
-    data sets. A removal of samples exchanges nothing."""
+    data sets. A removal of samples exchanges nothing. And where the numbers that are there cannot be read."""
+    read_results(planned.folder)
     begun = load_json(planned.folder / BEGUN) if (planned.folder / BEGUN).exists() else {}
     for split, digest in planned.digests().items():
         if begun.get(split, digest) != digest:
@@ -139,13 +141,46 @@ def as_begun(planned: Evaluation) -> Evaluation:
     return planned
 
 
-def swept(protocol: Protocol, model: Model, sweep: dict[str, list[str]]) -> dict[str, list[str]]:
-    """With what a protocol sweeps by itself: the figures' guidance."""
+def swept(protocol: Protocol, model: Model, sweep: dict[str, list[str]]) -> dict[str, list[Any]]:
+    """The values that are swept, each once, however it was written; with what a protocol sweeps by itself: the figures'
+    guidance. Raises ValueError for a value that is none."""
+    for name, texts in sweep.items():
+        if name not in _VALUES:
+            raise ValueError(f"--sweep {name}=…: what can be swept is {', '.join(_VALUES)}")
+        if not texts:
+            raise ValueError(f"--sweep {name}=: give at least one value")
+    found = {name: list(dict.fromkeys(_value(name, text) for text in texts)) for name, texts in sweep.items()}
+    levels = len(model.levels)
+    if long := [scales for scales in found.get("guidance", []) if len(scales) > levels]:
+        raise ValueError(f"--sweep guidance={_shown(long[0]).replace('-', '/')}: there are {levels} levels")
     if protocol.prompts != "figures":
-        return sweep
+        return found
     if "guidance" in sweep:
         raise ValueError("--sweep guidance: each figure has its own (`mdm sample RUN PROMPT --guidance W` has any)")
-    return {"guidance": [f"{guidance:g}" for guidance in guidances(model)], **sweep}
+    return {"guidance": [(guidance,) for guidance in guidances(model)], **found}
+
+
+def _scales(text: str) -> tuple[float, ...]:
+    """Per level, innermost first. The last one serves all above it, so that saying it again says nothing."""
+    scales = tuple(float(part) for part in text.split("/"))
+    while scales[1:] and scales[-1] == scales[-2]:
+        scales = scales[:-1]
+    return scales
+
+
+_VALUES: dict[str, Callable[[str], Any]] = {"guidance": _scales, "steps": int, "sampler": str, "checkpoint": str}
+
+
+def _value(name: str, text: str) -> Any:
+    try:
+        return _VALUES[name](text)
+    except ValueError:
+        raise ValueError(f"--sweep {name}={text}: not a number") from None
+
+
+def _shown(value: Any) -> str:
+    """A value as a part of a folder's name."""
+    return "-".join(str(scale).removesuffix(".0") for scale in value) if isinstance(value, tuple) else str(value)
 
 
 def _run_and_stage(run: str) -> tuple[Path, str]:
@@ -187,68 +222,43 @@ def prompts_set(protocol: Protocol) -> Path | None:
     return sets[-1] if sets else None
 
 
-def _points(stage: Path, sampling: Sampling, sweep: dict[str, list[str]]) -> Iterator[Point]:
+def _points(stage: Path, sampling: Sampling, sweep: dict[str, list[Any]]) -> Iterator[Point]:
+    """A point's name says which checkpoint it is of: which one is the last changes as a training goes on."""
     checkpoints = _checkpoints(stage, sweep.get("checkpoint"))
     for checkpoint, (name, chosen) in itertools.product(checkpoints, samplings(sampling, sweep)):
-        parts = [checkpoint.name] * ("checkpoint" in sweep) + [name] * bool(name)
         nimg = int(checkpoint.name.removeprefix("nimg-"))
-        yield Point("_".join(parts) or "as-trained", checkpoint.name, checkpoint / "ema", nimg, chosen)
+        yield Point("_".join(filter(None, (checkpoint.name, name))), checkpoint.name, checkpoint / "ema", nimg, chosen)
 
 
-def samplings(sampling: Sampling, sweep: dict[str, list[str]]) -> list[tuple[str, Sampling]]:
-    """Every combination of what is swept but checkpoints, by name; "" is the sampling as it is.
-
-    A name follows from the value, however that was written: it is a folder's.
-    """
-    known = {"guidance": _numbers, "steps": int, "sampler": str, "checkpoint": str}
-    for name in sweep:
-        if name not in known:
-            raise ValueError(f"--sweep {name}=…: what can be swept is {', '.join(known)}")
-    others = {name: values for name, values in sweep.items() if name != "checkpoint"}
-    found: list[tuple[str, Sampling]] = []
+def samplings(sampling: Sampling, sweep: dict[str, list[Any]]) -> list[tuple[str, Sampling]]:
+    """Every combination of the values (``swept``) of all but checkpoints, by name; "" is the sampling as it is."""
+    others, found = {name: values for name, values in sweep.items() if name != "checkpoint"}, []
     for values in itertools.product(*others.values()):
-        fields: dict[str, Any] = {}
-        for name, text in zip(others, values, strict=True):
-            try:
-                fields[name] = known[name](text)  # type: ignore[operator]
-            except ValueError:
-                raise ValueError(f"--sweep {name}={text}: not a number") from None
+        fields: dict[str, Any] = dict(zip(others, values, strict=True))
         if "sampler" in fields:
             if fields["sampler"] not in get_args(SamplerName):
                 raise ValueError(f"--sweep sampler={fields['sampler']}: there are {', '.join(get_args(SamplerName))}")
             fields["spacing"] = None  # that one's, not the run's
-        name = "_".join(f"{name}-{_shown(fields[name])}" for name in others)
-        if name in dict(found):
-            raise ValueError(f"--sweep: {name} is given twice")
+        name = "_".join(f"{name}-{_shown(value)}" for name, value in zip(others, values, strict=True))
         found.append((name, replace(sampling, **fields)))
     return found
 
 
-def _shown(value: Any) -> str:
-    return "-".join(f"{weight:g}" for weight in value) if isinstance(value, tuple) else str(value)
-
-
-def _numbers(text: str) -> tuple[float, ...]:
-    return tuple(float(part) for part in text.split("/"))  # per level, innermost first; one value serves all
-
-
 def _checkpoints(stage: Path, asked: list[str] | None) -> list[Path]:
-    there = list_points(stage)
+    """Those asked for; the last one without. Raises ValueError where one is damaged: another would be another model."""
+    there = {path.name: path for path in list_points(stage)}
     if asked is None:
         try:
-            newest = last_checkpoint(stage / "checkpoints")
-        except Damaged as error:  # an earlier one is another model
+            last = last_checkpoint(stage / "checkpoints")
+        except Damaged as error:
             take = f"; to measure another: --sweep checkpoint={error.whole.name}" if error.whole else ""
             raise ValueError(f"{error}{take}") from error
-        if newest is None:
-            raise ValueError(f"{stage} has no whole checkpoint yet")
-        return [newest]
-    if "all" in asked and len(asked) > 1:
-        raise ValueError("--sweep checkpoint: all is all: name no others beside it")
-    names = {path.name: path for path in there}
-    chosen = there if asked == ["all"] else [names[name] for name in asked if name in names]
-    if lacking := [name for name in asked if name != "all" and name not in names]:
-        raise ValueError(f"{stage} has no checkpoint {lacking[0]!r}; there are {', '.join(names)}")
+        if last is None:
+            raise ValueError(f"{stage} has no checkpoint yet")
+        return [last]
+    if lacking := [name for name in asked if name != "all" and name not in there]:
+        raise ValueError(f"{stage} has no checkpoint {lacking[0]!r}; there are {', '.join(there)}")
+    chosen = list(there.values()) if "all" in asked else [there[name] for name in asked]
     for path in chosen:
         if (problem := find_damage(path)) is not None:
             raise ValueError(f"{path} is damaged ({problem}): leave it out of --sweep checkpoint=…")

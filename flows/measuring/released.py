@@ -27,7 +27,7 @@ def plan_released(file: Path, protocol: ProtocolName, sweep: dict[str, list[str]
     Its results lie in MDM_HOME/released/MODEL-<12 digits of its sha256>. Raises ValueError for a file that is none of
     the released ones, and a protocol that it cannot be measured by. Nothing is written.
     """
-    if not file.exists():
+    if not file.is_file():
         raise ValueError(f"--released {file}: there is no such file")
     chosen, known = PROTOCOLS[protocol], sha256(file)[:12]
     if not chosen.data and chosen.prompts == "held out":
@@ -44,6 +44,8 @@ def plan_released(file: Path, protocol: ProtocolName, sweep: dict[str, list[str]
     data = prompts_set(chosen) if chosen.data else None
     if data is not None:
         preset = fitted_to(preset, data / chosen.split)
+    if "checkpoint" in sweep:
+        raise ValueError("--sweep checkpoint is of a run, and a released file is one checkpoint")
     found = samplings(replace(preset.sampling, **chosen.sampling), swept(chosen, stage.model, sweep))
     ema = weights() / f"released-{name}-{known}"
     points = [Point(point or "as-released", file.name, ema, 0, sampling) for point, sampling in found]

@@ -3,9 +3,11 @@
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from evaluation.images.asked import refuse
 from evaluation.images.gallery import class_numbers, left_out
+from evaluation.pages.points import read_results
 from evaluation.protocols import STAND_INS, Protocol
 from evaluation.results import HEADLINE, SAMPLES
 from flows.measuring.plan import Evaluation, lacking, prompts_set, samplings, swept
@@ -31,7 +33,7 @@ def plan_lines(planned: Evaluation) -> Iterator[str]:
         calls += (mine := count * sampling.calls)
         seconds += 0 if rate is None else mine * rate
         shown = "/".join(f"{weight:g}" for weight in sampling.guidance)
-        yield f"  {point.name}: {point.checkpoint}, {sampling.sampler}, {sampling.steps} steps, guidance {shown}"
+        yield f"  {point.name}: {sampling.sampler}, {sampling.steps} steps, guidance {shown}"
         yield from (f"  {point.name}: {line}" for line in warnings(planned.preset, sampling))
     if planned.protocol.prompts == "figures":
         yield from (f"  {line}" for line in left_out_lines(planned))
@@ -75,22 +77,27 @@ def warnings(preset: Preset, sampling: Sampling) -> Iterator[str]:
 
 
 def result_lines(folder: Path) -> Iterator[str]:
-    """A table of the points' headline numbers, for a terminal."""
-    points = load_json(folder / "results.json")
+    """A table of the points' headline numbers, for a terminal: one for each digest, as no others compare."""
+    points = read_results(folder)
     yield from dict.fromkeys(point["about"] for point in points if point.get("about"))
-    several = len({point.get("protocol_digest") for point in points if point["metrics"]}) > 1
-    for point in sorted(points, key=lambda point: point.get("protocol_digest", "")) if several else points:
-        named = {metric["name"]: metric for metric in point["metrics"]}
-        values = [
-            f"{metric['label']} {metric['values'][SAMPLES]:.4g}"
-            for metric in named.values()
-            if SAMPLES in metric["values"]
-        ]
-        low, high = named.get(HEADLINE.name, {}).get("interval", {}).get(SAMPLES, (None, None))
-        interval = "" if low is None else f"  [{low:.3f}, {high:.3f}]"
-        shown = "; ".join(values) or f"no numbers: {folder / point['point'] / SHEET}"
-        apart = f"  measured as {point.get('protocol_digest', 'before')}: others do not compare" if several else ""
-        yield f"{point['point']:24} N={point['n']}{interval}  {shown}{apart}"
+    digests = dict.fromkeys(point["protocol_digest"] for point in points if point["metrics"])
+    width = max((len(point["point"]) for point in points), default=0)
+    if len(digests) > 1:
+        yield f"measured in {len(digests)} ways, of other captions, real images or settings, which do not compare:"
+    for digest in digests:
+        if len(digests) > 1:
+            yield f"{points[0]['protocol']}, digest {digest}"
+        yield from (_result_line(p, width) for p in points if p["metrics"] and p["protocol_digest"] == digest)
+    for point in (point for point in points if not point["metrics"]):
+        yield f"{point['point']:{width}} N={point['n']}  no numbers: {folder / point['point'] / SHEET}"
+
+
+def _result_line(point: dict[str, Any], width: int) -> str:
+    named = {metric["name"]: metric for metric in point["metrics"]}
+    values = [f"{m['label']} {m['values'][SAMPLES]:.4g}" for m in named.values() if SAMPLES in m["values"]]
+    low, high = named.get(HEADLINE.name, {}).get("interval", {}).get(SAMPLES, (None, None))
+    interval = "" if low is None else f"  [{low:.3f}, {high:.3f}]"
+    return f"{point['point']:{width}} N={point['n']}{interval}  {'; '.join(values)}"
 
 
 def preset_lines(name: str, protocol: Protocol, sweep: dict[str, list[str]]) -> Iterator[str]:

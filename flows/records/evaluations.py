@@ -76,7 +76,7 @@ class EvaluationRecord:
                     tracker.dataset(point, self.data / split, told, context)
             _, values = metric_values(done["metrics"])
             tracker.metrics(point, values, facts["nimg"], done["finished_ms"])
-            way = point.removeprefix(facts["checkpoint"]).strip("_").removeprefix("as-trained")
+            way = point.removeprefix(facts["checkpoint"]).strip("_")
             tracker.client.log_batch(child, metrics=model_metrics(model, facts, way, done))
             tracker.client.log_inputs(child, models=[LoggedModelInput(model)])
             there = {artifact.path for artifact in tracker.client.list_artifacts(child)}

@@ -114,6 +114,9 @@ class Measuring:
         return sweep._measure(planned, planned.preset, self.tracker, lambda line: None, npz=not fast, fast=fast)
 
 
+LAST = "nimg-000000000008"
+
+
 @pytest.fixture
 def measuring(monkeypatch: pytest.MonkeyPatch) -> Measuring:
     for name in ("imagenet-50k", "mdm-released", "coco2014-val-30k"):
@@ -152,7 +155,7 @@ def test_random_labels_are_drawn_and_measured_against_all_of_train(run: Path, me
     assert found["n"] == N and len(measuring.drawn) == N  # three samples are held out: they limit nothing
     names = {metric["name"]: metric for metric in found["metrics"]}
     assert f"fid_{N}_legacy" in names and set(names[f"fid_{N}_clean"]["values"]) == {"samples", "noise", "real images"}
-    folder = run / "evaluations" / "imagenet-50k" / "as-trained"
+    folder = run / "evaluations" / "imagenet-50k" / LAST
     measured = json.loads((folder / "evaluation" / "results.json").read_text())
     assert measured["real_images"] == 70 and measured["measured"]["reference"]["preparation"] == "adm centre crop 256"
     lines = read_lines(folder / "samples" / "samples")
@@ -200,9 +203,9 @@ def test_the_gallery_of_classes_has_each_figure_at_its_guidance(
     assert (random["n"], named["n"]) == (2 * RANDOM_LABELS, 2 * PICTURES) and random["metrics"] == []  # Figs. 5 and 15
     assert (random["sampling.guidance"], named["sampling.guidance"]) == ([2.0], [2.5])
     folder = run / "evaluations" / "gallery"
-    lines = read_lines(folder / "guidance-2.5" / "samples" / "samples")
+    lines = read_lines(folder / f"{LAST}_guidance-2.5" / "samples" / "samples")
     assert [(line.caption, line.label) for line in lines[::PICTURES]] == [("coral reef", 1), ("llama", 3)]
-    with Image.open(folder / "guidance-2.5" / "contact-sheet.png") as sheet:
+    with Image.open(folder / f"{LAST}_guidance-2.5" / "contact-sheet.png") as sheet:
         assert sheet.size == (PICTURES * 260, 2 * 282) and len(sheet.getcolors(1 << 20) or []) > 10
     write_json(folder / "results.json", [random, named])
     assert main(["evaluate", "small", "--protocol", "gallery", "--dry-run"]) == 0
@@ -210,7 +213,7 @@ def test_the_gallery_of_classes_has_each_figure_at_its_guidance(
     assert "2 points, 40 images, " in told and "no class of these words: rhinoceros beetle; Siberian husky" in told
     assert "WebVid-10M's Fig. 1, Fig. 19 (a model of clips has them)" in told
     assert [line.split(maxsplit=2)[2] for line in result_lines(folder)] == [
-        f"no numbers: {folder}/guidance-{guidance}/contact-sheet.png" for guidance in ("2", "2.5")
+        f"no numbers: {folder}/{LAST}_guidance-{guidance}/contact-sheet.png" for guidance in ("2", "2.5")
     ]
     with pytest.raises(ValueError, match="--sweep guidance: each figure has its own"):
         plan("small", "gallery", {"guidance": ["3"]})
@@ -224,7 +227,7 @@ def test_the_gallery_of_captions_needs_no_data(
     write_run(run, run / "gone", text, source=source, text="minilm")
     monkeypatch.setattr(gallery, "PICTURES", 1)
     (found,) = measuring("gallery")
-    lines = read_lines(run / "evaluations" / "gallery" / "guidance-7" / "samples" / "samples")
+    lines = read_lines(run / "evaluations" / "gallery" / f"{LAST}_guidance-7" / "samples" / "samples")
     assert [line.caption for line in lines] == [picture.prompt for picture in GALLERY if picture.data == "CC12M"]
     assert found["n"] == len(lines) == 31 and found["sampling.guidance"] == [7.0]
     measuring("gallery")
@@ -254,6 +257,10 @@ def test_a_released_file_is_measured_as_what_it_is(
 ) -> None:
     planned = plan_released(released, "coco2014-val-30k", {})
     write_weights(released, planned)
+    with pytest.raises(ValueError, match="a released file is one checkpoint"):
+        plan_released(released, "coco2014-val-30k", {"checkpoint": ["all"]})
+    with pytest.raises(ValueError, match="there is no such file"):
+        plan_released(released.parent, "coco2014-val-30k", {})
     (found,) = measuring("coco2014-val-30k", planned)
     known = f"256x256-{sha256(released)[:12]}"
     assert planned.folder == tmp_path / "released" / known / "evaluations" / "coco2014-val-30k"

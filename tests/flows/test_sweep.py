@@ -26,7 +26,10 @@ from mdm.presets import resolve
 from mdm.structure import from_dict, to_dict
 from mdm.training.train import main as train
 from small import small_job, write_dataset
+from tests.evaluation.test_points import row
 from tests.flows.test_evaluation import MODEL, PRESET, Silent
+
+LAST = "nimg-000000000016"
 
 
 @pytest.fixture
@@ -47,26 +50,43 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_every_point_of_a_sweep_is_named_once(run: Path) -> None:
     (one,) = plan("small", "embedded", {}).points
-    assert (one.name, one.nimg, one.sampling) == ("as-trained", 16, PRESET.sampling)
+    assert (one.name, one.nimg, one.sampling) == (LAST, 16, PRESET.sampling)
     with pytest.raises(ValueError, match=r"guidance must be 1: this model was trained with its labels always there"):
         plan("small", "embedded", {"guidance": ["1", "3/2"]})
     nulled = replace(PRESET.stages["16"], model=replace(MODEL, labels=Labels(num_classes=4, null=True)))
     write_json(run / "config.json", to_dict(replace(PRESET, stages={"16": nulled})))
     points = plan("small", "embedded", {"guidance": ["1", "3/2"], "steps": ["1", "2"]}).points
-    assert [point.name for point in points] == [f"guidance-{g}_steps-{s}" for g in ("1", "3-2") for s in ("1", "2")]
+    assert all(point.name == Path(point.name).name for point in points)  # a folder each, not one in another
+    assert [point.name for point in points] == [
+        f"{LAST}_guidance-{g}_steps-{s}" for g in ("1", "3-2") for s in ("1", "2")
+    ]
     assert points[-1].sampling.guidance == (3.0, 2.0) and points[-1].sampling.steps == 2
     every = plan("small", "watch", {"checkpoint": ["all"]}).points
     assert [point.name for point in every] == [f"nimg-{n:012d}" for n in (8, 16)]
     (watched,) = {replace(point.sampling, batch_size=1) for point in every}
     assert (watched.sampler, watched.steps, watched.spacing, watched.guidance) == ("dpmpp", 25, None, (1.0,))
     assert plan("small", "watch", {"steps": ["40"]}).points[0].sampling.steps == 40
+    for asked in (["nimg-000000000008"], ["nimg-000000000008", "nimg-000000000008"]):  # of whichever others there are
+        assert plan("small", "watch", {"checkpoint": asked}).points == every[:1]
+    assert plan("small", "watch", {"checkpoint": ["all", "nimg-000000000008"]}).points == every
     assert plan(f"{run}/16", "embedded", {}).folder == plan("small/16", "embedded", {}).folder
+
+
+def test_a_value_is_one_point_however_it_is_written(run: Path) -> None:
+    nulled = replace(PRESET.stages["16"], model=replace(MODEL, labels=Labels(num_classes=4, null=True)))
+    write_json(run / "config.json", to_dict(replace(PRESET, stages={"16": nulled})))
+    points = plan("small", "embedded", {"guidance": ["1", "1.0", " 1", "1/1", "1.25"], "steps": ["10", "1_0"]}).points
+    assert [point.name for point in points] == [f"{LAST}_guidance-{g}_steps-10" for g in ("1", "1.25")]
 
 
 @pytest.mark.parametrize(
     ("asked", "told"),
     [
         ({"guidance": ["x"]}, "--sweep guidance=x: not a number"),
+        ({"guidance": ["nan"]}, "guidance must be finite and not negative, got nan"),
+        ({"guidance": ["1e400"]}, "guidance must be finite and not negative, got inf"),
+        ({"guidance": ["3/2/1"]}, "--sweep guidance=3/2/1: there are 2 levels"),
+        ({"guidance": []}, "--sweep guidance=: give at least one value"),
         ({"colour": ["1"]}, "what can be swept is guidance, steps, sampler, checkpoint"),
         ({"sampler": ["euler"]}, "--sweep sampler=euler: there are ddpm"),
         ({"checkpoint": ["nimg-3"]}, "has no checkpoint 'nimg-3'; there are nimg-"),
@@ -75,6 +95,35 @@ def test_every_point_of_a_sweep_is_named_once(run: Path) -> None:
 def test_what_cannot_be_swept_is_said(run: Path, asked: dict[str, list[str]], told: str) -> None:
     with pytest.raises(ValueError, match=told):
         plan("small", "embedded", asked)
+
+
+def test_a_damaged_last_checkpoint_is_not_measured_by_another(run: Path) -> None:
+    weights = run / "16" / "checkpoints" / LAST / "ema" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1] + b"x")
+    with pytest.raises(
+        ValueError, match=r"000016 is damaged \(.*to measure another: --sweep checkpoint=nimg-000000000008"
+    ):
+        plan("small", "embedded", {})
+
+
+@pytest.mark.parametrize("text", ['[{"point": "nimg', "{}", '[{"point": "nimg-8"}]'])
+def test_torn_results_are_found_before_anything_is_drawn(run: Path, text: str) -> None:
+    file = plan("small", "embedded", {}).folder / "results.json"
+    file.parent.mkdir(parents=True)
+    file.write_text(text)
+    with pytest.raises(ValueError, match=r"results.json .*\. Delete it: the same `mdm evaluate` commands find what"):
+        plan("small", "embedded", {})
+
+
+def test_what_does_not_compare_is_not_in_one_table(tmp_path: Path) -> None:
+    points = [row("aa", "one", 8, 20.0), row("bb", "two-is-longer", 16, 30.0)]
+    sweep.write_results(tmp_path, points[:1])
+    assert [line.split()[0] for line in result_lines(tmp_path)] == ["one"]
+    sweep.write_results(tmp_path, points)
+    first, *others = result_lines(tmp_path)
+    assert "measured in 2 ways" in first and "do not compare" in first
+    assert [line.split("  ")[0] for line in others[::2]] == ["embedded, digest aa", "embedded, digest bb"]
+    assert len({line.index("N=") for line in others[1::2]}) == 1  # under each other
 
 
 def test_what_is_no_run_or_stage_is_said(run: Path) -> None:
@@ -139,10 +188,10 @@ def test_the_same_call_goes_on_and_a_revision_measures_anew(run: Path, monkeypat
         return sweep._measure(planned, planned.preset, nobody, lambda line: None)
 
     first = measured()
-    assert len(drawn) == 16 and [point["point"] for point in first] == ["steps-1", "steps-2"]
+    assert len(drawn) == 16 and [point["point"] for point in first] == [f"{LAST}_steps-{s}" for s in "12"]
     assert measured() == first and drawn == []
     folder = run / "evaluations" / "embedded"
-    samples = folder / "steps-2" / "samples" / "samples"
+    samples = folder / f"{LAST}_steps-2" / "samples" / "samples"
     assert [path.name for path in samples.iterdir() if path.suffix == ".png"] == [] != list(samples.glob("tars/*.tar"))
     kept = contents(samples)
     ImageFolder(samples).forget({5})  # as a kill leaves it
@@ -151,8 +200,17 @@ def test_the_same_call_goes_on_and_a_revision_measures_anew(run: Path, monkeypat
     assert [point["drawn"]["steps"] for point in first] == [1, 2]
     assert set(first[0]["recorded"]["data"]) == {"train", "val"} and "torch" in first[0]["recorded"]["versions"]
     assert first[0]["measured"]["networks"]["efficientnet_lite0"][1] == EfficientNetLite0.weights_digest()
-    write_json(folder / "results.json", first)
-    assert [line.split()[0] for line in result_lines(folder)] == ["steps-1", "steps-2"]
+    assert json.loads((folder / "results.json").read_text()) == first
+    assert [line.split()[0] for line in result_lines(folder)] == [f"{LAST}_steps-{s}" for s in "12"]
+    (folder / "results.json").unlink()
+
+    def dies(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    nobody.send = dies
+    with pytest.raises(KeyboardInterrupt):
+        measured()
+    assert json.loads((folder / "results.json").read_text()) == first[:1]  # what was measured is written down
 
 
 def test_the_verb_says_what_is_wrong(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -174,7 +232,7 @@ def test_parts_draw_what_the_whole_does_and_measure_nothing(
         generate_images(folder, from_dict(ImageJob, json.loads((folder / "generate.json").read_text())), 0, 1)
 
     def contents() -> dict[tuple[int, int], bytes]:
-        images = ImageFolder(run / "evaluations" / "embedded" / "steps-1" / "samples" / "samples")
+        images = ImageFolder(run / "evaluations" / "embedded" / f"{LAST}_steps-1" / "samples" / "samples")
         return {key: images.read(*key) for key in images.places}
 
     monkeypatch.setattr(drawing, "run_job", draw)
@@ -184,7 +242,7 @@ def test_parts_draw_what_the_whole_does_and_measure_nothing(
     assert main([*asked, "2/3"]) == 0
     assert "part 2/3 is drawn, 12 images of other parts are missing" in capsys.readouterr().out
     assert sorted({index for index, _ in contents()}) == [2, 3]
-    folder = run / "evaluations" / "embedded" / "steps-1" / "samples"
+    folder = run / "evaluations" / "embedded" / f"{LAST}_steps-1" / "samples"
     with part_lock(folder, "images", (1, 3)):
         assert main([*asked, "1/1"]) == 1  # it would draw the same
         assert "part 1/3 of the images" in capsys.readouterr().err
@@ -197,35 +255,3 @@ def test_parts_draw_what_the_whole_does_and_measure_nothing(
     assert not list((run / "evaluations" / "embedded").rglob("results.json"))
     with pytest.raises(SystemExit):
         main([*asked, "4/3"])
-
-
-def test_points_are_named_by_their_values_and_wrong_ones_are_refused(run: Path) -> None:
-    nulled = replace(PRESET.stages["16"], model=replace(MODEL, labels=Labels(num_classes=4, null=True)))
-    write_json(run / "config.json", to_dict(replace(PRESET, stages={"16": nulled})))
-    earlier, checkpoint = sorted((run / "16" / "checkpoints").iterdir())
-
-    def names(**sweep: list[str]) -> list[str]:
-        return [point.name for point in plan("small", "embedded", sweep).points]
-
-    assert names(guidance=["3/2", " 1.50"]) == ["guidance-3-2", "guidance-1.5"]  # a folder's
-    assert names(checkpoint=[checkpoint.name]) == [checkpoint.name]  # not what was measured "as trained"
-    for wrong, says in (
-        ({"steps": ["1", "01"]}, "steps-1 is given twice"),
-        ({"guidance": ["inf"]}, "must be numbers that are not negative"),
-        ({"guidance": ["nan"]}, "must be numbers that are not negative"),
-        ({"guidance": ["1/2/3"]}, "small has 2 levels, innermost first"),
-        ({"checkpoint": ["all", checkpoint.name]}, "all is all"),
-    ):
-        with pytest.raises(ValueError, match=says):
-            names(**wrong)
-    (checkpoint / "ema" / "model.safetensors").write_bytes(b"torn")  # an earlier one is another model
-    with pytest.raises(ValueError, match=rf"{checkpoint} is damaged .*to measure another: .*checkpoint={earlier.name}"):
-        names()
-
-
-def test_torn_results_are_known_before_any_work(run: Path) -> None:
-    folder = run / "evaluations" / "embedded"
-    folder.mkdir(parents=True)
-    (folder / "results.json").write_text("[{")
-    with pytest.raises(ValueError, match=r"results\.json is torn or no JSON .*: delete it, the same command measures"):
-        sweep.read_results(folder)
