@@ -28,7 +28,7 @@ def cmmd(x: Features, y: Features, seed: int = 0, replicates: int = 1000) -> Est
 
     ValueError as check_pair, and for an embedding that is all 0.
     """
-    check_pair(x, y)
+    x, y = check_pair(x, y)
     for name, embeddings in (("samples", x), ("reference", y)):
         if not np.any(embeddings, axis=1).all():
             raise ValueError(f"{name}: embedding {np.any(embeddings, axis=1).argmin()} is all 0 and has no direction")
