@@ -151,7 +151,7 @@ def frechet_distance(a: Features, b: Features) -> float:
     For repeated use of one reference: Gaussian, distance. Biased upwards at finite N, strongly where N < D: compare
     only values of equal N (and M), and read KID beside it. ValueError as check_pair.
     """
-    check_pair(a, b)
+    a, b = check_pair(a, b)
     return distance(Gaussian.of_features(a, "samples"), Gaussian.of_features(b, "reference"))
 
 

@@ -31,7 +31,7 @@ def prdc(real: Features, fake: Features, k: int = 3) -> Prdc:
 
     ValueError as check_pair, or unless 1 <= k < N and k < M.
     """
-    check_pair(real, fake, ("real", "fake"))
+    real, fake = check_pair(real, fake, ("real", "fake"))
     if not 1 <= k < min(len(real), len(fake)):
         raise ValueError(f"k must be at least 1 and below the number of images in either set, not {k}")
     real_radius, fake_radius = _radius(real, k), _radius(fake, k)

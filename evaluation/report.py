@@ -71,8 +71,13 @@ def _charts(curves: Sequence[Curve], name: str) -> list[Markup]:
 
 
 def write_page(out: Path, page: str, table: str) -> Path:
-    """The page, and its numbers beside it as CSV: each whole or not at all."""
+    """The page, and its numbers beside it as CSV: each whole or not at all.
+
+    Raises ValueError for a name that is no page's.
+    """
     out = Path(out)
+    if out.is_dir() or out.suffix in (".csv", ".json"):
+        raise ValueError(f"-o {out}: no name of a page, beside which lie a .csv and a .json: give FILE.html")
     out.parent.mkdir(parents=True, exist_ok=True)
     for file, text in ((out.with_suffix(".csv"), table), (out, page)):
         with whole_file(file) as whole:
@@ -147,8 +152,6 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("records", type=Path, help="records.json")
     parser.add_argument("-o", "--out", type=Path, default=Path("report.html"), help="the page (default: report.html)")
     given = parser.parse_args(arguments)
-    if given.out.suffix == ".csv":
-        parser.error(f"--out {given.out}: the page needs another name; the metrics are written beside it as .csv")
     try:
         records = json.loads(given.records.read_text(encoding="utf-8"))
         print(render(records, given.out))

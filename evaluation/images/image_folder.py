@@ -28,6 +28,7 @@ DRAWS = "The command that drew the others (`mdm run`, `mdm evaluate`) draws it"
 AGAIN = "Delete it: the command that drew the others (`mdm run`, `mdm evaluate`) draws it again"
 MEMBER = re.compile(r"(\d{5,})\.(\d+)\.png")  # number and size of an image
 FILE = re.compile(r"(\d{5,})\.png")
+TAR = re.compile(r"\d{5,}\.tar")  # of another name it is none of ours: a copy may hold other images of these numbers
 PNG_END = b"IEND\xaeB`\x82"  # the last bytes of a PNG that was not cut off
 Place = tuple[Path, int, int]  # a file; offset and bytes of the image in it
 
@@ -35,14 +36,18 @@ Place = tuple[Path, int, int]  # a file; offset and bytes of the image in it
 class ImageFolder:
     """What is there when it is opened, and what this process adds. An image is known by its number and its size in px.
 
-    Raises ValueError naming a tar that cannot be read.
+    Raises ValueError naming a tar that cannot be read, or two that hold one image.
     """
 
     def __init__(self, folder: Path) -> None:
         self.folder = Path(folder)
         self.places: dict[tuple[int, int], Place] = {}
-        for path in (path for path in (self.folder / "tars").glob("*.tar") if path.stem.isdecimal()):
-            self.places |= _members(path, path.stat().st_mtime_ns)
+        for path in sorted((self.folder / "tars").glob("*.tar")):
+            found = _members(path, path.stat().st_mtime_ns) if TAR.fullmatch(path.name) else {}
+            if twice := found.keys() & self.places.keys():
+                other, image = self.places[min(twice)][0], min(twice)[0]
+                raise ValueError(f"{other} and {path} both hold image {image}: delete the one that is a copy")
+            self.places |= found
         whole = {file.name for file in self.folder.glob("*.png") if FILE.fullmatch(file.name)}
         for level in (self.folder / "levels").glob("*/"):
             files = [file for file in level.iterdir() if file.name in whole]
@@ -145,7 +150,8 @@ class ImageFolder:
         """What lies among the images and is none of those with these numbers."""
         others = [self.where(*key) for key in self.places if key[0] not in known]
         files = itertools.chain((self.folder / "levels").glob("*/*"), (self.folder / "tars").glob("*"))
-        return sorted(others + [str(f) for f in files if not (f.suffix in (".tar", ".png") and f.stem.isdecimal())])
+        kinds = {".tar": TAR, ".png": FILE}
+        return sorted(others + [str(f) for f in files if not (f.suffix in kinds and kinds[f.suffix].fullmatch(f.name))])
 
 
 def _png(picture: NDArray[np.uint8]) -> bytes:

@@ -31,7 +31,7 @@ def read_prompts(file: Path) -> list[dict[str, Any]]:
     if file.suffix not in (".txt", ".jsonl"):
         raise ValueError(f"--prompts {file}: neither .txt (a prompt a line) nor .jsonl (objects with a prompt)")
     try:
-        lines = file.read_text(encoding="utf-8").splitlines()
+        lines = file.read_text(encoding="utf-8-sig").split("\n")  # a prompt may hold the other ends of line
     except (OSError, UnicodeDecodeError) as error:
         raise ValueError(f"--prompts {file} cannot be read: {error}") from error
     found = [_entry(file, number, line) for number, line in enumerate(lines, 1) if line.strip()]
@@ -49,6 +49,8 @@ def _entry(file: Path, number: int, line: str) -> dict[str, Any]:
         raise ValueError(f"--prompts {file}, line {number} is no JSON: {error}") from error
     if not isinstance(entry, dict) or not isinstance(entry.get("prompt"), str):
         raise ValueError(f'--prompts {file}, line {number}: an object with a "prompt" is needed')
+    if any("\ud800" <= letter <= "\udfff" for letter in entry["prompt"]):
+        raise ValueError(f"--prompts {file}, line {number}: the prompt holds half a letter (a lone surrogate)")
     if taken := sorted(set(OURS) & set(entry)):
         raise ValueError(f"--prompts {file}, line {number}: {taken[0]} is a field of the manifest: call it otherwise")
     return entry

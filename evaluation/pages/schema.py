@@ -14,6 +14,7 @@ from evaluation.results import SAMPLES
 
 PNG_URI = "data:image/png;base64,"
 MAX_IMAGE_PX = 4096
+LONGEST_CAPTION = 300
 
 
 def _clean(text: str) -> str:
@@ -24,7 +25,14 @@ def _clean(text: str) -> str:
 
 _OVERRIDES = "\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
 
+
+def _cut(text: str) -> str:
+    """A caption from the web may have 100,000 letters, and a page of 24 of these is none that a browser opens."""
+    return text if len(text) <= LONGEST_CAPTION else f"{text[:LONGEST_CAPTION]}…"
+
+
 Text = Annotated[str, AfterValidator(_clean)]
+Caption = Annotated[Text, AfterValidator(_cut)]
 Number = Annotated[float, Field(allow_inf_nan=False)]
 Pair = Annotated[list[Number], Field(min_length=2, max_length=2)]
 
@@ -122,12 +130,12 @@ def _check_png(uri: str) -> str:
 
 
 class Item(_Part):
-    caption: Text
+    caption: Caption
     image: Annotated[str, AfterValidator(_check_png)]
 
 
 class Grid(_Part):
-    title: Text
+    title: Caption
     note: Text
     columns: Annotated[int, Field(ge=1, le=64)]
     items: Annotated[list[Item], Field(min_length=1)]
@@ -138,7 +146,7 @@ class Sample(_Part):
 
     key: Text
     seed: int
-    caption: Text
+    caption: Caption
     image: Annotated[str, AfterValidator(_check_png)]
 
 

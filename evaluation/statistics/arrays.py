@@ -8,20 +8,24 @@ from numpy.typing import NDArray
 Features = NDArray[np.floating]  # [N, D], a row per image
 
 BLOCK = 1024  # rows: 16 MB of 2048 features in float64; faster is none of 512 … 4096
-LARGEST = np.float64(1e20)  # of more, squares of the cubic kernel leave float64; a NumPy scalar, as float32 ends sooner
+# Of more, the square of the sixth power that the cubic kernel takes, of which KID's interval is made, leaves float64.
+LARGEST = np.float64(1e25)
 
 
 def check_features(features: Features, name: str, fewest: int = 2) -> Features:
     """The features, uncopied. Raises ValueError, calling them ``name``, unless they are [N, D] real numbers, all finite
-    and below 1e20, N >= ``fewest`` and D >= 1.
+    and below 1e25, N >= ``fewest`` and D >= 1.
 
     Checked before any linear algebra: one NaN is enough to make a matrix square root spin for minutes.
     """
-    array = np.asanyarray(features)
+    try:
+        array = np.asanyarray(features)
+    except (TypeError, RuntimeError) as error:  # a tensor that is half precision, or on a device
+        raise ValueError(f"{name}: no array of NumPy's ({error})") from error
+    if isinstance(array, np.ma.MaskedArray):  # the comparisons below, and some metrics, would pass over what it hides
+        raise ValueError(f"{name}: a masked array: leave out the images that it hides")
     if array.dtype.kind not in "fiu":
         raise ValueError(f"{name}: features must be real numbers, not {array.dtype}")
-    if np.ma.isMaskedArray(array):
-        raise ValueError(f"{name}: features are masked: leave those rows out instead")
     if array.ndim != 2 or not array.shape[1]:
         raise ValueError(f"{name}: features must be [N, D], not {list(array.shape)}")
     if len(array) < fewest:

@@ -67,6 +67,8 @@ def sample(arguments: argparse.Namespace) -> int:
     for name in ("guidance", "guidance_interval"):
         if (text := getattr(arguments, name)) is not None:
             sampling[name] = _numbers(text, f"--{name.replace('_', '-')}")
+    if len(sampling.get("guidance_interval", "01")) != 2:
+        raise ValueError(f"--guidance-interval takes two numbers, LOW,HIGH, not {arguments.guidance_interval!r}")
     if bool(arguments.prompts) == (arguments.file is not None):
         raise ValueError("give prompts, or a file of them (--prompts FILE)")
     if arguments.file is not None:
@@ -142,11 +144,10 @@ def evaluate(arguments: argparse.Namespace) -> int:
         return _by_protocol(arguments)
     if arguments.run is None:
         raise ValueError("name a run (`mdm status` lists them), or --released FILE")
-    drawing = [name for name in ("npz", "fast", "part", "processes", "mlflow") if getattr(arguments, name)]
-    if drawing and not (arguments.protocol or arguments.sweep):
-        raise ValueError(f"--{drawing[0]} is of the images that a protocol draws: give --protocol")
     if arguments.protocol or arguments.sweep:
         return _by_protocol(arguments)
+    if given := [name for name in ("npz", "fast", "part", "processes", "mlflow") if getattr(arguments, name)]:
+        raise ValueError(f"--{given[0]} is of the images that a protocol draws: give --protocol")
     return _again(arguments)
 
 

@@ -43,8 +43,6 @@ def report_options(sub: argparse.ArgumentParser) -> None:
 def report(arguments: argparse.Namespace) -> int:
     from flows.records.pages import compare_runs, newest_run, refresh_page, render_file
 
-    if arguments.output is not None and (arguments.output.suffix != ".html" or arguments.output.is_dir()):
-        raise ValueError(f"-o {arguments.output}: the page is FILE.html; its numbers are written beside it")
     runs: list[str] = arguments.runs or [newest_run()]
     if len(runs) > 1:
         print(compare_runs(runs, arguments.output))

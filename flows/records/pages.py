@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from evaluation.pages.compare import compare
+from evaluation.pages.schema import Records, check
 from evaluation.pages.sections import sections
 from evaluation.report import render, render_comparison
 from flows.home import home, run_folder
@@ -25,9 +26,14 @@ def refresh_page(run: Path, output: Path | None = None, required: bool = False) 
 
 def _refreshed(run: Path) -> dict[str, Any]:
     file = run / RECORDS
-    if not file.exists() and run.is_dir():
+    if not run.is_dir():
+        raise ValueError(f"{run} is no run (`mdm status` lists them)")
+    if not file.exists():
         raise ValueError(f"{file} is missing: the run has not ended (`mdm status {run.name}` says how far it is)")
-    records = load_json(file)
+    try:
+        records = load_json(file)
+    except ValueError as error:
+        raise ValueError(f"{error}. Delete it: `mdm run` of the same preset writes it again") from error
     own = [metric["protocol"] for metric in records["metrics"] if metric.get("protocol")]
     records |= sections(load_preset(run / "config.json"), run, records["metrics"], own[0] if own else "embedded")
     write_json(file, records)
@@ -48,14 +54,21 @@ def newest_run() -> str:
 
 
 def compare_runs(runs: list[str], output: Path | None) -> Path:
-    """Several runs on one page, with comparison.json beside it."""
-    folders = [run_folder(run) for run in runs]
-    names = [folder.name for folder in folders]
+    """Several runs on one page, with comparison.json beside it. Each is a run, or a records.json."""
+    records = [_read(Path(run)) if Path(run).is_file() else _refreshed(run_folder(run)) for run in runs]
+    names = [found["run"] for found in records]
     if len(set(names)) < len(names):
         raise ValueError(f"runs must differ in name to stand side by side, got {', '.join(names)}")
-    found = compare([_refreshed(folder) for folder in folders])
+    found = compare(records)
     out = output or home() / "reports" / "+".join(names) / "index.html"
-    out.parent.mkdir(parents=True, exist_ok=True)
     page = render_comparison(found, out)
     write_json(out.with_suffix(".json"), found)
     return page
+
+
+def _read(records: Path) -> dict[str, Any]:
+    """With defaults for what it has not; ValueError naming it and the field that is wrong."""
+    try:
+        return check(load_json(records), Records).model_dump()
+    except ValueError as error:
+        raise ValueError(f"{records}: {error}") from error

@@ -1,10 +1,16 @@
 import time
+import warnings
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from numpy.typing import NDArray
 
+from evaluation.cmmd import cmmd
+from evaluation.frechet import frechet_distance
+from evaluation.kid import kid
+from evaluation.prdc import prdc
 from evaluation.statistics.arrays import blocks, check_features, check_pair, float64_blocks
 
 
@@ -26,8 +32,9 @@ def test_good_features_are_not_copied(kind: type) -> None:
         (np.ones((2, 2), complex), "samples: features must be real numbers, not complex128"),
         (np.array([[1, 2], [3, np.nan], [np.inf, 1]]), "samples: 2 of 3 rows of features are not finite .*first: 1"),
         (np.array([[1, 2], [3, -np.inf]], np.float32), "samples: 1 of 2 rows of features are not finite"),
-        (np.array([[1, 2], [3, -1e21]]), "samples: 1 of 2 rows of features are not finite numbers below 1e"),
-        (np.ma.masked_invalid([[1, 2], [3, np.nan]]), "samples: features are masked: leave those rows out"),
+        (np.array([[1, 2], [3, -1e26]]), r"samples: 1 of 2 rows of features are not finite numbers below 1e\+25"),
+        (np.ma.masked_invalid([[1, 2], [3, np.nan]]), "samples: a masked array"),
+        (torch.ones(2, 2, dtype=torch.bfloat16), "samples: no array of NumPy's"),
     ],
 )
 def test_wrong_features_are_named(wrong: NDArray[np.floating], message: str) -> None:
@@ -47,6 +54,18 @@ def test_one_nan_in_many_features_is_found_within_a_second() -> None:
 def test_pairs_have_one_width() -> None:
     with pytest.raises(ValueError, match="real and fake have features of different width: 3 and 2"):
         check_pair(np.ones((4, 3)), np.ones((4, 2)), ("real", "fake"))
+
+
+def test_metrics_take_tensors_and_the_largest_numbers_leave_no_interval_infinite() -> None:
+    rng = np.random.default_rng(0)
+    x, y = rng.standard_normal((2, 20, 4), np.float32)
+    metrics: tuple[Any, ...] = (frechet_distance, kid, cmmd, prdc)
+    for metric in metrics:
+        assert metric(torch.tensor(x), torch.tensor(y)) == metric(x, y)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        found = kid(0.99e25 * x / np.abs(x).max(), 0.99e25 * y / np.abs(y).max())
+    assert np.isfinite([found.value, found.low, found.high]).all()
 
 
 def test_blocks_hold_every_row_once() -> None:

@@ -102,6 +102,14 @@ def test_a_tar_that_is_none_and_what_lies_about_are_named(tmp_path: Path) -> Non
         tar.add(tmp_path / "tars" / "00000.tar", "notes.txt")
     assert ImageFolder(tmp_path).places == images.places
     assert [Path(s).name for s in images.strays({0})] == ["00000.tar: 00001.4.png", "00000.tar: 00001.8.png"]
+    others = ImageFolder(tmp_path / "other")
+    others.save(levels(2, seed=1), [0, 1], [0, 1])
+    copy = shutil.copy(others.folder / "tars" / "00000.tar", tmp_path / "tars" / "zz-copy.tar")
+    assert ImageFolder(tmp_path).places == images.places and images.strays({0, 1}) == [str(copy)]
+    Path(copy).rename(tmp_path / "tars" / "00001.tar")  # under a name that a batch may have
+    with pytest.raises(ValueError, match=r"00000\.tar and .*00001\.tar both hold image 0: delete the one"):
+        ImageFolder(tmp_path)
+    (tmp_path / "tars" / "00001.tar").unlink()
     (tmp_path / "tars" / "holiday.jpg").write_bytes(b"")
     assert images.strays({0, 1}) == [str(tmp_path / "tars" / "holiday.jpg")]
     (tmp_path / "tars" / "00003.tar").write_bytes(b"?" * 1000)

@@ -86,8 +86,11 @@ def test_what_is_wrong_with_a_file_of_prompts_is_said(
 ) -> None:
     (tmp_path / "plain.txt").write_text("a red heart \n\nein Bär\n", encoding="utf-8")
     assert read_prompts(tmp_path / "plain.txt") == [{"prompt": "a red heart"}, {"prompt": "ein Bär"}]
+    (tmp_path / "windows.jsonl").write_bytes('\ufeff{"prompt": "a\u2028b"}\r\n{"prompt": "c"}\r\n'.encode())
+    assert read_prompts(tmp_path / "windows.jsonl") == [{"prompt": "a\u2028b"}, {"prompt": "c"}]
     for text, says in (
         ("", "has no prompt"),
+        ('{"prompt": "a\\ud800b"}', "line 1: the prompt holds half a letter"),
         ("{", "line 1 is no JSON"),
         ('{"text": "a"}', 'line 1: an object with a "prompt" is needed'),
         ('{"prompt": "a"}\n{"prompt": "b", "seed": 1}', "line 2: seed is a field of the manifest"),
@@ -102,6 +105,7 @@ def test_what_is_wrong_with_a_file_of_prompts_is_said(
         (["1", "--prompts", str(tmp_path / "plain.txt")], "give prompts, or a file of them"),
         (["--prompts", str(tmp_path / "plain.txt"), "--strip"], "are of prompts given one by one"),
         (["--prompts", str(tmp_path / "a.csv")], "neither .txt"),
+        (["1", "--guidance-interval", "0.5"], "--guidance-interval takes two numbers, LOW,HIGH, not '0.5'"),
         (["--prompts", str(tmp_path / "plain.txt")], "on labels: give numbers from 0 to 3, not 'a red heart'"),
     ):
         try:

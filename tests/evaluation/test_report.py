@@ -82,6 +82,14 @@ def test_hostile_text_everywhere(records: dict[str, Any], tmp_path: Path) -> Non
     assert "中文😀" in page
 
 
+def test_a_caption_of_a_megabyte_does_not_make_a_page_of_one(records: dict[str, Any], tmp_path: Path) -> None:
+    changed = copy.deepcopy(records)
+    before = (render(changed, tmp_path / "page.html")).stat().st_size
+    changed["grids"][0]["items"][0]["caption"] = "letters " * 131_072
+    page = render(changed, tmp_path / "page.html")
+    assert page.stat().st_size < before + 2_000 and "lett…" in page.read_text()
+
+
 def test_ids_are_unique_and_referred_to(page_file: Path) -> None:
     elements = Elements(page_file.read_text()).found
     ids = [attributes["id"] for _, attributes in elements if "id" in attributes]

@@ -317,7 +317,6 @@ def test_a_torn_file_of_a_run_is_named(home: Path, capsys: pytest.CaptureFixture
     assert "nobody is no run (`mdm status` lists them)" in refused(capsys, "report", "nobody")
     make(home / "runs" / "begun")
     assert "records.json is missing" in refused(capsys, "report", "begun")
-    assert "the page is FILE.html" in refused(capsys, "report", "torn", "-o", "numbers.csv")
     assert "--part is of the images that a protocol draws" in refused(capsys, "evaluate", "torn", "--part", "1/2")
     keys = home / "keys.txt"
     keys.write_bytes(b"caf\xe9\n")

@@ -3,6 +3,7 @@
 import copy
 import json
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -79,3 +80,28 @@ def test_what_has_no_page_yet_is_said(home: Path, capsys: pytest.CaptureFixture[
         (home / "runs" / name / "report" / "records.json").unlink()
     assert main(["report"]) == 1
     assert "no run in" in capsys.readouterr().err
+    (home / "runs" / "late" / "report" / "records.json").write_text('{"title')
+    for run, says in (("late", r"torn or no JSON .*Delete it: `mdm run`"), ("nobody", "nobody is no run")):
+        assert main(["report", run]) == 1
+        assert re.search(says, capsys.readouterr().err)
+
+
+def test_a_page_takes_no_name_of_what_lies_beside_it(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for runs in (["late"], ["late", "early"]):
+        for name in ("page.csv", "page.json", "runs"):
+            assert main(["report", *runs, "-o", str(home / name)]) == 1
+            assert f"-o {home / name}: no name of a page" in capsys.readouterr().err
+    assert sorted(path.name for path in home.iterdir()) == ["runs"]
+
+
+def test_runs_and_records_that_lie_elsewhere_have_a_page_together(
+    home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    elsewhere = tmp_path / "records.json"  # of November: without most sections
+    elsewhere.write_text((home / "runs" / "early" / "report" / "records.json").read_text())
+    assert main(["report", "late", str(elsewhere)]) == 0
+    found = load_json(home / "reports" / "late+elsewhere" / "index.json")
+    assert [run["run"] for run in found["runs"]] == ["late", "elsewhere"]
+    elsewhere.write_text('{"format": 1}')
+    assert main(["report", "late", str(elsewhere)]) == 1
+    assert f"{elsewhere}: records: title: Field required" in capsys.readouterr().err

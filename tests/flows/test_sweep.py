@@ -220,6 +220,9 @@ def test_the_verb_says_what_is_wrong(run: Path, capsys: pytest.CaptureFixture[st
     assert "1 points, 8 images and as many of an untrained model" in capsys.readouterr().out
     assert main(["evaluate", "small", "--protocol", "imagenet-50k"]) == 1
     assert "imagenet-50k measures images of 256 px, and small draws 8, 16 px" in capsys.readouterr().err
+    for option in ("--part=1/2", "--processes=2", "--mlflow=sqlite:///x", "--npz"):
+        assert main(["evaluate", "small", option]) == 1
+        assert f"{option.partition('=')[0]} is of the images that a protocol draws" in capsys.readouterr().err
     assert main(["evaluate"]) == 1 and "name a run" in capsys.readouterr().err
     assert main(["evaluate", "--released", "nothing.pth", "--dry-run"]) == 1
     assert "there is no such file" in capsys.readouterr().err
