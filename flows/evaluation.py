@@ -73,8 +73,10 @@ def sample_images(
 
 
 @task(task_run_name="evaluate", cache_policy=NO_CACHE)
-def evaluate_samples(preset: Preset, run: Path, weights: Path, data: Path, text: TextSource | None) -> dict[str, Any]:
-    """Every metric, into results.json and Prefect's UI."""
+def evaluate_samples(
+    preset: Preset, run: Path, weights: Path, data: Path, text: TextSource | None, features: Path | None = None
+) -> dict[str, Any]:
+    """Every metric, into results.json and Prefect's UI. ``features``: where they are kept, if not in the run."""
     folder, images, settings = run / "evaluation", run / "samples", preset.evaluation
     train, held_out = Shards(data / "train"), Shards(data / "val")
     lines = measured_lines(images, held_out, settings.num_samples, labelled=text is None)
@@ -88,7 +90,7 @@ def evaluate_samples(preset: Preset, run: Path, weights: Path, data: Path, text:
         progress.update(done / total)
 
     def work() -> dict[str, Any]:
-        results = measure(images, data, text, folder, run / "features", settings, preset.seed, show)
+        results = measure(images, data, text, folder, features or run / "features", settings, preset.seed, show)
         return {"metrics": results["metrics"]}
 
     give_way(data, board().say)

@@ -94,9 +94,7 @@ def quiet_services() -> None:
     os.environ["MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR"] = "false"
     os.environ["MLFLOW_LOGGING_LEVEL"] = "CRITICAL"  # what fails is raised; on a full disk it also logs pages of SQL
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
-    os.environ.setdefault(
-        "MLFLOW_HTTP_REQUEST_TIMEOUT", "20"
-    )  # seconds; of a server that takes calls and never answers
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")  # of 120 s: a server that hangs costs it three times
     os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"
     spared = ",".join(filter(None, (os.environ.get("no_proxy") or os.environ.get("NO_PROXY"), *LOOPBACK)))
     os.environ["no_proxy"] = os.environ["NO_PROXY"] = spared

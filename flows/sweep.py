@@ -125,7 +125,8 @@ def _measure(
             done = _sheet(planned, point, folder)
         elif planned.protocol.name in STAND_INS:
             assert data is not None
-            done = evaluate_samples(chosen, folder, point.weights, data, text)
+            features = planned.folder / "features"  # real images and noise are every point's
+            done = evaluate_samples(chosen, folder, point.weights, data, text, features)
         else:
             assert data is not None
             done = evaluate_standard(planned, data, chosen, folder, images, origin)

@@ -91,7 +91,13 @@ def read_points(preset: Preset, run: Path) -> list[Point]:
                 )
             )
     stages = list(preset.stages)
-    return sorted(found, key=lambda p: (p.protocol, p.digest, stages.index(p.stage), p.nimg, p.sampling.guidance))
+    return sorted(
+        found,
+        key=lambda p: (
+            *(p.protocol, p.digest, stages.index(p.stage), p.nimg),
+            *(p.sampling.guidance, p.sampling.sampler, p.sampling.steps),
+        ),
+    )
 
 
 def together(points: list[Point]) -> dict[tuple[str, str, int], list[Point]]:

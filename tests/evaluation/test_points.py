@@ -42,6 +42,14 @@ def test_digests_and_resolutions_never_share_a_column(tmp_path: Path) -> None:
     assert list(made[1].columns()) == ["fd"]
 
 
+def test_rows_are_in_the_order_of_what_was_swept(tmp_path: Path) -> None:
+    folder = tmp_path / "evaluations" / "embedded"
+    folder.mkdir(parents=True)
+    rows = [row("aa", f"steps-{n}", 8320, 1.0) | {"sampling.steps": n} for n in (16, 4, 8)]
+    write_json(folder / "results.json", rows)
+    assert [point.sampling.steps for point in read_points(TINY, tmp_path)] == [4, 8, 16]
+
+
 def test_a_torn_file_is_named(tmp_path: Path) -> None:
     folder = tmp_path / "evaluations" / "embedded"
     folder.mkdir(parents=True)

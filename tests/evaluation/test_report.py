@@ -311,6 +311,15 @@ def test_runs_side_by_side_fit(browser: Page, records: dict[str, Any], tmp_path:
 
 
 @pytest.mark.browser
+def test_a_phone_shows_numbers_before_it_is_moved(browser: Page, records: dict[str, Any], tmp_path: Path) -> None:
+    runs = [records | {"run": name, "settings": {}, "samples": [], "digest": "aa"} for name in ("a", "b")]
+    browser.open(render_comparison(compare(runs), tmp_path / "page.html"), 390)
+    first = "[...document.querySelectorAll('.chain')].map(t => t.querySelector('td.n:has(small)'))"
+    found = browser.evaluate(f"{first}.map(cell => cell.getBoundingClientRect().left)")
+    assert len(found) > 1 and max(found) < 390 - 40, found
+
+
+@pytest.mark.browser
 def test_the_paper_unfolds_by_the_keyboard(browser: Page, page_file: Path) -> None:
     browser.open(page_file)
     tables = (

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import quote
 
+import mlflow.environment_variables
 import pytest
 import requests
 import torch
@@ -243,6 +244,15 @@ def test_our_own_servers_are_not_asked_through_a_proxy(proxy: str, monkeypatch: 
     for url in ("http://127.0.0.1:4200/api/health", "http://localhost:5000/health", "http://inside.example"):
         assert requests.utils.get_environ_proxies(url) == {}
     assert requests.utils.get_environ_proxies("http://example.org") != {}
+
+
+def test_a_server_that_never_answers_is_given_up_within_a_minute(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("MLFLOW_HTTP_REQUEST_TIMEOUT", "MLFLOW_HTTP_REQUEST_MAX_RETRIES"):
+        monkeypatch.setenv(name, "")  # to be put back
+        monkeypatch.delenv(name)
+    quiet_services()
+    tries = 1 + mlflow.environment_variables.MLFLOW_HTTP_REQUEST_MAX_RETRIES.get()
+    assert tries * mlflow.environment_variables.MLFLOW_HTTP_REQUEST_TIMEOUT.get() <= 60
 
 
 def test_settings_that_a_run_does_not_heed_are_said_and_logins_kept(home: Path) -> None:

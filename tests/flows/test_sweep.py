@@ -161,6 +161,14 @@ def test_what_a_protocol_lacks_is_named_all_at_once(tmp_path: Path, monkeypatch:
 
 def test_the_same_call_goes_on_and_a_revision_measures_anew(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     drawn: list[int] = []
+    extracted: list[int] = []  # images in each call
+    extract = EfficientNetLite0.extract
+
+    def counted(self: EfficientNetLite0, images: Any, **options: Any) -> Any:
+        extracted.append(len(images))
+        return extract(self, images, **options)
+
+    monkeypatch.setattr(EfficientNetLite0, "extract", counted)
 
     def contents(folder: Path) -> dict[tuple[int, int], bytes]:
         images = ImageFolder(folder)
@@ -189,6 +197,8 @@ def test_the_same_call_goes_on_and_a_revision_measures_anew(run: Path, monkeypat
 
     first = measured()
     assert len(drawn) == 16 and [point["point"] for point in first] == [f"{LAST}_steps-{s}" for s in "12"]
+    # 12 of train and of val, 8 samples, 8 of an untrained model and of noise; at the second point what differs is new.
+    assert extracted == [12, 12, 8, 8, 8, 8, 8]
     assert measured() == first and drawn == []
     folder = run / "evaluations" / "embedded"
     samples = folder / f"{LAST}_steps-2" / "samples" / "samples"
