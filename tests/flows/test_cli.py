@@ -300,7 +300,7 @@ def test_a_torn_file_of_a_run_is_named(home: Path, capsys: pytest.CaptureFixture
     for command in (["sample", "torn", "a"], ["evaluate", "torn"]):
         assert f"{run / 'config.json'} is torn or no JSON" in refused(capsys, *command)
     assert "records.json is torn or no JSON" in refused(capsys, "report", "torn")
-    assert "records.json is missing" in refused(capsys, "report", "nobody")
+    assert "nobody is no run (`mdm status` lists them)" in refused(capsys, "report", "nobody")
     keys = home / "keys.txt"
     keys.write_bytes(b"caf\xe9\n")
     assert "keys.txt is no UTF-8 text (at byte 3)" in refused(capsys, "data", "tiny", "--remove", str(keys))
