@@ -112,5 +112,5 @@ def test_killed_processes_lose_no_block_and_one_goes_on(
     assert BLOCK <= images_done(work) < N
     monkeypatch.setenv("SECONDS_PER_BATCH", "0")
     told: list[int] = []
-    assert made(tmp_path / "two", drawn, Hardware(device="cpu", processes=1), say=told.append) == expected
+    assert made(tmp_path / "two", drawn, Hardware(device="cpu", processes=1, threads=1), say=told.append) == expected
     assert told[0] >= BLOCK
