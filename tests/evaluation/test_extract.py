@@ -107,7 +107,7 @@ def test_killed_processes_lose_no_block_and_one_goes_on(
 
     with pytest.raises(JobDied):
         made(tmp_path / "two", drawn, TWO, say=kill)
-    assert len(killed) == 3  # torchrun and both of its processes
+    assert len(killed) >= 2  # torchrun and its processes; one may have had its last block
     (work,) = (tmp_path / "two").glob("*.part")
     assert BLOCK <= images_done(work) < N
     monkeypatch.setenv("SECONDS_PER_BATCH", "0")
