@@ -31,7 +31,7 @@ from flows.datasets.parts import part_lock
 from flows.evaluation import evaluate_samples, sample_images, show_results
 from flows.home import Trouble, hold, home, quiet_services, weights
 from flows.launch import died
-from flows.measuring.drawing import drawing_of, with_processes
+from flows.measuring.drawing import drawing_of, stored_where_nobody_trains, with_processes
 from flows.measuring.extracting import extract_in_processes
 from flows.measuring.plan import BEGUN, Evaluation, Point, plan
 from flows.measuring.released import plan_released, write_weights
@@ -46,7 +46,6 @@ from mdm.files import write_json
 from mdm.presets import Preset
 from mdm.structure import to_dict
 from mdm.training.compute import pick_device
-from preprocessing.manifest import read_manifest
 
 NPZ = "samples.npz"
 ROWS = ["text embeddings", "sample", "evaluate"]
@@ -76,7 +75,6 @@ def evaluation(
     if released:
         write_weights(Path(run), planned)
     planned.folder.mkdir(parents=True, exist_ok=True)
-    read_results(planned.folder)  # a torn one is known before any work
     with (
         hold(planned.folder / "flow.lock", f"evaluation {planned.folder}"),
         board(ROWS) as shown,
@@ -103,8 +101,7 @@ def _measure(
     write_json(planned.folder / BEGUN, planned.digests())
     figures = planned.protocol.prompts == "figures"
     if planned.protocol.data and text is not None and data is not None:  # captions of another set than the run's
-        own = read_manifest(data / "train")["samples"]  # COCO has none: its captions' states are kept for all who ask
-        text = embed_text(preset if own else replace(preset, embeddings="cached"), data)
+        text = embed_text(stored_where_nobody_trains(preset, data), data)
     for point in planned.points:
         (planned.folder / point.name).mkdir(exist_ok=True)
         for line in warnings(preset, point.sampling):

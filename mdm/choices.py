@@ -39,7 +39,7 @@ def _guided(source: str, *scales: float) -> Reading:
     """Of models that have a null condition to guide away from."""
 
     def whole(preset: Preset) -> dict[str, Any]:
-        model = list(preset.stages.values())[-1].model
+        model = preset.model
         null = model.text is not None or (model.labels is not None and model.labels.null)
         return {"sampling": {"guidance": list(scales)}} if null else {}
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from mdm.config import ENCODERS, MODELS, Device, Sampling, Way, check, check_growth
+from mdm.config import ENCODERS, MODELS, Device, Model, Sampling, Way, check, check_growth
 from mdm.files import load_json
 from mdm.stage import Cadence, Compute, Stage, Start, Storage, Training
 from mdm.structure import from_dict, to_dict
@@ -93,9 +93,14 @@ class Preset:
             stage.model.check_sampling(self.sampling)
 
     @property
+    def model(self) -> Model:
+        """Of the last stage, which is sampled and evaluated."""
+        return list(self.stages.values())[-1].model
+
+    @property
     def px(self) -> int:
         """The resolution that it ends with: that of its samples."""
-        return list(self.stages.values())[-1].model.resolutions[-1]
+        return self.model.resolutions[-1]
 
 
 def _check_start(name: str, stage: Stage, earlier: dict[str, Stage]) -> None:

@@ -1,13 +1,12 @@
 """The sections of records.json that a run's folder alone gives: no data set, no server is asked, and they are made anew
 whenever its page is, so that what was evaluated since stands on it."""
 
-import hashlib
 import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from evaluation.images.captions import read_lines
+from evaluation.images.captions import lines_by_key
 from evaluation.images.image_folder import ImageFolder
 from evaluation.pages.beside import beside_paper
 from evaluation.pages.figures import figures
@@ -66,7 +65,7 @@ def verdict(preset: Preset, metrics: list[dict[str, Any]], points: list[Point], 
     ]
     what = f"the paper's training {papers[0]}" if papers else "a stand-in for the paper's experiments, not one of them"
     images = sum(stage.training.nimg for stage in preset.stages.values())
-    size = parameters(list(preset.stages.values())[-1].model) / 1e6
+    size = parameters(preset.model) / 1e6
     scale = f"{size:,.1f} M parameters, {images:,} images seen in {len(preset.stages)} stages"
     where = f" on {', '.join(hardware)}" if hardware else ""
     standards = sorted({p.protocol for p in points if any(m["name"].startswith(("fid_", "clip_")) for m in p.metrics)})
@@ -134,7 +133,7 @@ def own_samples(run: Path) -> list[dict[str, Any]]:
     """Some of the run's own samples. Which ones depends on the prompts' keys alone: two runs of some prompts in common
     keep the same of them."""
     images = ImageFolder(run / "samples" / "samples")
-    lines = sorted(read_lines(images.folder), key=lambda line: hashlib.sha256(line.key.encode()).hexdigest())
+    lines = lines_by_key(images.folder)
     found = []
     for line in lines[:KEPT_SAMPLES]:
         picture = small_picture(images, line.index)

@@ -139,8 +139,6 @@ def evaluate(arguments: argparse.Namespace) -> int:
     if arguments.released is not None and arguments.run is not None:
         raise ValueError(f"--released FILE is instead of a run: leave {arguments.run} out")
     if arguments.released is not None:
-        if not arguments.released.is_file():
-            raise ValueError(f"--released {arguments.released}: there is no such file")
         return _by_protocol(arguments)
     if arguments.run is None:
         raise ValueError("name a run (`mdm status` lists them), or --released FILE")

@@ -51,7 +51,5 @@ def report(arguments: argparse.Namespace) -> int:
     else:
         from flows.home import run_folder
 
-        if not (folder := run_folder(runs[0])).is_dir():
-            raise ValueError(f"{folder} is no run (`mdm status` lists them), and no records.json")
-        print(refresh_page(folder, arguments.output, required=True))
+        print(refresh_page(run_folder(runs[0]), arguments.output, required=True))
     return 0

@@ -46,7 +46,7 @@ class PointDrawing:
         return min(found, len(self.prompts) * len(self.job.sets))
 
     def whole(self) -> bool:
-        px = list(self.preset.stages.values())[-1].model.resolutions
+        px = self.preset.model.resolutions
         return all(is_whole(self.folder / images.name, self.prompts, px) for images in self.job.sets)
 
     def run(self, on_poll: Callable[[], None]) -> None:
@@ -87,7 +87,7 @@ def drawing_of(
         # An untrained network answers 0 to any caption, so guiding it changes nothing.
         unguided = replace(preset.sampling, guidance=(1.0,))
         sets.append(ImageSet(name="untrained", weights=AS_MADE, sampling=unguided))
-    model = list(preset.stages.values())[-1].model
+    model = preset.model
     negative = protocol.negative_prompt
     if text is not None and (negative or protocol.prompts == "figures"):  # captions that no set has
         text = replace(text, folder=text.folder or str(find_encoder(text.encoder, home_weights())))
@@ -139,10 +139,14 @@ def _show(bar: "tqdm[NoReturn]", drawing: PointDrawing) -> None:
     bar.update(drawing.count() - bar.n)
 
 
+def stored_where_nobody_trains(preset: Preset, data: Path) -> Preset:
+    """COCO has no training split to choose by what costs least: its captions' states are kept for all who ask."""
+    return preset if read_manifest(data / "train")["samples"] else replace(preset, embeddings="cached")
+
+
 def _states(preset: Preset, data: Path, say: Callable[[str], None]) -> TextSource:
     """Of captions of another set than the run's: made by the first who comes, the others wait for them."""
-    own = read_manifest(data / "train")["samples"]
-    captions = Captions(preset if own else replace(preset, embeddings="cached"), data)
+    captions = Captions(stored_where_nobody_trains(preset, data), data)
     with in_turn(lambda: part_lock(data, "text", (1, 1)), say):
         source = captions.source(say)
         if source.way != "online":

@@ -56,7 +56,7 @@ class Evaluation:
 
     @property
     def model(self) -> Model:
-        return list(self.preset.stages.values())[-1].model
+        return self.preset.model
 
     def prompts(self, sampling: Sampling) -> list[Prompt]:
         """What is asked for at a point; the guidance matters to the figures alone, each of which has its own."""
@@ -119,8 +119,6 @@ def plan(run: str, protocol: ProtocolName, sweep: dict[str, list[str]]) -> Evalu
     points = list(_points(stage, replace(preset.sampling, **chosen.sampling), swept(chosen, model, sweep)))
     for point in points:
         model.check_sampling(point.sampling)
-        if "guidance" in sweep and len(point.sampling.guidance) > len(model.levels):
-            raise ValueError(f"--sweep {point.name}: {folder.name} has {len(model.levels)} levels, innermost first")
     if data is not None and chosen.prompts == "held out":
         preset = fitted_to(preset, data / chosen.split)
     return as_begun(Evaluation(folder, preset, chosen, data, text, points, asked))

@@ -67,7 +67,7 @@ def _rate(planned: Evaluation) -> float | None:
 
 def warnings(preset: Preset, sampling: Sampling) -> Iterator[str]:
     """What is known to go wrong with such settings."""
-    shifted = any(level.shift > 1 for level in list(preset.stages.values())[-1].model.levels)
+    shifted = any(level.shift > 1 for level in preset.model.levels)
     spacing = sampling.spacing or SAMPLERS[sampling.sampler].spacing
     if shifted and spacing == "uniform" and sampling.steps < FEW_STEPS:
         yield (
@@ -103,7 +103,7 @@ def _result_line(point: dict[str, Any], width: int) -> str:
 def preset_lines(name: str, protocol: Protocol, sweep: dict[str, list[str]]) -> Iterator[str]:
     """What measuring a preset's model would take that has not been trained here."""
     preset = resolve(name, {})
-    model = list(preset.stages.values())[-1].model
+    model = preset.model
     refuse(protocol, model, name)
     sampling = replace(preset.sampling, **protocol.sampling)
     drawn = [sampling for _, sampling in samplings(sampling, swept(protocol, model, sweep))]

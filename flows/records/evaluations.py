@@ -3,7 +3,6 @@
 The flow never waits for MLflow or fails for it: what could not be sent is said once, and the same command sends it.
 """
 
-import hashlib
 import json
 import re
 from collections.abc import Callable, Iterable
@@ -13,7 +12,7 @@ from typing import Any
 from mlflow.entities import LoggedModelInput, Metric
 from PIL import Image
 
-from evaluation.images.captions import Line, read_lines
+from evaluation.images.captions import Line, lines_by_key, read_lines
 from evaluation.images.image_folder import ImageFolder
 from evaluation.measuring.standard import COSINES
 from evaluation.results import SAMPLES
@@ -126,7 +125,7 @@ def model_metrics(model: str, facts: dict[str, Any], way: str, done: dict[str, A
     protocol = f"{facts['protocol']}-{facts['protocol_digest']}"
     return [
         Metric(
-            "model/" + " ".join(filter(None, (name.removeprefix("eval/"), protocol, way.replace("/", "-")))),
+            "model/" + " ".join(filter(None, (name.removeprefix("eval/"), protocol, way))),
             value,
             done["finished_ms"],
             facts["nimg"],
@@ -178,7 +177,7 @@ def prompt_rows(place: Path) -> dict[str, list[Any]]:
 def fixed_pictures(place: Path) -> Iterable[tuple[str, Image.Image]]:
     """Of a few prompts, the same in every run of the same captions: what MLflow knows them by, and the picture."""
     images = ImageFolder(place / "samples" / "samples")
-    by_key = sorted(read_lines(images.folder), key=lambda line: hashlib.sha256(line.key.encode()).hexdigest())
+    by_key = lines_by_key(images.folder)
     px = images.resolutions[-1:]
     for line in [line for line in by_key if px and images.has(line.index, px)][:FIXED_PROMPTS]:
         (pixels,) = images.load([line.index], px[0])

@@ -173,7 +173,7 @@ def _sample_grid(preset: Preset, images: Path, data: Path, results: dict[str, An
 
     Strangers' pictures are not shown, but their keys and distances: see ``_shows_real``.
     """
-    resolutions = list(preset.stages.values())[-1].model.resolutions
+    resolutions = preset.model.resolutions
     drawn = ImageFolder(images / "samples")
     real, train = Shards(data / "val"), Shards(data / "train")
     held_out = {real.key(i): i for i in real.present()}
