@@ -1,8 +1,8 @@
 """What this machine's GPUs make of the project, in about ten minutes: make gpu-check
 
-Golden tensors, torch.compile, DDP and FSDP2, kill and resume, and the speed and memory of every preset's stages, on the
-GPUs that torch finds; without one the same on the CPU as far as a CPU goes. Writes results/DATE-gpu-check.md, which can
-be sent in, and ends with an error if a section failed.
+Golden tensors, torch.compile, DDP and FSDP2, kill and resume, drawing and measuring, and the speed and memory of every
+preset's stages, on the GPUs that torch finds; without one the same on the CPU as far as a CPU goes. Writes
+results/DATE-gpu-check.md, which can be sent in, and ends with an error if a section failed.
 """
 
 import argparse
@@ -10,11 +10,12 @@ import contextlib
 import datetime
 import json
 import os
+import subprocess
 import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
@@ -22,6 +23,7 @@ from typing import Literal
 import numpy as np
 import open_clip
 import torch
+from safetensors.torch import save_file
 from torch import Tensor
 
 ROOT = Path(__file__).parent.parent
@@ -30,9 +32,17 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests"), str(ROOT / "tests" / "evaluation
 import torch._dynamo.utils  # noqa: E402
 
 from benchmarks.kill_and_resume import digests, kill_after, launch  # noqa: E402
+from evaluation.generate import ImageJob, ImageSet, prepare  # noqa: E402
+from evaluation.images.captions import Prompt  # noqa: E402
+from evaluation.images.image_folder import ImageFolder  # noqa: E402
+from evaluation.images.preparation import Drawn  # noqa: E402
+from evaluation.measuring.fresh import Fresh  # noqa: E402
+from evaluation.measuring.streaming import extract_all  # noqa: E402
+from evaluation.networks.clip import Clip  # noqa: E402
+from evaluation.networks.features import Extractor  # noqa: E402
 from evaluation.networks.inception import InceptionV3  # noqa: E402
 from evaluation.networks.weights import find_weights  # noqa: E402
-from mdm.config import Sampling  # noqa: E402
+from mdm.config import Labels, Model, Sampling  # noqa: E402
 from mdm.diffusion.generate import generate  # noqa: E402
 from mdm.diffusion.philox import normal  # noqa: E402
 from mdm.diffusion.process import Process  # noqa: E402
@@ -40,15 +50,16 @@ from mdm.files import write_json  # noqa: E402
 from mdm.forecast.memory import step_memory  # noqa: E402
 from mdm.network.costs import empty_condition, model_flops_per_image, peak_flops  # noqa: E402
 from mdm.network.nested import NestedUNet  # noqa: E402
-from mdm.presets import PRESETS  # noqa: E402
+from mdm.network.weights import save_weights  # noqa: E402
+from mdm.presets import PRESETS, Preset  # noqa: E402
 from mdm.released.verify import TOLERANCE, verify_folder  # noqa: E402
 from mdm.run.job import Job, commit, cpu_name  # noqa: E402
-from mdm.stage import Compute, Stage  # noqa: E402
+from mdm.stage import Cadence, Compute, Stage  # noqa: E402
 from mdm.structure import to_dict  # noqa: E402
-from mdm.training.compute import DTYPE_NAMES, DTYPES, pick_dtype  # noqa: E402
+from mdm.training.compute import DTYPE_NAMES, DTYPES, pick_dtype, set_determinism  # noqa: E402
 from mdm.training.state import State  # noqa: E402
-from random_weights import whole_layers, write_inception  # noqa: E402
-from small import TEXT_DIM, small_job, small_model, write_dataset  # noqa: E402
+from random_weights import row_of, whole_layers, write_inception  # noqa: E402
+from small import TEXT_DIM, attentive, small_job, small_model, write_dataset  # noqa: E402
 
 # Largest difference of an output. A GPU sums in another order than the CPU that made the golden tensors; bfloat16 has
 # 8 bits, and the networks are tens of layers deep.
@@ -57,7 +68,8 @@ NOISE_TOLERANCE, DRAWN_TOLERANCE = 1e-5, 0.02
 STEP_TOLERANCE = 2e-3  # relative, of a loss after some steps in another number of processes
 KILLS_S = (0.2, 0.5)  # after a run's first checkpoint
 CPU_BATCH, STEPS, SECONDS = 8, 10, 20.0  # of the speed section: images on a CPU; steps, or so long, per stage
-DRAWN_PX = 1024
+DRAWN_PX, DRAWN_STEPS = 1024, 8
+TRAINED_STEPS = 40
 
 
 @dataclass
@@ -179,54 +191,153 @@ def drawing(section: Section, device: torch.device) -> None:
         section.passed = section.passed and difference <= tolerance
 
 
+def drawn_again(section: Section, device: torch.device) -> None:
+    """A folder of images, killed while it is drawn and drawn on: the same bytes; measured without files: the same."""
+    model = replace(small_model(2), text=None, labels=Labels(num_classes=4, null=True))
+    sampling = Sampling(steps=DRAWN_STEPS, guidance=(2.0,), batch_size=4, precision="bfloat16")
+    prompts = [Prompt(key=f"{i:02d}", caption="a square", label=i % 4) for i in range(24)]
+    with tempfile.TemporaryDirectory() as folder:
+        root = Path(folder)
+        save_weights(root / "weights", model, attentive(model).state_dict())
+        images = ImageSet(name="samples", weights=str(root / "weights"), sampling=sampling)
+        found = {}
+        for name in ("whole", "killed"):
+            job = ImageJob(sets=(images,), data="", text=None, device=device.type)  # type: ignore[arg-type]
+            prepare(root / name, job, prompts)
+            kills, command = 0, [sys.executable, "-m", "evaluation.generate", str(root / name)]
+            while name == "killed" and kills < len(KILLS_S):
+                process, there = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.DEVNULL), kills
+                while process.poll() is None and len(list((root / name).glob("samples/tars/*.tar"))) <= there:
+                    time.sleep(0.01)
+                process.kill()
+                process.wait()
+                kills += 1
+            subprocess.run(command, cwd=ROOT, check=True, stderr=subprocess.DEVNULL)
+            px = model.resolutions[-1]
+            found[name] = ImageFolder(root / name / "samples").load(range(len(prompts)), px)
+        fresh = np.concatenate(list(Fresh.open(root / "whole", "as drawn", prompts).batches(0, len(prompts))))
+    for what, other in (("killed twice and gone on with", found["killed"]), ("drawn without files", fresh)):
+        equal = np.array_equal(found["whole"], other)
+        section.lines.append(f"{len(prompts)} images {what}: pixels {'equal' if equal else 'DIFFERENT'}.\n")
+        section.passed = section.passed and equal
+
+
 def features(section: Section, device: torch.device) -> None:
-    """Images/s of the networks of the published measures, with random weights, which cost the same."""
-    count = 512 if device.type == "cuda" else 8
-    images = np.random.default_rng(0).integers(0, 256, (count, 3, 256, 256), np.uint8)
-    batches = np.array_split(images, max(1, count // 64))
+    """Images/s of networks of the published measures, with random weights, which cost the same: in memory, and the
+    whole path from the tars of PNG that ``mdm evaluate`` reads, in one process."""
+    count, size = (1024, 64) if device.type == "cuda" else (16, 8)
     section.lines.append(
         "To beat on one H100: 175 images/s of Inception-V3 with Pillow's resize, 72 of CLIP ViT-L/14.\n"
     )
-    section.table("network", "images/s")
+    section.table("network", "images/s in memory", "images/s from tars of PNG")
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        drawn = written_images(folder / "samples", count)
+        in_memory = [np.concatenate(list(drawn.batches(0, size)))] * (count // size)
+        row = write_inception(folder / "inception-2015-12-05.pt", whole_layers().eval())
+        save_file(open_clip.create_model("ViT-L-14").state_dict(), folder / "clip.safetensors")
+        clip = row_of(folder / "clip.safetensors", "random_clip", "ViT-L-14")
+        networks: dict[str, Extractor] = {
+            "Inception-V3, clean resize": InceptionV3(find_weights(row, folder), "clean", device),
+            "CLIP ViT-L/14, its resize": Clip(find_weights(clip, folder), "clip", device),
+        }
+        for name, network in networks.items():
+            network.extract(in_memory[:1], size)
+            begun = time.monotonic()
+            network.extract(in_memory, size)
+            alone = time.monotonic() - begun
+            begun = time.monotonic()
+            extract_all([network], drawn.batches, folder / network.name, count, "made up", size)
+            whole = time.monotonic() - begun
+            section.row(name, f"{count / alone:.1f}", f"{count / whole:.1f}")
+
+
+def trainer(section: Section, device: torch.device) -> None:
+    """A preset's first stage by the trainer itself on made-up pictures: what its loader, record and saves add."""
+    name, stage_name = ("cc12m-256", "64") if device.type == "cuda" else ("tiny", "16")
+    stage = PRESETS[name].stages[stage_name]
+    batch = min(stage.compute.max_batch_per_process, stage.training.batch_size)
+    assert stage.model.text is not None
+    model = replace(stage.model, text=replace(stage.model.text, dim=TEXT_DIM))  # of the made-up states
     with tempfile.TemporaryDirectory() as folder:
-        row = write_inception(Path(folder) / "inception-2015-12-05.pt", whole_layers().eval())
-        inception = InceptionV3(find_weights(row, Path(folder)), "clean", device)
-        clip = open_clip.create_model("ViT-L-14", device=device).visual.eval()
-        pixels = torch.zeros(64 if device.type == "cuda" else 1, 3, 224, 224, device=device)
-        for name, size, run in (
-            (
-                "Inception-V3, clean resize",
-                count,
-                lambda: inception.extract(batches),
+        run, data = Path(folder) / "run", Path(folder) / "data"
+        run.mkdir()
+        for split, count in (("train", 4 * batch), ("val", batch)):
+            write_dataset(data, split, count, model.resolutions[-1], 64)
+        job = replace(
+            small_job(data),
+            model=model,
+            training=replace(stage.training, nimg=batch * TRAINED_STEPS, batch_size=batch, window_shards=0),
+            compute=replace(stage.compute, compile=False),
+            cadence=Cadence(
+                log_every_nimg=batch * TRAINED_STEPS // 4,
+                eval_every_nimg=batch * TRAINED_STEPS,
+                checkpoint_every_nimg=batch * TRAINED_STEPS // 2,
             ),
-            ("CLIP ViT-L/14, without its resize", len(pixels), lambda: clip(pixels)),
-        ):
-            with torch.no_grad():
-                run()
-                synchronize(device)
-                begun = time.monotonic()
-                run()
-                synchronize(device)
-            section.row(name, f"{size / (time.monotonic() - begun):.1f}")
+            device=device.type,
+            threads=0,
+            data_workers=2,
+        )
+        write_json(run / "job.json", to_dict(job))
+        begun = time.monotonic()
+        if launch(run, 1).wait() != 0:
+            raise RuntimeError((run / "log.txt").read_text()[-1500:])
+        seconds = time.monotonic() - begun
+        lines = [json.loads(line)["values"] for line in (run / "metrics.jsonl").read_text().splitlines()]
+    speeds = [values for values in lines if "speed/images_per_s" in values]
+    section.lines.append(
+        f"{name} {stage_name}, {TRAINED_STEPS} steps of {batch}, not compiled: {seconds:.0f} s with start and end.\n"
+    )
+    section.table("images/s", "step, s", "data wait, s", "checkpoint stall, s", "loss")
+    for values in speeds:
+        cells = [values[f"speed/{what}"] for what in ("images_per_s", "step_s", "data_wait_s", "checkpoint_stall_s")]
+        section.row(*(f"{cell:.4g}" for cell in [*cells, values["train/loss"]]))
+    section.passed = all(np.isfinite(values["train/loss"]) for values in speeds) and bool(speeds)
 
 
-def speed(section: Section, device: torch.device, compiled: bool) -> None:
+def drawing_speed(section: Section, device: torch.device, compiled: bool, stages: Collection[str]) -> None:
+    """Images of every preset's models at its own batch, guided where they can be: seconds for an image and a call."""
+    section.table("preset", "stage", "batch", "format", "s per call and image", "images/hour at the preset's steps")
+    for name, stage_name, stage in distinct(device, stages, lambda preset, stage: to_dict(stage.model)):
+        asked = PRESETS[name].sampling
+        guidance = (2.0,) if stage.model.labels is None or stage.model.labels.null else (1.0,)
+        formats: tuple[Literal["float32", "bfloat16"], ...] = ("float32", "bfloat16")
+        for precision in formats[compiled:]:
+            sampling = replace(asked, precision=precision, guidance=guidance)
+            each = seconds_per_call(stage.model, sampling, device, compiled)
+            rate = 3600 / (each * sampling.calls)
+            how = precision + (", compiled" if compiled else "")
+            section.row(name, stage_name, asked.batch_size, how, f"{each:.4f}", f"{rate:,.0f}")
+
+
+def speed(section: Section, device: torch.device, compiled: bool, stages: Collection[str]) -> None:
     """Every stage of every preset at the paper's batch per GPU: images/s, and memory beside the estimate."""
     if device.type == "cpu":
         section.lines.append(f"On a CPU only the small presets, {CPU_BATCH} images at a time; no peak memory.\n")
+    set_determinism(False)
     section.table("preset", "stage", "format", "batch", "images/s", "MFU", "peak memory", "estimate", "ratio")
+
+    def batch_of(stage: Stage) -> int:
+        most = min(stage.compute.max_batch_per_process, stage.training.batch_size)
+        return CPU_BATCH if device.type == "cpu" else most
+
+    what = distinct(device, stages, lambda preset, stage: [to_dict(stage.model), batch_of(stage), stage.compute])
+    for name, stage_name, stage in what:
+        changed = replace(stage, compute=replace(stage.compute, compile=compiled))
+        section.row(name, stage_name, *measure(changed, batch_of(stage), device))
+
+
+def distinct(
+    device: torch.device, asked: Collection[str], key: Callable[[Preset, Stage], object]
+) -> Iterator[tuple[str, str, Stage]]:
+    """Presets' stages, each key once: those asked for (PRESET/STAGE), else all that the device is for."""
     seen: set[str] = set()
     for name, preset in PRESETS.items():
-        if device.type == "cpu" and preset.hardware.device == "cuda":
-            continue
         for stage_name, stage in preset.stages.items():
-            compute = replace(stage.compute, compile=compiled)
-            batch = CPU_BATCH if device.type == "cpu" else min(compute.max_batch_per_process, stage.training.batch_size)
-            what = f"{to_dict(stage.model)} {batch} {compute}"
-            if what in seen:
-                continue
-            seen.add(what)
-            section.row(name, stage_name, *measure(replace(stage, compute=compute), batch, device))
+            fits = f"{name}/{stage_name}" in asked if asked else device.type != "cpu" or preset.hardware.device == "cpu"
+            if fits and (what := str(key(preset, stage))) not in seen:
+                seen.add(what)
+                yield name, stage_name, stage
 
 
 def measure(stage: Stage, batch: int, device: torch.device) -> list[str]:
@@ -260,6 +371,37 @@ def measure(stage: Stage, batch: int, device: torch.device) -> list[str]:
 
 
 # -- their parts -------------------------------------------------------------------------------------------------------
+
+
+def written_images(folder: Path, count: int) -> Drawn:
+    """Images of noise that compress about as photographs do, in tars as generate.py writes them."""
+    random = torch.Generator().manual_seed(0)
+    images, size = ImageFolder(folder), 64
+    for start in range(0, count, size):
+        rough = torch.rand(min(size, count - start), 3, 32, 32, generator=random) * 2 - 1
+        xs = torch.nn.functional.interpolate(rough, scale_factor=8, mode="bicubic")
+        xs = (xs + 0.06 * torch.randn(xs.shape, generator=random)).clamp(-1, 1)
+        numbers = range(start, start + len(xs))
+        images.save([xs], numbers, numbers)
+    return Drawn(str(folder), 256, tuple(range(count)), "made up")
+
+
+def seconds_per_call(model: Model, sampling: Sampling, device: torch.device, compiled: bool) -> float:
+    """Of one image: guided drawing, the mean over some steps."""
+    network = NestedUNet(model).eval().to(device).to(memory_format=torch.channels_last)
+    if compiled:
+        network.compile()
+    count = sampling.batch_size
+    condition: Tensor | int = torch.randn(64, model.text.dim) if model.text else 0
+    null = condition if model.text or (model.labels and model.labels.null) else None
+    few = replace(sampling, steps=DRAWN_STEPS)
+    taken = []
+    for _ in range(2):  # the first compiles, and tries kernels
+        begun = time.monotonic()
+        generate(network, [condition] * count, null, range(count), few, device)
+        synchronize(device)
+        taken.append(time.monotonic() - begun)
+    return taken[-1] / (count * few.calls)
 
 
 class Step:
@@ -385,18 +527,27 @@ def report(lines: list[str], sections: Iterator[Section], output: Path) -> int:
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n\n")[2])
     parser.add_argument("--compiled", action="store_true", help="measure speeds with torch.compile (minutes per stage)")
+    parser.add_argument("--only", nargs="+", metavar="TITLE", help="these sections")
+    parser.add_argument("--stages", nargs="+", default=[], metavar="PRESET/STAGE", help="whose speed is measured")
     parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results", metavar="FOLDER")
     arguments = parser.parse_args(argv)
     device = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
+    speeds = device, arguments.compiled, arguments.stages
     sections: dict[str, Callable[[Section], None]] = {
         "Golden tensors": lambda s: golden(s, device),
         "torch.compile": lambda s: compiling(s, device),
         "Several processes": lambda s: processes(s, device),
         "Killed and resumed": lambda s: resuming(s, device),
         "Drawing": lambda s: drawing(s, device),
+        "Drawn again": lambda s: drawn_again(s, device),
         "Features": lambda s: features(s, device),
-        "Speed and memory": lambda s: speed(s, device, arguments.compiled),
+        "Trainer": lambda s: trainer(s, device),
+        "Drawing speed": lambda s: drawing_speed(s, *speeds),
+        "Speed and memory": lambda s: speed(s, *speeds),
     }
+    if unknown := set(arguments.only or []) - sections.keys():
+        parser.error(f"--only {min(unknown)}: there are {', '.join(sections)}")
+    sections = {title: run for title, run in sections.items() if title in (arguments.only or sections)}
     return report(head(device), check(sections), arguments.output)
 
 
