@@ -18,7 +18,7 @@ import traceback
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import open_clip
@@ -32,12 +32,13 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests"), str(ROOT / "tests" / "evaluation
 import torch._dynamo.utils  # noqa: E402
 
 from benchmarks.kill_and_resume import digests, kill_after, launch  # noqa: E402
+from evaluation.extract import PER_GPU  # noqa: E402
 from evaluation.generate import ImageJob, ImageSet, prepare  # noqa: E402
 from evaluation.images.captions import Prompt  # noqa: E402
 from evaluation.images.image_folder import ImageFolder  # noqa: E402
 from evaluation.images.preparation import Drawn  # noqa: E402
 from evaluation.measuring.fresh import Fresh  # noqa: E402
-from evaluation.measuring.streaming import extract_all  # noqa: E402
+from evaluation.measuring.streaming import extract_blocks, plan_extraction  # noqa: E402
 from evaluation.networks.clip import Clip  # noqa: E402
 from evaluation.networks.features import Extractor  # noqa: E402
 from evaluation.networks.inception import InceptionV3  # noqa: E402
@@ -224,32 +225,36 @@ def drawn_again(section: Section, device: torch.device) -> None:
 
 def features(section: Section, device: torch.device) -> None:
     """Images/s of networks of the published measures, with random weights, which cost the same: in memory, and the
-    whole path from the tars of PNG that ``mdm evaluate`` reads, in one process."""
-    count, size = (1024, 64) if device.type == "cuda" else (16, 8)
+    whole path from the tars of PNG that ``mdm evaluate`` reads, in as many processes as it starts for a GPU."""
+    count, size, processes = (1024, 64, PER_GPU) if device.type == "cuda" else (16, 8, 1)
     section.lines.append(
         "To beat on one H100: 175 images/s of Inception-V3 with Pillow's resize, 72 of CLIP ViT-L/14.\n"
     )
-    section.table("network", "images/s in memory", "images/s from tars of PNG")
+    section.table(
+        "network", "images/s in memory", *(f"from tars of PNG, {n} processes" for n in sorted({1, processes}))
+    )
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         drawn = written_images(folder / "samples", count)
         in_memory = [np.concatenate(list(drawn.batches(0, size)))] * (count // size)
-        row = write_inception(folder / "inception-2015-12-05.pt", whole_layers().eval())
+        write_inception(folder / "inception.pt", whole_layers().eval())
         save_file(open_clip.create_model("ViT-L-14").state_dict(), folder / "clip.safetensors")
-        clip = row_of(folder / "clip.safetensors", "random_clip", "ViT-L-14")
-        networks: dict[str, Extractor] = {
-            "Inception-V3, clean resize": InceptionV3(find_weights(row, folder), "clean", device),
-            "CLIP ViT-L/14, its resize": Clip(find_weights(clip, folder), "clip", device),
-        }
-        for name, network in networks.items():
+        for name in ("Inception-V3, clean resize", "CLIP ViT-L/14, its resize"):
+            network = extractor(name, folder, device)
             network.extract(in_memory[:1], size)
             begun = time.monotonic()
             network.extract(in_memory, size)
-            alone = time.monotonic() - begun
-            begun = time.monotonic()
-            extract_all([network], drawn.batches, folder / network.name, count, "made up", size)
-            whole = time.monotonic() - begun
-            section.row(name, f"{count / alone:.1f}", f"{count / whole:.1f}")
+            rates = [count / (time.monotonic() - begun)]
+            for world in sorted({1, processes}):
+                work = folder / f"{network.name}-{world}"
+                plan_extraction([network], work, count, "made up", size)
+                context = torch.multiprocessing.get_context("spawn")
+                taken, together = context.SimpleQueue(), context.Barrier(world)
+                share = name, folder, device, drawn, work, world, taken, together
+                torch.multiprocessing.spawn(extract_share, share, world)
+                begins, ends = zip(*(taken.get() for _ in range(world)), strict=True)
+                rates.append(count / (max(ends) - min(begins)))
+            section.row(name, *(f"{rate:.1f}" for rate in rates))
 
 
 def trainer(section: Section, device: torch.device) -> None:
@@ -301,13 +306,11 @@ def drawing_speed(section: Section, device: torch.device, compiled: bool, stages
     for name, stage_name, stage in distinct(device, stages, lambda preset, stage: to_dict(stage.model)):
         asked = PRESETS[name].sampling
         guidance = (2.0,) if stage.model.labels is None or stage.model.labels.null else (1.0,)
-        formats: tuple[Literal["float32", "bfloat16"], ...] = ("float32", "bfloat16")
-        for precision in formats[compiled:]:
-            sampling = replace(asked, precision=precision, guidance=guidance)
-            each = seconds_per_call(stage.model, sampling, device, compiled)
-            rate = 3600 / (each * sampling.calls)
-            how = precision + (", compiled" if compiled else "")
-            section.row(name, stage_name, asked.batch_size, how, f"{each:.4f}", f"{rate:,.0f}")
+        sampling = replace(asked, guidance=guidance)
+        each = seconds_per_call(stage.model, sampling, device, compiled)
+        how = asked.precision + (", compiled" if compiled else "")
+        rate = 3600 / (each * sampling.calls)
+        section.row(name, stage_name, asked.batch_size, how, f"{each:.4f}", f"{rate:,.0f}")
 
 
 def speed(section: Section, device: torch.device, compiled: bool, stages: Collection[str]) -> None:
@@ -386,6 +389,25 @@ def written_images(folder: Path, count: int) -> Drawn:
     return Drawn(str(folder), 256, tuple(range(count)), "made up")
 
 
+def extractor(name: str, folder: Path, device: torch.device) -> Extractor:
+    """One of two networks, of the random weights in a folder."""
+    if name.startswith("CLIP"):
+        row = row_of(folder / "clip.safetensors", "random_clip", "ViT-L-14")
+        return Clip(find_weights(row, folder), "clip", device)
+    return InceptionV3(find_weights(row_of(folder / "inception.pt", "random_inception"), folder), "clean", device)
+
+
+def extract_share(rank: int, *given: Any) -> None:
+    """A process's share of an extraction; its first second and its last go into a queue, once all have begun."""
+    name, folder, device, drawn, work, world, taken, together = given
+    network = extractor(name, folder, device)
+    network.extract(np.zeros((1, 3, 256, 256), np.uint8))
+    together.wait()
+    begun = time.monotonic()
+    extract_blocks([network], drawn.batches, work, rank, world)
+    taken.put((begun, time.monotonic()))
+
+
 def seconds_per_call(model: Model, sampling: Sampling, device: torch.device, compiled: bool) -> float:
     """Of one image: guided drawing, the mean over some steps."""
     network = NestedUNet(model).eval().to(device).to(memory_format=torch.channels_last)
@@ -394,7 +416,7 @@ def seconds_per_call(model: Model, sampling: Sampling, device: torch.device, com
     count = sampling.batch_size
     condition: Tensor | int = torch.randn(64, model.text.dim) if model.text else 0
     null = condition if model.text or (model.labels and model.labels.null) else None
-    few = replace(sampling, steps=DRAWN_STEPS)
+    few = replace(sampling, steps=DRAWN_STEPS // 2)
     taken = []
     for _ in range(2):  # the first compiles, and tries kernels
         begun = time.monotonic()

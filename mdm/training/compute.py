@@ -31,8 +31,9 @@ DTYPE_NAMES: dict[torch.dtype, Precision] = {
 RECOMPILE_LIMIT = 8  # shapes of a block that are compiled for, as torch's own limit is for one piece of code
 
 
-def pick_device(device: Device) -> torch.device:
-    """``auto``: the process's GPU if there is one (CUDA's, or Apple's by MPS), else the CPU.
+def pick_device(device: Device, per_gpu: int = 1) -> torch.device:
+    """``auto``: the process's GPU if there is one (CUDA's, or Apple's by MPS), else the CPU. ``per_gpu``: so many
+    processes share each of CUDA's.
 
     Raises ValueError where a GPU is asked for and there is none.
     """
@@ -42,7 +43,7 @@ def pick_device(device: Device) -> torch.device:
         raise ValueError(f"job.device is {device}, but torch finds no GPU of that kind")
     if device != "cuda":
         return torch.device(device)
-    torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+    torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")) // per_gpu)
     return torch.device("cuda", torch.cuda.current_device())
 
 

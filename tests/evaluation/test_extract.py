@@ -13,6 +13,7 @@ from evaluation.extract import ExtractJob, extract_job
 from evaluation.images.captions import Prompt, assign
 from evaluation.images.image_folder import ImageFolder
 from evaluation.images.preparation import Drawn, Noise, Pictures, Reference
+from evaluation.measuring.fresh import Fresh
 from evaluation.measuring.kept import kept_pictures
 from evaluation.measuring.streaming import BLOCK, images_done
 from flows import launch
@@ -23,6 +24,7 @@ from mdm.data.shards import Shards
 from mdm.files import load_as, write_json
 from mdm.presets import Hardware
 from mdm.structure import to_dict
+from mdm.training.compute import pick_device
 from tests.evaluation.extract_random import load
 
 ROLES = ("one", "other")
@@ -65,6 +67,29 @@ def test_every_source_of_pictures_is_opened_again_from_a_file(drawn: Drawn, squa
             np.testing.assert_array_equal(a, b)
     with pytest.raises(ValueError, match="one source of pictures is needed"):
         ExtractJob(roles=ROLES, weights="", device="cpu", drawn=drawn, noise=Noise(1, 2, 3))
+
+
+def test_files_of_a_gpu_are_read_by_several_processes(
+    drawn: Drawn, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    taken: list[int] = []
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.set_device", taken.append)
+    monkeypatch.setattr("torch.cuda.current_device", lambda: taken[-1])
+    started: list[int] = []
+    monkeypatch.setattr(extracting, "run_job", lambda module, work, processes, threads, poll: started.append(processes))
+    extract_in_processes(Hardware(device="cuda", processes=2), tmp_path, drawn, ROLES, lambda done: None)
+    job = load_as(ExtractJob, tmp_path / "extract.json")
+    assert started == [2 * job.per_gpu] and job.per_gpu > 1
+    devices = []
+    for rank in range(started[0]):
+        monkeypatch.setenv("LOCAL_RANK", str(rank))
+        devices.append(pick_device(job.device, job.per_gpu).index)
+    assert devices == [0] * job.per_gpu + [1] * job.per_gpu
+
+    fresh = Fresh(str(tmp_path), 16, (0,), "inputs")  # draws: one process fills the GPU
+    extract_in_processes(Hardware(device="cuda", processes=2), tmp_path, fresh, ROLES, lambda done: None)
+    assert started[1] == 2
 
 
 def test_a_split_that_lost_samples_meanwhile_is_not_read(squares: Path) -> None:
