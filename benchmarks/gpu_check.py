@@ -81,12 +81,17 @@ class Section:
     passed: bool = True
     lines: list[str] = field(default_factory=list)
 
+    def say(self, line: str) -> None:
+        """A line, printed at once: sections take minutes."""
+        self.lines.append(line)
+        print(line, flush=True)
+
     def table(self, *columns: str) -> None:
         self.row(*columns)
         self.row(*("---" for _ in columns))
 
     def row(self, *cells: object) -> None:
-        self.lines.append(f"| {' | '.join(map(str, cells))} |")
+        self.say(f"| {' | '.join(map(str, cells))} |")
 
     @property
     def verdict(self) -> str:
@@ -129,7 +134,7 @@ def processes(section: Section, device: torch.device) -> None:
     """The trainer under torchrun: DDP and FSDP2 in several processes train as one process does."""
     gpus = torch.cuda.device_count()
     if gpus == 1:
-        section.lines.append("One GPU only, so NCCL between GPUs was not tried; below: two processes on the CPU.\n")
+        section.say("One GPU only, so NCCL between GPUs was not tried; below: two processes on the CPU.\n")
     on, count = ("cuda", max(n for n in (2, 4, 8) if n <= gpus)) if gpus > 1 else ("cpu", 2)
     section.table("processes", "over", "parallel", "largest relative difference of a loss", "tolerance")
     with small_runs(on) as prepare:
@@ -154,7 +159,7 @@ def resuming(section: Section, device: torch.device) -> None:
         attempts = len(list((killed / "attempts").iterdir()))
         section.passed = digests(whole) == digests(killed) and attempts == len(KILLS_S) + 1
         word = "equal" if section.passed else "DIFFERENT"
-        section.lines.append(f"SIGKILL {len(KILLS_S)} times, {attempts} attempts: weights, EMA and moments {word}.")
+        section.say(f"SIGKILL {len(KILLS_S)} times, {attempts} attempts: weights, EMA and moments {word}.")
 
 
 def drawing(section: Section, device: torch.device) -> None:
@@ -166,9 +171,7 @@ def drawing(section: Section, device: torch.device) -> None:
         normal(seeds.to(device), draw, 0, shape)
     synchronize(device)
     each = (time.monotonic() - begun) * 1000 / STEPS / len(seeds)
-    section.lines.append(
-        f"Noise of {DRAWN_PX} px: {each:.2f} ms an image; largest difference to the CPU's {noise:.1e}\n"
-    )
+    section.say(f"Noise of {DRAWN_PX} px: {each:.2f} ms an image; largest difference to the CPU's {noise:.1e}\n")
 
     network, null = NestedUNet(small_model(2)).eval(), torch.zeros(1, TEXT_DIM)
     with torch.no_grad():
@@ -219,7 +222,7 @@ def drawn_again(section: Section, device: torch.device) -> None:
         fresh = np.concatenate(list(Fresh.open(root / "whole", "as drawn", prompts).batches(0, len(prompts))))
     for what, other in (("killed twice and gone on with", found["killed"]), ("drawn without files", fresh)):
         equal = np.array_equal(found["whole"], other)
-        section.lines.append(f"{len(prompts)} images {what}: pixels {'equal' if equal else 'DIFFERENT'}.\n")
+        section.say(f"{len(prompts)} images {what}: pixels {'equal' if equal else 'DIFFERENT'}.\n")
         section.passed = section.passed and equal
 
 
@@ -227,9 +230,7 @@ def features(section: Section, device: torch.device) -> None:
     """Images/s of networks of the published measures, with random weights, which cost the same: in memory, and the
     whole path from the tars of PNG that ``mdm evaluate`` reads, in as many processes as it starts for a GPU."""
     count, size, processes = (1024, 64, PER_GPU) if device.type == "cuda" else (16, 8, 1)
-    section.lines.append(
-        "To beat on one H100: 175 images/s of Inception-V3 with Pillow's resize, 72 of CLIP ViT-L/14.\n"
-    )
+    section.say("To beat on one H100: 175 images/s of Inception-V3 with Pillow's resize, 72 of CLIP ViT-L/14.\n")
     section.table(
         "network", "images/s in memory", *(f"from tars of PNG, {n} processes" for n in sorted({1, processes}))
     )
@@ -290,7 +291,7 @@ def trainer(section: Section, device: torch.device) -> None:
         seconds = time.monotonic() - begun
         lines = [json.loads(line)["values"] for line in (run / "metrics.jsonl").read_text().splitlines()]
     speeds = [values for values in lines if "speed/images_per_s" in values]
-    section.lines.append(
+    section.say(
         f"{name} {stage_name}, {TRAINED_STEPS} steps of {batch}, not compiled: {seconds:.0f} s with start and end.\n"
     )
     section.table("images/s", "step, s", "data wait, s", "checkpoint stall, s", "loss")
@@ -316,7 +317,7 @@ def drawing_speed(section: Section, device: torch.device, compiled: bool, stages
 def speed(section: Section, device: torch.device, compiled: bool, stages: Collection[str]) -> None:
     """Every stage of every preset at the paper's batch per GPU: images/s, and memory beside the estimate."""
     if device.type == "cpu":
-        section.lines.append(f"On a CPU only the small presets, {CPU_BATCH} images at a time; no peak memory.\n")
+        section.say(f"On a CPU only the small presets, {CPU_BATCH} images at a time; no peak memory.\n")
     set_determinism(False)
     section.table("preset", "stage", "format", "batch", "images/s", "MFU", "peak memory", "estimate", "ratio")
 
@@ -377,16 +378,12 @@ def measure(stage: Stage, batch: int, device: torch.device) -> list[str]:
 
 
 def written_images(folder: Path, count: int) -> Drawn:
-    """Images of noise that compress about as photographs do, in tars as generate.py writes them."""
-    random = torch.Generator().manual_seed(0)
-    images, size = ImageFolder(folder), 64
-    for start in range(0, count, size):
-        rough = torch.rand(min(size, count - start), 3, 32, 32, generator=random) * 2 - 1
-        xs = torch.nn.functional.interpolate(rough, scale_factor=8, mode="bicubic")
-        xs = (xs + 0.06 * torch.randn(xs.shape, generator=random)).clamp(-1, 1)
-        numbers = range(start, start + len(xs))
-        images.save([xs], numbers, numbers)
-    return Drawn(str(folder), 256, tuple(range(count)), "made up")
+    """Images of noise that compress about as photographs do, in a tar as generate.py writes them; each read often."""
+    random, kinds = torch.Generator().manual_seed(0), range(min(count, 64))
+    rough = torch.rand(len(kinds), 3, 32, 32, generator=random) * 2 - 1
+    xs = torch.nn.functional.interpolate(rough, scale_factor=8, mode="bicubic")
+    ImageFolder(folder).save([(xs + 0.06 * torch.randn(xs.shape, generator=random)).clamp(-1, 1)], kinds, kinds)
+    return Drawn(str(folder), 256, tuple(i % len(kinds) for i in range(count)), "made up")
 
 
 def extractor(name: str, folder: Path, device: torch.device) -> Extractor:
@@ -507,11 +504,12 @@ def check(sections: dict[str, Callable[[Section], None]]) -> Iterator[Section]:
     """Run the sections in turn; an exception fails its own only."""
     for title, run in sections.items():
         section = Section(title)
+        print(f"## {title}\n", flush=True)
         try:
             run(section)
         except Exception as error:
             section.passed = False
-            section.lines += ["```", *traceback.format_exception(error)[-3:], "```"]
+            section.say("\n".join(["```", *traceback.format_exception(error)[-3:], "```"]))
         yield section
 
 
@@ -532,16 +530,14 @@ def head(device: torch.device) -> list[str]:
 
 
 def report(lines: list[str], sections: Iterator[Section], output: Path) -> int:
-    """Print each section as it ends, write them all -> the exit status: 1 if one failed."""
-    failed = 0
+    """Write each section as it ends -> the exit status: 1 if one failed."""
+    failed, path = 0, output / f"{datetime.date.today().isoformat()}-gpu-check.md"
     print("\n".join(lines), flush=True)
     for section in sections:
-        part = [f"## {section.title}: {section.verdict}", "", *section.lines, ""]
-        print("\n".join(part), flush=True)
-        lines += part
+        print(f"\n{section.title}: {section.verdict}\n", flush=True)
+        lines += [f"## {section.title}: {section.verdict}", "", *section.lines, ""]
         failed += not section.passed
-    path = output / f"{datetime.date.today().isoformat()}-gpu-check.md"
-    path.write_text("\n".join(lines).rstrip() + "\n")
+        path.write_text("\n".join(lines).rstrip() + "\n")
     print(f"written to {path}" + (f"; {failed} sections FAILED" if failed else ""))
     return 1 if failed else 0
 

@@ -84,7 +84,7 @@ class Compute:
     parallel: Parallel = "ddp"  # fsdp: weights, gradients, optimizer state and EMA sharded over the processes
     precision: Precision = "auto"  # of convolutions and matrix products; auto: bfloat16 on a GPU that has it
     compile: bool = False  # torch.compile
-    channels_last: bool = True  # faster convolutions on CPU and GPU alike
+    channels_last: bool | None = None  # none: yes, but uncompiled on CUDA, where it is slower (measured)
     fused_adam: bool = True  # off: reads a flag from the device at every step
     recompute: tuple[int, ...] = ()  # levels (px) whose activations are computed again in the backward pass
     deterministic: bool = False  # bit-equal runs on a GPU too, for the price that `make gpu-check` prints

@@ -71,7 +71,7 @@ def activations(model: Model, count: int, top: int, compute: Compute, precision:
     once at a time.
     """
     sizes = level_sizes(len(model.levels), count, top)
-    layout = torch.channels_last if compute.channels_last else torch.contiguous_format
+    layout = torch.contiguous_format if compute.channels_last is False else torch.channels_last
     half = torch.autocast("cpu", torch.bfloat16, enabled=precision in ("bfloat16", "float16"))  # as wide as float16
     kept = _Kept()
     insides: list[_Kept] = []

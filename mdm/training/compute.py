@@ -74,6 +74,14 @@ def pick_dtype(precision: Precision, device: torch.device) -> torch.dtype:
     return DTYPES[precision]
 
 
+def is_channels_last(compute: Compute, device: torch.device) -> bool:
+    """How weights and images lie. CUDA's group normalisation takes contiguous tensors alone, so that uncompiled every
+    block copies twice: an H200 trained MDM-S64 15 % slower so (benchmarks/results/2026-11-26-gpu-check.md)."""
+    if compute.channels_last is None:
+        return device.type != "cuda" or compute.compile
+    return compute.channels_last
+
+
 def set_determinism(deterministic: bool) -> None:
     """Bit-equal runs on a GPU, or the fastest kernels."""
     torch.backends.cudnn.benchmark = not deterministic
@@ -132,7 +140,7 @@ class Spread:
     def __init__(self, network: NestedUNet, compute: Compute, device: torch.device) -> None:
         world = dist.get_world_size() if dist.is_initialized() else 1
         self.network, self.sharded = network, compute.parallel == "fsdp" and world > 1
-        if compute.channels_last and not self.sharded:  # FSDP2 takes contiguous weights only
+        if is_channels_last(compute, device) and not self.sharded:  # FSDP2 takes contiguous weights only
             network.to(memory_format=torch.channels_last)
         for unet in network.unets:
             for block in unet.resolution_blocks:

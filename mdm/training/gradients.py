@@ -12,6 +12,7 @@ from mdm.diffusion.process import Process
 from mdm.network.conditioning import padded
 from mdm.network.mixed import carried_by, carriers_first, level_sizes
 from mdm.run.job import Job
+from mdm.training.compute import is_channels_last
 from mdm.training.noise import noise, uniforms
 from mdm.training.state import State
 
@@ -70,7 +71,7 @@ class Gradients:
         counts = level_sizes(len(job.model.levels), training.batch_size, len(top))
         pixels, condition = batch.on(device)
         images = from_uint8(pixels)
-        if job.compute.channels_last:
+        if is_channels_last(job.compute, device):
             images = images.to(memory_format=torch.channels_last)
         xs = [x[:size] for x, size in zip(self.process.downsample(images), sizes, strict=True)]
         drawn = noise(job.seed, batch.positions, self.process.resolutions, device)

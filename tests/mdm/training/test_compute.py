@@ -24,7 +24,7 @@ from mdm.network.costs import block_flops, empty_condition, hardware_flops_per_i
 from mdm.network.nested import NestedUNet
 from mdm.run.job import Job
 from mdm.stage import Compute, Training
-from mdm.training.compute import Ranks, Spread, pick_dtype
+from mdm.training.compute import Ranks, Spread, is_channels_last, pick_dtype
 from mdm.training.ema import EMA
 from mdm.training.gradients import Gradients, Split
 from mdm.training.state import State
@@ -107,6 +107,20 @@ def test_compiles_without_graph_breaks(model: Model, recompute: tuple[int, ...],
     backward(compiled)
     assert not counters["graph_break"]
     assert graphs.frame_count == 1
+
+
+@pytest.mark.parametrize(
+    ("compute", "device", "expected"),
+    [
+        (Compute(), "cpu", True),
+        (Compute(), "cuda", False),
+        (Compute(compile=True), "cuda", True),
+        (Compute(channels_last=True), "cuda", True),
+        (Compute(channels_last=False), "cpu", False),
+    ],
+)
+def test_an_uncompiled_gpu_has_contiguous_tensors_unless_asked(compute: Compute, device: str, expected: bool) -> None:
+    assert is_channels_last(compute, torch.device(device)) is expected
 
 
 @pytest.mark.slow
