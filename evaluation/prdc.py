@@ -34,13 +34,14 @@ def prdc(real: Features, fake: Features, k: int = 3) -> Prdc:
     real, fake = check_pair(real, fake, ("real", "fake"))
     if not 1 <= k < min(len(real), len(fake)):
         raise ValueError(f"k must be at least 1 and below the number of images in either set, not {k}")
-    real_radius, fake_radius = _radius(real, k), _radius(fake, k)
+    centre = real.mean(axis=0, dtype=np.float64)  # distances stay; their digits do where features lie far from 0
+    real_radius, fake_radius = _radius(real, k, centre), _radius(fake, k, centre)
     balls = np.zeros(len(fake))  # real balls around each fake
     nearest = np.full(len(real), np.inf)
     recalled = np.zeros(len(real), bool)
     for rows, block in float64_blocks(real):
         for columns, other in float64_blocks(fake):
-            apart = _apart(block, other)
+            apart = _apart(block - centre, other - centre)
             balls[columns] += (apart < real_radius[rows, None]).sum(0)
             nearest[rows] = np.minimum(nearest[rows], apart.min(1))
             recalled[rows] |= (apart < fake_radius[columns]).any(1)
@@ -52,13 +53,13 @@ def prdc(real: Features, fake: Features, k: int = 3) -> Prdc:
     )
 
 
-def _radius(x: Features, k: int) -> Array:
+def _radius(x: Features, k: int, centre: Array) -> Array:
     """Squared distance of each image to its k-th nearest neighbour: [N]."""
     radius = np.empty(len(x))
     for rows, block in float64_blocks(x):
         least = np.empty((len(block), 0))
         for columns, other in float64_blocks(x):
-            apart = _apart(block, other)
+            apart = _apart(block - centre, other - centre)
             if rows == columns:
                 np.fill_diagonal(apart, np.inf)  # no neighbour of itself
             least = np.concatenate([least, apart], axis=1)

@@ -44,16 +44,22 @@ def _entry(file: Path, number: int, line: str) -> dict[str, Any]:
     if file.suffix == ".txt":
         return {"prompt": line.strip()}
     try:
-        entry = json.loads(line)
+        entry = json.loads(line, parse_constant=_no_number)
     except ValueError as error:
         raise ValueError(f"--prompts {file}, line {number} is no JSON: {error}") from error
     if not isinstance(entry, dict) or not isinstance(entry.get("prompt"), str):
         raise ValueError(f'--prompts {file}, line {number}: an object with a "prompt" is needed')
+    if not entry["prompt"].strip():
+        raise ValueError(f"--prompts {file}, line {number}: the prompt is empty")
     if any("\ud800" <= letter <= "\udfff" for letter in entry["prompt"]):
         raise ValueError(f"--prompts {file}, line {number}: the prompt holds half a letter (a lone surrogate)")
     if taken := sorted(set(OURS) & set(entry)):
         raise ValueError(f"--prompts {file}, line {number}: {taken[0]} is a field of the manifest: call it otherwise")
     return entry
+
+
+def _no_number(name: str) -> None:
+    raise ValueError(f"{name} is no number of JSON's")
 
 
 def draw_prompts(

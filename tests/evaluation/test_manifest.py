@@ -92,6 +92,8 @@ def test_what_is_wrong_with_a_file_of_prompts_is_said(
         ("", "has no prompt"),
         ('{"prompt": "a\\ud800b"}', "line 1: the prompt holds half a letter"),
         ("{", "line 1 is no JSON"),
+        ('{"prompt": "a", "weight": NaN}', "line 1 is no JSON: NaN is no number of JSON's"),
+        ('{"prompt": " "}', "line 1: the prompt is empty"),
         ('{"text": "a"}', 'line 1: an object with a "prompt" is needed'),
         ('{"prompt": "a"}\n{"prompt": "b", "seed": 1}', "line 2: seed is a field of the manifest"),
     ):

@@ -48,6 +48,12 @@ def test_the_same_and_far_apart() -> None:
     assert values(prdc(x, x + 100, 3)) == [0, 0, 0, 0]
 
 
+def test_far_from_0_as_well_as_near_it() -> None:
+    random = np.random.default_rng(0)
+    real, fake = (random.integers(0, 2**12, (n, 4)) / 2**10 for n in (80, 90))  # exact at 1e7, too
+    assert values(prdc(real + 1e7, fake + 1e7)) == values(prdc(real, fake))
+
+
 def test_refuses_other_input() -> None:
     good = np.random.default_rng(0).normal(size=(4, 3))
     with pytest.raises(ValueError, match="fake: at least 2"):
