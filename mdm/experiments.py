@@ -221,6 +221,9 @@ def gpu_hours(names: Iterable[str]) -> float:
 
 _STEP_S = next(n.value for n in TABLE_2 if (n.system, n.metric) == ("Nested UNet", "inference, s per step"))
 SECONDS_PER_CALL = _STEP_S * GPUS_2 / BATCH_2  # of an A100, for one image of 256 px
+# The same of an H200, by the highest resolution of the paper's models, in bfloat16 and not compiled, 16 images at once:
+# benchmarks/results/2026-11-26-gpu-check.md.
+SECONDS_PER_CALL_H200 = {64: 0.0023, 256: 0.0057, 1024: 0.0322}
 
 
 def drawing_hours(experiment: Experiment) -> float:

@@ -13,7 +13,7 @@ from evaluation.results import HEADLINE, SAMPLES
 from flows.measuring.plan import Evaluation, lacking, prompts_set, samplings, swept
 from mdm.config import Sampling
 from mdm.diffusion.samplers import SAMPLERS
-from mdm.experiments import IMAGES, SECONDS_PER_CALL
+from mdm.experiments import IMAGES, SECONDS_PER_CALL, SECONDS_PER_CALL_H200
 from mdm.files import load_json
 from mdm.presets import Preset, resolve
 
@@ -100,6 +100,11 @@ def _result_line(point: dict[str, Any], width: int) -> str:
     return f"{point['point']:{width}} N={point['n']}{interval}  {'; '.join(values)}"
 
 
+def _hours(seconds: float) -> str:
+    hours = seconds / 3600
+    return f"{hours:,.1f}" if hours < 10 else f"{hours:,.0f}"
+
+
 def preset_lines(name: str, protocol: Protocol, sweep: dict[str, list[str]]) -> Iterator[str]:
     """What measuring a preset's model would take that has not been trained here."""
     preset = resolve(name, {})
@@ -113,9 +118,15 @@ def preset_lines(name: str, protocol: Protocol, sweep: dict[str, list[str]]) -> 
     calls = images * sum(sampling.calls for sampling in drawn)
     steps = "/".join(str(steps) for steps in sorted({sampling.steps for sampling in drawn}))
     yield f"{name} is a preset, and no run of it is here; under {protocol.name} ({protocol.summary}):"
-    yield f"{len(drawn)} points of {images:,} images, {steps} steps: {calls:,} network calls of {px} px"
-    more = "" if px <= 256 else f", and {px} px take more (no rate of theirs is printed)"
-    hours = calls * SECONDS_PER_CALL / 3600
-    yield f"about {hours:,.0f} A100-hours at Table 2's rate for 256 px{more}; measuring is not counted"
+    points = f"{len(drawn)} point{'s' * (len(drawn) != 1)}"
+    yield f"{points} of {images:,} images, {steps} steps: {calls:,} network calls of {px} px"
+    if preset.hardware.device == "cuda" and px in SECONDS_PER_CALL_H200:
+        more = "" if px <= 256 else f", and {px} px take more (no rate of theirs is printed)"
+        yield f"about {_hours(calls * SECONDS_PER_CALL)} A100-hours at Table 2's rate for 256 px{more}"
+        own = _hours(calls * SECONDS_PER_CALL_H200[px])
+        yield f"about {own} hours of an H200 at the rate measured there for {px} px, not compiled"
+        yield "measuring is not counted"
+    else:
+        yield "no time is known: this preset has drawn no samples here"
     lines = [f"a trained run: `mdm run {name}`", *lacking(protocol, prompts_set(protocol), preset.text)]
     yield from (f"missing: {line}" for line in lines)

@@ -157,6 +157,9 @@ def test_what_a_protocol_lacks_is_named_all_at_once(tmp_path: Path, monkeypatch:
         list(preset_lines("imagenet-256", PROTOCOLS["gallery"], {}))
     assert "missing: a trained run: `mdm run cc12m-1024`" in plan_of_preset and "dinov2" in plan_of_preset
     assert "2 points of 30,000 images, 250 steps: 22,500,000 network calls of 1024 px" in plan_of_preset
+    assert "about 80 A100-hours at Table 2's rate for 256 px, and 1024 px take more" in plan_of_preset
+    assert "about 201 hours of an H200 at the rate measured there for 1024 px" in plan_of_preset
+    assert "no time is known" in "\n".join(preset_lines("tiny", PROTOCOLS["gallery"], {}))
 
 
 def test_the_same_call_goes_on_and_a_revision_measures_anew(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
