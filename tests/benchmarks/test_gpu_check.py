@@ -7,8 +7,8 @@ import pytest
 import torch
 
 sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))
-from gpu_check import Section, Step, check, head, main, report
-
+from benchmarks.gpu_check import check, head, main, report
+from benchmarks.gpu_parts import Section, Step
 from mdm.stage import Compute, Stage
 from small import small_job, small_model
 
