@@ -18,7 +18,6 @@ from torch import Tensor
 ROOT = Path(__file__).parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "tests"), str(ROOT / "tests" / "evaluation"), str(Path(__file__).parent)]
 
-import torch._dynamo.utils  # noqa: E402
 
 from benchmarks.gpu_parts import CPU_BATCH, DRAWN_STEPS, STEPS, Section, Step, synchronize  # noqa: E402
 from benchmarks.kill_and_resume import launch  # noqa: E402
