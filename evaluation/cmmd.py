@@ -7,7 +7,7 @@ estimate, which at equal distributions lies about 2000 · (1 - mean kernel) / N 
 import numpy as np
 from numpy.typing import NDArray
 
-from evaluation.statistics.arrays import Features, check_pair
+from evaluation.statistics.arrays import Features, check_pair, float64_blocks
 from evaluation.statistics.estimates import Estimate
 from evaluation.statistics.mmd import mmd
 
@@ -30,7 +30,8 @@ def cmmd(x: Features, y: Features, seed: int = 0, replicates: int = 1000) -> Est
     """
     x, y = check_pair(x, y)
     for name, embeddings in (("samples", x), ("reference", y)):
-        if not np.any(embeddings, axis=1).all():
-            raise ValueError(f"{name}: embedding {np.any(embeddings, axis=1).argmin()} is all 0 and has no direction")
+        lengths = np.concatenate([np.linalg.norm(block, axis=1) for _, block in float64_blocks(embeddings)])
+        if not lengths.all():
+            raise ValueError(f"{name}: embedding {lengths.argmin()} is 0, or nearly, and has no direction")
     found = mmd(x, y, kernel, biased=True, seed=seed, replicates=replicates)
     return Estimate(SCALE * found.value, SCALE * found.low, SCALE * found.high)

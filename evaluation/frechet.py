@@ -107,6 +107,9 @@ def trace_of_root(a: Gaussian, b: Gaussian) -> float:
     """tr (S1 S2)^(1/2)."""
     scale = a.norm * b.norm  # no eigenvalue of S1 S2 is larger
     if scale == 0:  # all images of a set are alike
+        for other in (a, b):
+            if other.covariance is not None:
+                _ = other.cholesky  # which refuses what is no covariance
         return 0.0
     values = np.asarray(scipy.linalg.eigvalsh(_product(a, b), overwrite_a=True, check_finite=False))
     _check_positive(values[0], scale)

@@ -63,7 +63,7 @@ def load_json(path: Path) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ValueError(f"{path} is missing") from None
-    except ValueError as error:  # neither UTF-8 nor JSON
+    except (ValueError, RecursionError) as error:  # no UTF-8, no JSON, or a thousand brackets deep
         raise ValueError(f"{path} is torn or no JSON ({error})") from None
 
 

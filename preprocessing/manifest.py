@@ -85,7 +85,7 @@ def read_json(path: Path) -> dict[str, Any] | None:
     """A JSON object, or None where there is none or it is torn."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, NotADirectoryError, ValueError):  # ValueError: neither UTF-8 nor JSON
+    except (FileNotFoundError, NotADirectoryError, ValueError, RecursionError):  # neither UTF-8 nor JSON
         return None
     return value if isinstance(value, dict) else None
 

@@ -29,6 +29,7 @@ AGAIN = "Delete it: the command that drew the others (`mdm run`, `mdm evaluate`)
 MEMBER = re.compile(r"(\d{5,})\.(\d+)\.png")  # number and size of an image
 FILE = re.compile(r"(\d{5,})\.png")
 TAR = re.compile(r"\d{5,}\.tar")  # of another name it is none of ours: a copy may hold other images of these numbers
+RGB_8 = b"\x08\x02"  # bit depth and colour type in a PNG's header
 PNG_END = b"IEND\xaeB`\x82"  # the last bytes of a PNG that was not cut off
 Place = tuple[Path, int, int]  # a file; offset and bytes of the image in it
 
@@ -49,7 +50,7 @@ class ImageFolder:
                 raise ValueError(f"{other} and {path} both hold image {image}: delete the one that is a copy")
             self.places |= found
         whole = {file.name for file in self.folder.glob("*.png") if FILE.fullmatch(file.name)}
-        for level in (self.folder / "levels").glob("*/"):
+        for level in (level for level in (self.folder / "levels").glob("*/") if level.name.isdigit()):
             files = [file for file in level.iterdir() if file.name in whole]
             self.places |= {(int(file.stem), int(level.name)): (file, 0, -1) for file in files}
 
@@ -81,9 +82,11 @@ class ImageFolder:
             with path.open("rb") as file:
                 data = file.read() if size < 0 else os.pread(file.fileno(), size, offset)
             with Image.open(io.BytesIO(data), formats=["PNG"]) as picture:
-                found = picture.size
+                found, extra = picture.size, picture.info.keys() & {"transparency", "exif", "loop"}
         except OSError as error:  # UnidentifiedImageError is one
             raise ValueError(f"{where}: {error.strerror or 'it is no PNG'}. {AGAIN}") from error
+        if data[24:26] != RGB_8 or extra:
+            raise ValueError(f"{where}: not plain RGB of 8 bits, as what was drawn is. {AGAIN}")
         if found != (px, px):
             raise ValueError(f"{where}: {found[0]}x{found[1]} px, not {px}x{px}. {AGAIN}")
         if not data.endswith(PNG_END):
@@ -149,9 +152,24 @@ class ImageFolder:
     def strays(self, known: Collection[int]) -> list[str]:
         """What lies among the images and is none of those with these numbers."""
         others = [self.where(*key) for key in self.places if key[0] not in known]
-        files = itertools.chain((self.folder / "levels").glob("*/*"), (self.folder / "tars").glob("*"))
-        kinds = {".tar": TAR, ".png": FILE}
-        return sorted(others + [str(f) for f in files if not (f.suffix in kinds and kinds[f.suffix].fullmatch(f.name))])
+        found = itertools.chain(
+            self.folder.iterdir(), *((self.folder / part).rglob("*") for part in ("levels", "tars"))
+        )
+        seen = (
+            path for path in found if not path.name.startswith(".") and path.suffix != ".tmp"
+        )  # a kill leaves those
+        return sorted(others + [str(path) for path in seen if not self._ours(path, known)])
+
+    def _ours(self, path: Path, known: Collection[int]) -> bool:
+        """Whether this is a place where ``save`` would write, of one of these numbers."""
+        parts = path.relative_to(self.folder).parts
+        if parts[0] == "tars":
+            return len(parts) == 1 or (len(parts) == 2 and TAR.fullmatch(parts[1]) is not None)
+        if parts[0] == "levels" and len(parts) < 3:
+            return path.is_dir() and parts[-1] in ("levels", *map(str, self.resolutions))
+        if len(parts) == 3 or parts[0].endswith(".png"):
+            return FILE.fullmatch(path.name) is not None and int(path.stem) in known
+        return parts == ("captions.jsonl",)
 
 
 def _png(picture: NDArray[np.uint8]) -> bytes:

@@ -5,6 +5,7 @@ layout (Ghosh et al. 2023). ``FOLDER/manifest.jsonl``, written last, has a line 
 """
 
 import json
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -44,8 +45,8 @@ def _entry(file: Path, number: int, line: str) -> dict[str, Any]:
     if file.suffix == ".txt":
         return {"prompt": line.strip()}
     try:
-        entry = json.loads(line, parse_constant=_no_number)
-    except ValueError as error:
+        entry = json.loads(line, parse_constant=_no_number, parse_float=_finite)
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"--prompts {file}, line {number} is no JSON: {error}") from error
     if not isinstance(entry, dict) or not isinstance(entry.get("prompt"), str):
         raise ValueError(f'--prompts {file}, line {number}: an object with a "prompt" is needed')
@@ -60,6 +61,12 @@ def _entry(file: Path, number: int, line: str) -> dict[str, Any]:
 
 def _no_number(name: str) -> None:
     raise ValueError(f"{name} is no number of JSON's")
+
+
+def _finite(text: str) -> float:
+    if not math.isfinite(number := float(text)):
+        _no_number(text)
+    return number
 
 
 def draw_prompts(

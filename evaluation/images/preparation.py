@@ -84,7 +84,7 @@ class Drawn:
             there = folder.resolutions or "none"
             raise ValueError(f"{images}: images of {px or 'any'} px are measured, there are {there}")
         if lacking := [line.index for line in lines if not folder.has(line.index, [px])]:
-            more = f"is missing, as are {len(lacking) - 1} more of {len(lines)}"
+            more = f"is missing, one of {len(lacking)} that are, of {len(lines)}"
             raise ValueError(f"{folder.where(lacking[0], px)} {more}. The command that drew the others draws them")
         if strays := folder.strays({line.index for line in known}):
             raise ValueError(f"{strays[0]} is no image of {images / 'captions.jsonl'}: move it away")

@@ -15,7 +15,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from evaluation.images.captions import image_seed
-from mdm.config import Device, Sampling
+from mdm.config import SAMPLING_FORMAT, Device, Sampling
 from mdm.data.embeddings import same_encoder
 from mdm.data.ranges import tile
 from mdm.data.text import BATCH, load_encoder
@@ -102,7 +102,8 @@ class Drawing:
     @property
     def identity(self) -> dict[str, Any]:
         """What decides its pictures beside prompts and seeds."""
-        return {"weights": sha256(self.file), "sampling": self.settings, "negative": self.negative}
+        drawn = {"sampling": self.settings, "format": SAMPLING_FORMAT, "negative": self.negative}
+        return {"weights": sha256(self.file), **drawn}
 
 
 def open_drawing(

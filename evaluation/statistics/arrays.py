@@ -18,14 +18,7 @@ def check_features(features: Features, name: str, fewest: int = 2) -> Features:
 
     Checked before any linear algebra: one NaN is enough to make a matrix square root spin for minutes.
     """
-    try:
-        array = np.asanyarray(features)
-    except (TypeError, RuntimeError) as error:  # a tensor that is half precision, or on a device
-        raise ValueError(f"{name}: no array of NumPy's ({error})") from error
-    if isinstance(array, np.ma.MaskedArray):  # the comparisons below, and some metrics, would pass over what it hides
-        raise ValueError(f"{name}: a masked array: leave out the images that it hides")
-    if array.dtype.kind not in "fiu":
-        raise ValueError(f"{name}: features must be real numbers, not {array.dtype}")
+    array = real_array(features, name)
     if array.ndim != 2 or not array.shape[1]:
         raise ValueError(f"{name}: features must be [N, D], not {list(array.shape)}")
     if len(array) < fewest:
@@ -36,6 +29,19 @@ def check_features(features: Features, name: str, fewest: int = 2) -> Features:
             f"{name}: {bad.sum()} of {len(array)} rows of features are not finite numbers below {LARGEST:g} "
             f"(first: {bad.argmax()})"
         )
+    return array
+
+
+def real_array(numbers: NDArray[np.floating], name: str) -> NDArray[np.floating]:
+    """The numbers, uncopied. Raises ValueError, calling them ``name``, for what is no array of real numbers."""
+    try:
+        array = np.asanyarray(numbers)
+    except (TypeError, ValueError, RuntimeError) as error:  # a tensor that is half precision, or on a device
+        raise ValueError(f"{name}: no array of NumPy's ({error})") from error
+    if isinstance(array, np.ma.MaskedArray):  # comparisons, and some metrics, would pass over what it hides
+        raise ValueError(f"{name}: a masked array: leave out what it hides")
+    if array.dtype.kind not in "fiu":
+        raise ValueError(f"{name}: real numbers are needed, not {array.dtype}")
     return array
 
 

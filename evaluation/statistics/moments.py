@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from evaluation.statistics.arrays import Features, check_features, float64_blocks
+from evaluation.statistics.arrays import LARGEST, Features, check_features, float64_blocks, real_array
 from mdm.files import whole_file
 
 
@@ -62,9 +62,11 @@ class Moments:
         with np.load(file) as arrays:
             if "count" not in arrays:
                 raise ValueError(f"{file}: does not say of how many images it is, so nothing can be added to it")
-            count = int(arrays["count"])
+            count = arrays["count"]
+        if count.shape or count.dtype.kind not in "iu" or count < 2:
+            raise ValueError(f"{file}: its count of images is no whole number of at least 2")
         moments = cls(len(mean))
-        moments._join(count, mean, covariance * (count - 1))
+        moments._join(int(count), mean, covariance * (int(count) - 1))
         return moments
 
     def _check_width(self, dim: int) -> None:
@@ -84,18 +86,31 @@ class Moments:
 def check_moments(
     mean: NDArray[np.floating], covariance: NDArray[np.floating]
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """A mean [D] and a covariance [D, D] in float64. Raises ValueError for other shapes, numbers that are not finite,
-    and a matrix that is not symmetric or has a negative diagonal."""
-    m, s = np.asarray(mean, np.float64), np.asarray(covariance, np.float64)
+    """A mean [D] and a covariance [D, D] in float64. Raises ValueError for other types and shapes, numbers that are not
+    finite and below 1e25, and a matrix that is not symmetric or has a negative diagonal."""
+    m, s = (
+        np.asarray(real_array(numbers, name), np.float64)
+        for numbers, name in ((mean, "mean"), (covariance, "covariance"))
+    )
     if m.ndim != 1 or not len(m) or s.shape != (len(m), len(m)):
         raise ValueError(f"a mean [D] and a covariance [D, D] are needed, not {list(m.shape)} and {list(s.shape)}")
-    if not (np.isfinite(m).all() and np.isfinite(s).all()):
-        raise ValueError("the mean or the covariance is not finite")
+    if not ((np.abs(m) < LARGEST).all() and (np.abs(s) < LARGEST).all()):
+        raise ValueError(f"the mean or the covariance has numbers that are not finite and below {LARGEST:g}")
     if np.abs(s - s.T).max() > 1e-6 * np.abs(s).max():
         raise ValueError("not a covariance: it is not symmetric")
     if s.diagonal().min() < 0:
         raise ValueError(f"not a covariance: a variance is {s.diagonal().min():.3g}")
     return m, s
+
+
+def _no_npz(file: Path) -> str:
+    if not file.is_file():
+        return "is no file" if file.exists() else "is missing"
+    with file.open("rb") as opened:
+        begins = opened.read(2)
+    if begins in (b"", b"PK"):
+        return "is cut off" if begins else "is empty"
+    return "is no .npz (pickled statistics are refused, as a pickle can run any program)"
 
 
 def load_statistics(file: Path) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
@@ -105,8 +120,7 @@ def load_statistics(file: Path) -> tuple[NDArray[np.float64], NDArray[np.float64
     check_moments too.
     """
     if not zipfile.is_zipfile(file):
-        what = "is no .npz (pickled statistics are refused, as a pickle can run any program)"
-        raise ValueError(f"{file} {what if file.exists() else 'is missing'}")
+        raise ValueError(f"{file} {_no_npz(file)}")
     try:
         with np.load(file) as arrays:
             mean, covariance = arrays["mu"], arrays["sigma"]

@@ -28,7 +28,8 @@ def plan_released(file: Path, protocol: ProtocolName, sweep: dict[str, list[str]
     the released ones, and a protocol that it cannot be measured by. Nothing is written.
     """
     if not file.is_file():
-        raise ValueError(f"--released {file}: there is no such file")
+        what = "that is no file, but a folder or a device" if file.exists() else "there is no such file"
+        raise ValueError(f"--released {file}: {what}")
     chosen, known = PROTOCOLS[protocol], sha256(file)[:12]
     if not chosen.data and chosen.prompts == "held out":
         others = ", ".join(name for name, row in PROTOCOLS.items() if row.data or row.prompts == "figures")

@@ -214,7 +214,7 @@ class Shards:
         try:
             record = json.loads(meta)
             record["key"]
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
             what = f"sample {place} of it has no metadata with a key ({type(error).__name__})"
             raise DamagedShard(f"{self.tars.path(shard)}: {what}: make it again") from None
         return record

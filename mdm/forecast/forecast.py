@@ -208,7 +208,7 @@ def _assumptions(machine: Machine, found: list[Forecast]) -> list[str]:
         time = [
             f"Time: on {machine.processes} x {machine.gpu} at {machine.utilisation:.0%} of the dense peak of {stated}.",
             "  The share is assumed (--utilisation): the paper's runs come to 6-20 % of an A100's peak, the best",
-            "  published trainings of diffusion U-Nets to 24-28 %; seen here: 23 % of an H200's, MDM-S64, not compiled.",
+            "  published trainings of diffusion U-Nets to 24-28 %; seen: 23 % of an H200's (MDM-S64, not compiled).",
         ]
     return [
         *time,

@@ -91,7 +91,7 @@ class Coco:
                 captions[int(annotation["image_id"])].append((int(annotation["id"]), str(annotation["caption"])))
         except OSError as error:
             raise ValueError(f"{self._json} cannot be read: {error}") from error
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, RecursionError) as error:
             raise ValueError(f"{self._json} does not hold COCO's captions: {error!r}") from error
         if len({number for number, _ in about}) < len(about):
             raise ValueError(f"{self._json}: field 'images' has a picture's id twice")

@@ -34,8 +34,10 @@ def test_over_several_blocks() -> None:
 
 def test_refuses_other_embeddings() -> None:
     good = np.random.default_rng(0).normal(size=(4, 3))
-    with pytest.raises(ValueError, match="reference: embedding 2 is all 0"):
+    with pytest.raises(ValueError, match="reference: embedding 2 is 0, or nearly"):
         cmmd(good, good * (np.arange(4) != 2)[:, None])
+    with pytest.raises(ValueError, match="samples: embedding 0 is 0, or nearly"):  # its squares are 0
+        cmmd(1e-170 * good, good)
     with pytest.raises(ValueError, match="different width: 3 and 2"):
         cmmd(good, good[:, :2])
     with pytest.raises(ValueError, match="samples: at least 2"):

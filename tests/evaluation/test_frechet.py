@@ -182,12 +182,18 @@ def test_refuses_what_would_hang_or_mislead() -> None:
         (np.zeros(2), np.array([[0.0, 1], [1, 0]]), "not a covariance: it has a negative eigenvalue"),
         (np.zeros(2), np.array([[1.0, 0.5], [0.4, 1]]), "not a covariance: it is not symmetric"),
         (np.zeros(2), np.array([[1.0, np.inf], [np.inf, 1]]), "not finite"),
+        (np.zeros(2), 1j * np.eye(2), "covariance: real numbers are needed, not complex128"),
+        (np.zeros(2), np.eye(2, dtype=bool), "covariance: real numbers are needed, not bool"),
+        (np.ma.masked_equal([0.0, 1.0], 1), np.eye(2), "mean: a masked array"),
+        (np.full(2, 1e200), np.eye(2), "not finite and below 1e\\+25"),
+        (np.zeros(2), 1e200 * np.eye(2), "not finite and below 1e\\+25"),
         (np.zeros(3), np.eye(2), r"a mean \[D\] and a covariance \[D, D\] are needed, not \[3\] and \[2, 2\]"),
         (np.zeros((2, 1)), np.eye(2), r"not \[2, 1\] and \[2, 2\]"),
     ],
 )
 def test_refuses_wrong_moments(mean: Array, covariance: Array, message: str) -> None:
-    good = np.zeros(2), np.eye(2)
-    for order in (((mean, covariance), good), (good, (mean, covariance))):
-        with pytest.raises(ValueError, match=message):
-            frechet_distance_from_moments(*order[0], *order[1])
+    wrong = mean, covariance
+    for good in ((np.zeros(2), np.eye(2)), (np.zeros(2), np.zeros((2, 2)))):  # the second: all images alike
+        for order in ((wrong, good), (good, wrong)):
+            with pytest.raises(ValueError, match=message):
+                frechet_distance_from_moments(*order[0], *order[1])

@@ -1,8 +1,10 @@
 """A folder of drawn images: in tars or loose, read alike; what is wrong with one is named."""
 
+import io
 import shutil
 import tarfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -91,6 +93,44 @@ def test_a_wrong_image_is_named(tmp_path: Path, loose: bool) -> None:
             damaged(data).load([0, 1], 8)
 
 
+def png(picture: Image.Image, **options: Any) -> bytes:
+    data = io.BytesIO()
+    picture.save(data, format="png", **options)
+    return data.getvalue()
+
+
+def test_a_picture_that_is_not_as_ours_is_refused(tmp_path: Path) -> None:
+    images, rgb = ImageFolder(tmp_path), Image.new("RGB", (8, 8), (10, 20, 30))
+    images.save(levels(1), [0], [0], loose=True)
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    for data in (
+        *(png(rgb.convert(mode)) for mode in ("L", "P", "1", "RGBA", "I;16")),
+        png(rgb, transparency=(10, 20, 30)),
+        png(rgb, exif=turned),
+        png(rgb, save_all=True, append_images=[Image.new("RGB", (8, 8))]),
+    ):
+        (tmp_path / "levels" / "8" / "00000.png").write_bytes(data)
+        with pytest.raises(
+            ValueError, match=r"levels/8/00000\.png: not plain RGB of 8 bits, as what was drawn is\. Delete"
+        ):
+            ImageFolder(tmp_path).load([0], 8)
+
+
+def test_what_lies_among_loose_images_is_named_wherever_it_lies(tmp_path: Path) -> None:
+    images = ImageFolder(tmp_path)
+    images.save(levels(2), [0, 1], [0, 1], loose=True)
+    (tmp_path / "captions.jsonl").write_text("")
+    for hidden in (".DS_Store", "levels/.DS_Store", "levels/8/.DS_Store", "levels/8/00001.png.tmp"):
+        (tmp_path / hidden).write_bytes(b"")
+    assert not images.strays({0, 1})
+    for stray in ("notes.txt", "99999.png", "levels/8/99999.png", "levels/512/", "levels/abc", "levels/8/holiday.jpg"):
+        path = tmp_path / stray
+        path.mkdir() if stray.endswith("/") else path.write_bytes(b"")
+        assert ImageFolder(tmp_path).strays({0, 1}) == [str(path)], stray
+        path.rmdir() if path.is_dir() else path.unlink()
+
+
 def test_a_tar_that_is_none_and_what_lies_about_are_named(tmp_path: Path) -> None:
     images = ImageFolder(tmp_path)
     images.save(levels(2), [0, 1], [0, 1])
@@ -102,7 +142,7 @@ def test_a_tar_that_is_none_and_what_lies_about_are_named(tmp_path: Path) -> Non
         tar.add(tmp_path / "tars" / "00000.tar", "notes.txt")
     assert ImageFolder(tmp_path).places == images.places
     assert [Path(s).name for s in images.strays({0})] == ["00000.tar: 00001.4.png", "00000.tar: 00001.8.png"]
-    others = ImageFolder(tmp_path / "other")
+    others = ImageFolder(tmp_path.with_name(f"{tmp_path.name}-other"))
     others.save(levels(2, seed=1), [0, 1], [0, 1])
     copy = shutil.copy(others.folder / "tars" / "00000.tar", tmp_path / "tars" / "zz-copy.tar")
     assert ImageFolder(tmp_path).places == images.places and images.strays({0, 1}) == [str(copy)]

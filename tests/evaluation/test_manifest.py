@@ -77,6 +77,10 @@ def test_pictures_lie_as_geneval_reads_them_and_a_kill_costs_what_is_missing(
     capsys.readouterr()
     assert main([*command, "--steps", "3"]) == 1
     assert f"{out} was begun with other sampling: give another folder (-o)" in capsys.readouterr().err
+    begun = json.loads((out / "settings.json").read_text())
+    (out / "settings.json").write_text(json.dumps({**begun, "format": 1}))  # of other noise
+    assert main(command) == 1 and "begun with other format" in capsys.readouterr().err
+    (out / "settings.json").write_text(json.dumps(begun))
     file.write_text('{"prompt": "3"}\n')
     assert main(command) == 1 and "begun with other prompts" in capsys.readouterr().err
 
@@ -93,6 +97,8 @@ def test_what_is_wrong_with_a_file_of_prompts_is_said(
         ('{"prompt": "a\\ud800b"}', "line 1: the prompt holds half a letter"),
         ("{", "line 1 is no JSON"),
         ('{"prompt": "a", "weight": NaN}', "line 1 is no JSON: NaN is no number of JSON's"),
+        ('{"prompt": "a", "weight": 1e999}', "line 1 is no JSON: 1e999 is no number of JSON's"),
+        ('{"prompt": ' + "[" * 200_000, "line 1 is no JSON"),
         ('{"prompt": " "}', "line 1: the prompt is empty"),
         ('{"text": "a"}', 'line 1: an object with a "prompt" is needed'),
         ('{"prompt": "a"}\n{"prompt": "b", "seed": 1}', "line 2: seed is a field of the manifest"),

@@ -83,6 +83,16 @@ def test_files_that_are_no_statistics_are_named(tmp_path: Path) -> None:
     file.write_bytes(pickle.dumps({"fid": {"mu": 0, "sigma": 1}}))
     with pytest.raises(ValueError, match=r"img512.npz is no .npz \(pickled statistics are refused"):
         load_statistics(file)
+    for begins, says in ((b"", "is empty"), (b"PK\x03\x04 and no more", "is cut off")):
+        file.write_bytes(begins)
+        with pytest.raises(ValueError, match=f"img512.npz {says}"):
+            load_statistics(file)
+    with pytest.raises(ValueError, match="is no file"):
+        load_statistics(tmp_path)
+    for count in (-7, 1, 5.9, [3, 4], np.nan, "abc"):
+        np.savez(file, mu=np.zeros(2), sigma=np.eye(2), count=count)
+        with pytest.raises(ValueError, match=r"img512.npz: its count of images is no whole number of at least 2"):
+            Moments.load(file)
     np.savez(file, mu=np.array([None]), sigma=np.eye(1))
     with pytest.raises(ValueError, match=r"img512.npz is damaged: Object arrays cannot be loaded"):
         load_statistics(file)

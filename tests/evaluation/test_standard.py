@@ -261,7 +261,8 @@ def test_random_weights_reach_no_report(made: Path, once: dict[str, Any], tmp_pa
         ("cut", "00003.png: it is cut off. Delete it"),
         ("text", "00003.png: it is no PNG. Delete it"),
         ("small", "00003.png: 64x64 px, not 256x256. Delete it"),
-        ("gone", "00003.png is missing, as are 0 more of 64. The command that drew the others draws them"),
+        ("grey", "00003.png: not plain RGB of 8 bits, as what was drawn is. Delete it"),
+        ("gone", "00003.png is missing, one of 1 that are, of 64. The command that drew the others draws them"),
         ("stray", "holiday.jpg is no image of .*captions.jsonl: move it away"),
         ("level", r"images: images of 256 px are measured, there are \[8\]"),
         ("few", "2 images are measured, a protocol needs at least 30"),
@@ -277,6 +278,8 @@ def test_a_wrong_image_is_named_before_any_work(made: Path, tmp_path: Path, dama
         file.write_text("no picture")
     elif damage == "small":
         Image.new("RGB", (64, 64)).save(file)
+    elif damage == "grey":
+        Image.new("L", (256, 256), 7).save(file)
     elif damage == "gone":
         file.unlink()
     elif damage == "stray":
@@ -337,11 +340,3 @@ def test_adm_crop_halves_by_boxes_before_it_is_bicubic() -> None:
     ramp = np.repeat(np.array([[0, 90, 180]] * 3, np.uint8)[..., None], 3, axis=2)
     assert adm_centre_crop(ramp, 2)[..., 1].tolist() == [[28, 152], [28, 152]]
     assert adm_centre_crop(np.zeros((600, 1030, 3), np.uint8), 256).shape == (256, 256, 3)
-
-
-def test_grey_and_transparent_images_are_what_a_viewer_shows(made: Path, tmp_path: Path) -> None:
-    images = shutil.copytree(made / "images", tmp_path / "images")
-    Image.new("RGBA", (256, 256)).save(images / "levels" / "256" / "00000.png")
-    Image.new("L", (256, 256), 7).save(images / "levels" / "256" / "00001.png")
-    pictures = list(Drawn.open(images, COCO.preparation).batches(0, N))
-    assert pictures[0].min() == 255 and set(pictures[1].flatten().tolist()) == {7}

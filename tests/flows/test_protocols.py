@@ -259,8 +259,10 @@ def test_a_released_file_is_measured_as_what_it_is(
     write_weights(released, planned)
     with pytest.raises(ValueError, match="a released file is one checkpoint"):
         plan_released(released, "coco2014-val-30k", {"checkpoint": ["all"]})
-    with pytest.raises(ValueError, match="there is no such file"):
+    with pytest.raises(ValueError, match="that is no file, but a folder or a device"):
         plan_released(released.parent, "coco2014-val-30k", {})
+    with pytest.raises(ValueError, match="there is no such file"):
+        plan_released(released.parent / "none.pth", "coco2014-val-30k", {})
     (found,) = measuring("coco2014-val-30k", planned)
     known = f"256x256-{sha256(released)[:12]}"
     assert planned.folder == tmp_path / "released" / known / "evaluations" / "coco2014-val-30k"

@@ -16,7 +16,7 @@ def test_what_is_torn_missing_or_of_another_shape_is_named(tmp_path: Path) -> No
     path = tmp_path / "settings.json"
     with pytest.raises(ValueError, match=r"settings\.json is missing"):
         load_json(path)
-    for torn in (b"", b"{", b"\xff\xfe"):
+    for torn in (b"", b"{", b"\xff\xfe", b"[" * 200_000):
         path.write_bytes(torn)
         with pytest.raises(ValueError, match=r"settings\.json is torn or no JSON"):
             load_json(path)

@@ -116,6 +116,7 @@ def test_pictures_without_captions_or_that_nobody_names_are_said(tmp_path: Path)
     ("about", "told"),
     [
         (b"{", "does not hold COCO's captions"),
+        (b"[" * 200_000, "does not hold COCO's captions"),
         (captions(images=3), "does not hold COCO's captions"),
         (captions(annotations=[{"id": 1}]), "does not hold COCO's captions: KeyError"),
         (captions(annotations=[{"id": 1, "image_id": 5, "caption": "x"}]), "'annotations' names the pictures 5"),
