@@ -2,9 +2,10 @@
 
 One process killed before every file event and with every file torn; SIGTERM at every event; two processes, each of
 them killed. Writes results/DATE-crash-points.md: the verdicts. Exits with 1 where one is not PASS (lost work neither).
-Options go to ckpt-chaos: ``--max-points 40`` takes so many, evenly spread.
+``--only two`` takes the modes that begin so; all other options go to ckpt-chaos (``--max-points 40``: evenly spread).
 """
 
+import argparse
 import datetime
 import os
 import re
@@ -32,8 +33,11 @@ MODES = {
 
 
 def main(options: list[str]) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
+    parser.add_argument("--only", default="", metavar="HOW", help="modes whose name begins so: one, two")
+    asked, of_chaos = parser.parse_known_args(options)
     today = datetime.date.today().isoformat()
-    out = ROOT / "benchmarks" / "results" / f"{today}-crash-points.md"
+    out = ROOT / "benchmarks" / "results" / f"{today}-crash-points{asked.only and '-' + asked.only}.md"
     lines = [f"# Crash points, {today}", "", f"`{' '.join(['python benchmarks/crash_points.py', *options])}`"]
     lines += [f"ckpt-chaos {version('ckpt-chaos')}, commit {commit(ROOT)}, {cpu_name()}, {os.cpu_count()} cores.", ""]
     lines += ["| how | points | verdicts | minutes |", "|---|---|---|---|"]
@@ -43,11 +47,11 @@ def main(options: list[str]) -> int:
         data = Path(folder) / "data"
         for split, count in (("train", 40), ("val", 9)):
             write_dataset(data, split, count, 32)
-        for number, (how, mode) in enumerate(MODES.items()):
+        for number, (how, mode) in enumerate(row for row in MODES.items() if row[0].startswith(asked.only)):
             work, begun = Path(folder) / str(number), time.monotonic()
             summary = Path(folder) / f"{number}.md"
             every = ["--max-points", "1000", "--summary", str(summary)]
-            done = subprocess.run(command(work, data, *every, *mode, *options), env=environment)
+            done = subprocess.run(command(work, data, *every, *mode, *of_chaos), env=environment)
             failed |= done.returncode != 0
             verdicts = re.findall(r"^\| \*\*(\w+)\*\* \| (\d+) \|", summary.read_text(), re.MULTILINE)
             runs, told = sum(int(n) for _, n in verdicts), ", ".join(f"{n} {verdict}" for verdict, n in verdicts)

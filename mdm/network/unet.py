@@ -124,7 +124,6 @@ class UNet(nn.Module):
     def decode(self, x: Tensor, skips: list[Tensor], emb: Tensor, context: Context) -> tuple[Tensor, Tensor]:
         """f_up with the skips -> prediction [B, 3, H, H] and features [B, C, H, H] for the enclosing level."""
         for up in self.up:
-            taken = skips[-len(cast(ResolutionBlock, up).blocks) :]
-            del skips[-len(taken) :]  # nothing holds them longer than they are needed
-            x, _ = up(x, emb, context, taken)
+            # Popped and not named, so that nothing holds them longer than they are needed.
+            x, _ = up(x, emb, context, [skips.pop() for _ in cast(ResolutionBlock, up).blocks][::-1])
         return self.conv_out(F.silu(self.norm_out(x))), x

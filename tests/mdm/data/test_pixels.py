@@ -181,6 +181,7 @@ def noise(mode: str) -> Image.Image:
         encoded(Image.fromarray(np.arange(37 * 29, dtype=np.uint16).reshape(37, 29) * 61), "PNG"),
         turned(6, Image.Transpose.ROTATE_90),
     ],
+    ids=lambda data: str(len(data)),  # not its bytes
 )
 def test_strips_are_the_whole(data: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = read_rgb(data)
