@@ -21,6 +21,7 @@ from evaluation.results import (
     SHUFFLED,
     TEXT_IMAGE,
     UNTRAINED,
+    Metric,
     Result,
 )
 from evaluation.statistics.estimates import Estimate
@@ -32,13 +33,11 @@ def distances(sets: Mapping[str, Features], reference: Features, seed: int, abou
     """Of sets of equal N from one reference, features [N, D] and [M, D]: each beside the others. ``about``: what the
     reference is."""
     count, real = len(sets[SAMPLES]), Gaussian.of_features(reference, "reference")
-    return [
-        Result.of(replace(metric, note=f"{metric.note} {about}"), count, found)
-        for metric, found in (
-            (FRECHET, {what: frechet_estimate(features, real, seed) for what, features in sets.items()}),
-            (KID, {what: kid(features, reference, seed) for what, features in sets.items()}),
-        )
-    ]
+    found: dict[Metric, Mapping[str, Estimate | float]] = {
+        FRECHET: {what: frechet_estimate(features, real, seed) for what, features in sets.items()},
+        KID: {what: kid(features, reference, seed) for what, features in sets.items()},
+    }
+    return [Result.of(replace(metric, note=f"{metric.note} {about}"), count, of) for metric, of in found.items()]
 
 
 def caption_fit(
