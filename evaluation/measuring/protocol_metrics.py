@@ -41,6 +41,7 @@ from evaluation.statistics.estimates import Estimate
 
 FEWEST = 30  # samples: what a line through 15 numbers of them needs
 PRDC_IMAGES, PRDC_K = 10_000, 3
+SPLITS = 10  # of the Inception score
 KERNEL_REFERENCE = 50_000  # pictures: of ImageNet's 1.3 million all pairs would take days
 FLOOR_REFERENCE = 50_000  # pictures that a floor is measured against: held in memory, unlike the whole reference
 
@@ -223,8 +224,12 @@ def _inception_score(sets: FeatureSets) -> list[Result]:
         n = min(sets.n, len(features))
         order = np.random.default_rng(sets.seed).permutation(len(features))[:n]  # no class stands together
         parts = [softmax(sets.network.logits(features[order[block]]), axis=1) for block in blocks(n)]
-        found[what] = inception_score(np.concatenate(parts)).mean
-    note = "Mean over 10 splits, Inception-V3 with TensorFlow 1's resize, without its bias. Grows with N."
+        score = inception_score(np.concatenate(parts), SPLITS)
+        found[what] = Estimate.normal(score.mean, score.deviation / (SPLITS - 1) ** 0.5)
+    note = (
+        f"Mean over {SPLITS} splits, whose spread its interval is by; Inception-V3 with TensorFlow 1's resize, without "
+        "its bias. Grows with N."
+    )
     sizes = {REAL_AGAINST_REAL: min(sets.n, len(sets.real))}
     name = "inception_score_{n}_legacy"
     return [named(name, "Inception score", "higher", note, found, sets.n, sets.network, sizes)]

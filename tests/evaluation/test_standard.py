@@ -268,6 +268,20 @@ def test_where_the_reference_is_too_small_for_a_floor_that_is_said() -> None:
     assert {found.n for found in of_metric("prdc", 40, 59)} == {29}  # of each of three sets
 
 
+def test_every_metric_but_shares_and_ratios_has_an_interval(once: dict[str, Any], made: Path) -> None:
+    found = {row["name"].removeprefix("random_"): row for row in once["random_metrics"]}
+    without = {name for name, row in found.items() if "samples" not in row["interval"]}
+    assert without == {*(f"{part}_64_legacy" for part in ("precision", "recall", "density", "coverage")), "relative_64"}
+    parts = np.random.default_rng(0).dirichlet(np.ones(10), 400)
+    splits = [inception_score(parts[i : i + 40], 1).mean for i in range(0, 400, 40)]
+    role, measure = DISTANCES["inception_score"]
+    network = make_networks()[role]
+    logits = np.log(parts).astype(np.float32)[np.argsort(np.random.default_rng(0).permutation(400))]
+    (row,) = measure(FeatureSets(network, logits, logits, logits, 0))
+    low, high = row.intervals["samples"]
+    assert (high - low) / 2 == pytest.approx(1.96 * np.std(splits, ddof=1) / 10**0.5, rel=1e-3)
+
+
 def test_as_drawn_real_images_are_averaged_to_the_samples_resolution(made: Path, squares: Path, tmp_path: Path) -> None:
     """Of both splits, 32 px, beside images of 16 px."""
     assign(tmp_path / "images", [Prompt(key=f"val{i:03d}", caption=f"caption {i}") for i in range(32)], 0)
