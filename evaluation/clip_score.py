@@ -36,8 +36,7 @@ def clip_score(image_features: Features, text_features: Features) -> ClipScore:
         if not lengths.all():
             raise ValueError(f"pair {rows.start + lengths.argmin()}: an embedding is all 0 and has no direction")
         cosines[rows] = (image * text).sum(1) / lengths
-    deviation = cosines.std(ddof=1) / np.sqrt(len(cosines))
-    return ClipScore(cosines, Estimate.normal(float(cosines.mean()), float(deviation)))
+    return ClipScore(cosines, Estimate.mean_of(cosines))
 
 
 def torchmetrics_score(cosines: NDArray[np.float64]) -> float:

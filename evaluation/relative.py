@@ -1,29 +1,24 @@
-"""A distance beside what it is for real images: its floor, and the mean over several networks' features."""
+"""A distance beside what it is for real images: sets for its floor, and the mean over several networks' features."""
 
 import math
 from collections.abc import Callable, Mapping
-from typing import TypeVar
 
 import numpy as np
 
 from evaluation.statistics.arrays import Features, check_features
 
-T = TypeVar("T")
 
+def apart(real: Features, n: int, others: int, seed: int = 0) -> tuple[Features, Features]:
+    """``n`` and ``others`` different real images [., D], drawn by the seed from features [N, D]: a distance of the
+    first to the second is what a perfect model would reach with n samples and such a reference.
 
-def real_against_real(metric: Callable[[Features, Features], T], real: Features, n: int, seed: int = 0) -> T:
-    """``metric(a, b)`` of two sets of ``n`` different real images each, drawn by the seed from features [N, D]: what a
-    perfect model would reach at this n. ValueError as check_features, or unless 2 <= n <= N / 2."""
-    return metric(*halves(real, n, seed))
-
-
-def halves(real: Features, n: int, seed: int = 0) -> tuple[Features, Features]:
-    """Two sets [n, D] of different real images, drawn by the seed. Raises ValueError as real_against_real."""
+    ValueError as check_features, and unless both are at least 2 and no more than there are.
+    """
     check_features(real, "real")
-    if not 2 <= n <= len(real) // 2:
-        raise ValueError(f"two sets of {n} of {len(real)} real images: n must be at least 2 and at most half of them")
-    drawn = np.random.default_rng(seed).permutation(len(real))[: 2 * n]
-    return np.asarray(real[np.sort(drawn[:n])]), np.asarray(real[np.sort(drawn[n:])])
+    if min(n, others) < 2 or n + others > len(real):
+        raise ValueError(f"{n} and {others} other ones of {len(real)} real images: 2 at least of each, N together")
+    order = np.random.default_rng(seed).permutation(len(real))[: n + others]
+    return np.asarray(real[np.sort(order[:n])]), np.asarray(real[np.sort(order[n:])])
 
 
 def drawn(features: Features, count: int, seed: int) -> Features:
@@ -41,10 +36,10 @@ def relative_to_real(
     seed: int = 0,
 ) -> float:
     """``relative_distance`` of features [N, D] and [M, D] by their space's name: n samples against n real images, by n
-    other real images against the same. ValueError as there, and as real_against_real."""
+    other real images against the same. ValueError as there, and as apart."""
     distances, own = {}, {}
     for space in (space for space in samples if space in real):  # one at a time: of ImageNet's, halves are large
-        others, against = halves(real[space], n, seed)
+        others, against = apart(real[space], n, n, seed)
         distances[space], own[space] = metric(drawn(samples[space], n, seed), against), metric(others, against)
     return relative_distance(distances, own)
 

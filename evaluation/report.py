@@ -94,7 +94,7 @@ def table_csv(measured: "Iterable[Measured]") -> str:
         for what, value in metric.values.items():
             low, high = metric.interval.get(what, ("", ""))
             row = map(_no_formula, (*texts, metric.name, what))
-            writer.writerow([*row, nimg, metric.n, value, low, high, metric.better])
+            writer.writerow([*row, nimg, metric.size(what), value, low, high, metric.better])
     return table.getvalue()
 
 

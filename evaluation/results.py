@@ -3,7 +3,9 @@
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, Self
+
+from evaluation.statistics.estimates import Estimate
 
 
 @dataclass(frozen=True)
@@ -21,7 +23,8 @@ FRECHET = Metric(
     "Fréchet distance (EfficientNet-Lite0)",
     "lower",
     "Between Gaussians fitted to 1280 features of samples and of real images. A stand-in, not FID: the network is "
-    "EfficientNet-Lite0, not Inception-V3. Biased upwards at small N, so only values of equal N compare.",
+    "EfficientNet-Lite0, not Inception-V3. Biased upwards at small N, so only values of equal N compare. The interval "
+    "is a 95 % jackknife over the images measured, the reference kept.",
 )
 KID = Metric(
     "kid_efficientnet_lite0",
@@ -36,7 +39,8 @@ TEXT_IMAGE = Metric(
     "Text-image cosine (MiniLM × EfficientNet-Lite0 heads)",
     "higher",
     "Mean cosine between image and caption under two linear heads learned from the run's own training pairs. A "
-    "stand-in, not a CLIP score; what the heads can tell apart is measured by their retrieval on held-out pairs.",
+    "stand-in, not a CLIP score; what the heads can tell apart is measured by their retrieval on held-out pairs. The "
+    "interval is by the spread over images.",
 )
 RETRIEVAL_R1 = Metric(
     "retrieval_r1_minilm_effnet_heads",
@@ -63,18 +67,19 @@ UNTRAINED = "untrained model"
 NOISE = "noise"
 REAL = "held-out images"
 SHUFFLED = "shuffled captions"
-REAL_AGAINST_REAL = "real images"  # two sets of them, as many in each as there are samples
+REAL_AGAINST_REAL = "real images"  # the floor: some of them against others,
+SAMPLES_BESIDE_REAL = "samples beside real images"  # and as many samples against the same others
 
 # Raise it by hand where the code computes other numbers from the same images: they are measured anew.
-METRICS_FORMAT = 1
+METRICS_FORMAT = 2
 
 
 @dataclass(frozen=True)
 class Result:
     """One metric measured on ``n`` images per set: values by what was measured ("samples", "noise", …), the first of
     them the run's own, and 95 % intervals of those that have one. ``extractor``: the name of the network whose features
-    were measured. Raises ValueError for values that are not finite, or an interval that has no value or does not
-    enclose it.
+    were measured. ``sizes``: of what was measured on another number of images. Raises ValueError for values that are
+    not finite, or an interval that has no value or does not enclose it.
     """
 
     metric: Metric
@@ -82,6 +87,14 @@ class Result:
     values: Mapping[str, float]
     intervals: Mapping[str, tuple[float, float]] = field(default_factory=dict)
     extractor: str = ""
+    sizes: Mapping[str, int] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, metric: Metric, n: int, found: Mapping[str, Estimate | float], **more: Any) -> Self:
+        """Of numbers with and without an interval."""
+        values = {what: e.value if isinstance(e, Estimate) else e for what, e in found.items()}
+        intervals = {what: (e.low, e.high) for what, e in found.items() if isinstance(e, Estimate)}
+        return cls(metric, n, values, intervals, **more)
 
     def __post_init__(self) -> None:
         if self.n < 1 or not self.values:
@@ -89,6 +102,8 @@ class Result:
         for what, value in self.values.items():
             if not math.isfinite(value):
                 raise ValueError(f"{self.metric.name}: the value of {what!r} is {value}")
+        for what in self.sizes.keys() - self.values.keys():
+            raise ValueError(f"{self.metric.name}: a number of images for {what!r}, which has no value")
         for what, (low, high) in self.intervals.items():
             if what not in self.values:
                 raise ValueError(f"{self.metric.name}: an interval for {what!r}, which has no value")
@@ -106,12 +121,14 @@ class Result:
             "n": self.n,
             "values": {what: float(value) for what, value in self.values.items()},
             "interval": {what: [float(low), float(high)] for what, (low, high) in self.intervals.items()},
+            "sizes": dict(self.sizes),
             "better": self.metric.better,
             "note": self.metric.note,
         }
 
 
 def memory_bytes(num_samples: int, num_real: int, px: int) -> int:
-    """About what an evaluation holds at once: real images and three sets of samples, and 2 bytes for how often each
-    image is drawn in each of the kernel distance's 1,000 replicates."""
-    return (num_real + 3 * num_samples) * 3 * px**2 + 2000 * (num_real + num_samples)
+    """About what an evaluation holds at once: ``num_real`` training images, and of ``num_samples`` captions the real
+    images and three sets of drawn ones; and 2 bytes for how often each image is drawn in each of the kernel distance's
+    1,000 replicates."""
+    return (num_real + 4 * num_samples) * 3 * px**2 + 2000 * (num_real + num_samples)

@@ -121,12 +121,13 @@ def train_heads(
 
 def retrieval(
     heads: Heads, image_features: NDArray[np.floating], text_features: NDArray[np.floating]
-) -> dict[str, float]:
-    """How well the heads find each image's own caption among all N of the given (held-out) pairs.
+) -> dict[str, NDArray[np.float64]]:
+    """How well the heads find each image's own caption among all N of the given pairs: a number per pair [N], of which
+    the mean is meant.
 
-    ``r1``, ``r10``: share of images whose caption is the best, or among the ten best (a tie counts against);
-    ``chance_r1``, ``chance_r10``: the same by guessing; ``matched``, ``shuffled``: mean cosine with the own caption and
-    with all others.
+    ``r1``, ``r10``: 1 where the own caption is the best, or among the ten best (a tie counts against), else 0;
+    ``matched``: cosine with the own caption; ``shuffled``: a pair's share in the mean of all N (N - 1) others, whose
+    spread it has (Hoeffding's projection: the image's mean with other captions, the caption's with other images).
     """
     images, texts = heads.embed_images(image_features), heads.embed_texts(text_features)
     _check_pairs(images, texts)
@@ -134,14 +135,10 @@ def retrieval(
     cosine = images @ texts.T  # [N, N], own captions on the diagonal
     own = cosine.diagonal()
     better = (cosine >= own[:, None]).sum(dim=1) - 1  # the own one is never better than itself
-    return {
-        "r1": float((better < 1).float().mean()),
-        "r10": float((better < 10).float().mean()),
-        "chance_r1": 1 / n,
-        "chance_r10": min(10, n) / n,
-        "matched": float(own.mean()),
-        "shuffled": float((cosine.sum() - own.sum()) / (n * (n - 1))),
-    }
+    cosine, own = cosine.double(), own.double()
+    others = (cosine.sum(dim=0) + cosine.sum(dim=1) - 2 * own) / (n - 1)  # twice the mean, each time in halves
+    found = {"r1": better < 1, "r10": better < 10, "matched": own, "shuffled": others - others.mean() / 2}
+    return {what: values.double().numpy() for what, values in found.items()}
 
 
 def _embed(features: NDArray[np.floating], mean: Tensor, weight: Tensor, name: str) -> Tensor:

@@ -68,7 +68,7 @@ def measured_by(
 def measured_by_stand_ins(
     protocol: Protocol, asked: Sequence[Prompt], settings: Evaluation, origin: Origin
 ) -> dict[str, Any]:
-    """By the network that comes with the packages, against both splits; or, of the gallery, by none."""
+    """By the network that comes with the packages, against training images; or, of the gallery, by none."""
     reference = {"data": to_dict(dict(origin.data)), "num_real": settings.num_real}
     name, file = EfficientNetLite0.name, EfficientNetLite0.weights_digest()
     networks = {name: [name, file]} if name in protocol.networks else {}

@@ -1,12 +1,13 @@
 """Features -> numbers: how far each set is from real images, and how well it fits its captions."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from evaluation.frechet import frechet_distance
+from evaluation.frechet import Gaussian, frechet_estimate
 from evaluation.kid import kid
 from evaluation.measuring.heads import retrieval, train_heads
 from evaluation.results import (
@@ -20,51 +21,48 @@ from evaluation.results import (
     SHUFFLED,
     TEXT_IMAGE,
     UNTRAINED,
+    Metric,
     Result,
 )
+from evaluation.statistics.estimates import Estimate
 
 Features = NDArray[np.float32]
 
 
-def distances(drawn: Mapping[str, Features], reference: Features, seed: int) -> list[Result]:
-    """Of sets of equal N from the reference, features [N, D] and [M, D]."""
-    count = len(drawn[SAMPLES])
-    kids = {what: kid(features, reference, seed) for what, features in drawn.items()}
-    return [
-        Result(FRECHET, count, {what: frechet_distance(features, reference) for what, features in drawn.items()}),
-        Result(KID, count, {w: k.value for w, k in kids.items()}, {w: (k.low, k.high) for w, k in kids.items()}),
-    ]
+def distances(sets: Mapping[str, Features], reference: Features, seed: int, about: str) -> list[Result]:
+    """Of sets of equal N from one reference, features [N, D] and [M, D]: each beside the others. ``about``: what the
+    reference is."""
+    count, real = len(sets[SAMPLES]), Gaussian.of_features(reference, "reference")
+    found: dict[Metric, Mapping[str, Estimate | float]] = {
+        FRECHET: {what: frechet_estimate(features, real, seed) for what, features in sets.items()},
+        KID: {what: kid(features, reference, seed) for what, features in sets.items()},
+    }
+    return [Result.of(replace(metric, note=f"{metric.note} {about}"), count, of) for metric, of in found.items()]
 
 
 def caption_fit(
-    drawn: Mapping[str, Features],
-    drawn_text: Features,
-    train: tuple[Features, Features],
-    held_out: tuple[Features, Features],
-    seed: int,
-    out: Path,
+    sets: Mapping[str, Features], text: Features, train: tuple[Features, Features], seed: int, out: Path
 ) -> tuple[list[Result], NDArray[np.float64]]:
     """How well the sets fit their captions, under heads learned from the training pairs and written to ``out``; and
     the cosine of each of the samples [N].
 
-    ``drawn_text`` [N, D]: the captions' features, row by row those of the sets' images; ``train``, ``held_out``:
-    features of real images, and of their captions.
+    ``text`` [N, D]: the captions' features, row by row those of the sets' images, real ones among them; ``train``:
+    features of training images, and of their captions.
     """
     heads = train_heads(*train, seed)
     heads.save(out / "heads.safetensors")
-    matching = {what: retrieval(heads, features, drawn_text) for what, features in drawn.items()}
-    real = retrieval(heads, *held_out)
+    found = {what: retrieval(heads, features, text) for what, features in sets.items()}
     cosines = {
-        SAMPLES: matching[SAMPLES]["matched"],
-        SHUFFLED: matching[SAMPLES]["shuffled"],
-        UNTRAINED: matching[UNTRAINED]["matched"],
-        NOISE: matching[NOISE]["matched"],
-        REAL: real["matched"],
+        SAMPLES: found[SAMPLES]["matched"],
+        SHUFFLED: found[SAMPLES]["shuffled"],
+        UNTRAINED: found[UNTRAINED]["matched"],
+        NOISE: found[NOISE]["matched"],
+        REAL: found[REAL]["matched"],
     }
-    number = len(held_out[0])
+    n = len(text)
     results = [
-        Result(TEXT_IMAGE, len(drawn_text), cosines),
-        Result(RETRIEVAL_R1, number, {REAL: real["r1"], "chance": real["chance_r1"]}),
-        Result(RETRIEVAL_R10, number, {REAL: real["r10"], "chance": real["chance_r10"]}),
+        Result.of(TEXT_IMAGE, n, {what: Estimate.mean_of(values) for what, values in cosines.items()}),
+        Result.of(RETRIEVAL_R1, n, {REAL: Estimate.mean_of(found[REAL]["r1"]), "chance": 1 / n}),
+        Result.of(RETRIEVAL_R10, n, {REAL: Estimate.mean_of(found[REAL]["r10"]), "chance": min(10, n) / n}),
     ]
-    return results, heads.cosine(drawn[SAMPLES], drawn_text).astype(np.float64)
+    return results, cosines[SAMPLES]

@@ -1,10 +1,15 @@
-"""A protocol's metrics by name: features of one network -> numbers, each with its floor and ceiling at equal N.
+"""A protocol's metrics by name: features of one network -> numbers, each with its floor and ceiling. N stands in every
+name.
 
-The floor is what real images measure against real images, the ceiling what noise does. N stands in every name.
+The ceiling is what noise measures, as much as there are samples, against the same reference. The floor is what real
+images measure against real images. A reference cannot be measured against itself, so some of it stands against the
+rest: as many as there are samples, or half of it where that is less. As the rest is less than the whole, which raises
+a biased distance, as many samples are measured against that rest, too: these two numbers compare.
 """
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal, Protocol, runtime_checkable
 
 import numpy as np
@@ -15,19 +20,30 @@ from evaluation import protocols
 from evaluation.clip_score import clip_score
 from evaluation.cmmd import cmmd
 from evaluation.fid_infinity import fid_infinity
-from evaluation.frechet import Gaussian, distance
+from evaluation.frechet import Gaussian, distance, frechet_estimate
 from evaluation.inception_score import inception_score
 from evaluation.kid import kid
 from evaluation.networks.features import Extractor
 from evaluation.prdc import Prdc, prdc
-from evaluation.relative import drawn, real_against_real, relative_to_real
-from evaluation.results import NOISE, RANDOM, REAL_AGAINST_REAL, SAMPLES, SHUFFLED, Metric, Result
+from evaluation.relative import apart, drawn, relative_to_real
+from evaluation.results import (
+    NOISE,
+    RANDOM,
+    REAL_AGAINST_REAL,
+    SAMPLES,
+    SAMPLES_BESIDE_REAL,
+    SHUFFLED,
+    Metric,
+    Result,
+)
 from evaluation.statistics.arrays import Features, blocks
 from evaluation.statistics.estimates import Estimate
 
 FEWEST = 30  # samples: what a line through 15 numbers of them needs
 PRDC_IMAGES, PRDC_K = 10_000, 3
+SPLITS = 10  # of the Inception score
 KERNEL_REFERENCE = 50_000  # pictures: of ImageNet's 1.3 million all pairs would take days
+FLOOR_REFERENCE = 50_000  # pictures that a floor is measured against: held in memory, unlike the whole reference
 
 Better = Literal["lower", "higher"]
 Between = Callable[[Features, Features], Estimate | float]
@@ -63,10 +79,25 @@ class FeatureSets:
         self, name: str, label: str, better: Better, note: str, found: dict[str, Estimate | float], n: int = 0
     ) -> Result:
         """``n``: of the images measured, if not all samples."""
-        n = n or self.n
-        if REAL_AGAINST_REAL not in found:
-            note += f" No floor at equal N: the reference has {len(self.real)} images, two sets of {n} are more."
-        return named(name, label, better, note, found, n, self.network)
+        sizes = {}
+        if SAMPLES_BESIDE_REAL in found:
+            sizes = dict.fromkeys((REAL_AGAINST_REAL, SAMPLES_BESIDE_REAL), self.floor_n)
+            note += (
+                f" Floor: {self.floor_n} real images against {len(self.floor[1])} others, and beside that as many "
+                "samples against the same others."
+            )
+        elif REAL_AGAINST_REAL not in found:
+            note += f" No floor: the reference has {len(self.real)} images, {2 * FEWEST} are needed."
+        return named(name, label, better, note, found, n or self.n, self.network, sizes)
+
+    @property
+    def floor_n(self) -> int:
+        return min(self.n, len(self.real) // 2)
+
+    @cached_property
+    def floor(self) -> tuple[Features, Features]:
+        """Real images, and others to measure them against."""
+        return apart(self.real, self.floor_n, min(len(self.real) - self.floor_n, FLOOR_REFERENCE), self.seed)
 
     def beside(
         self, of_samples: Between, of_others: Between, real: Features | None = None
@@ -74,19 +105,27 @@ class FeatureSets:
         """A distance to the reference or ``real``, a part of it: of samples, noise and, if they suffice, reals."""
         real = self.real if real is None else real
         found = {SAMPLES: of_samples(self.samples, real), NOISE: of_others(self.noise, real)}
-        if 2 * self.n <= len(self.real):
-            found[REAL_AGAINST_REAL] = real_against_real(of_others, self.real, self.n, self.seed)
+        if self.floor_n >= FEWEST:
+            some, others = self.floor
+            found[REAL_AGAINST_REAL] = of_others(some, others)
+            found[SAMPLES_BESIDE_REAL] = of_others(drawn(self.samples, self.floor_n, self.seed), others)
         return found
 
 
 def named(
-    name: str, label: str, better: Better, note: str, found: dict[str, Estimate | float], n: int, network: Extractor
+    name: str,
+    label: str,
+    better: Better,
+    note: str,
+    found: dict[str, Estimate | float],
+    n: int,
+    network: Extractor,
+    sizes: Mapping[str, int] | None = None,
 ) -> Result:
     """``name``: with {n} where the number of images is to stand. A network of random weights stands before it."""
     random = RANDOM if network.name.startswith(RANDOM) else ""
-    values = {what: e.value if isinstance(e, Estimate) else e for what, e in found.items()}
-    intervals = {what: (e.low, e.high) for what, e in found.items() if isinstance(e, Estimate)}
-    return Result(Metric(random + name.format(n=short(n)), label, better, note), n, values, intervals, network.name)
+    metric = Metric(random + name.format(n=short(n)), label, better, note)
+    return Result.of(metric, n, found, extractor=network.name, sizes=sizes or {})
 
 
 def short(n: int) -> str:
@@ -95,9 +134,15 @@ def short(n: int) -> str:
 
 
 def _gaussians(sets: FeatureSets) -> Callable[[Features], Gaussian]:
-    """Of a set that is measured against; that of the whole reference is made once."""
-    reference = Gaussian.of_features(sets.real, "reference")
-    return lambda real: reference if real is sets.real else Gaussian.of_features(real, "reference")
+    """Of the sets that are measured against, each made once: the reference and the floor's, which ``sets`` keeps."""
+    known: dict[int, Gaussian] = {}
+
+    def of(real: Features) -> Gaussian:
+        if id(real) not in known:
+            known[id(real)] = Gaussian.of_features(real, "reference")
+        return known[id(real)]
+
+    return of
 
 
 def _frechet(a: Features, b: Gaussian) -> float:
@@ -107,9 +152,8 @@ def _frechet(a: Features, b: Gaussian) -> float:
 def _fid(resize: str) -> "Measure":
     def measure(sets: FeatureSets) -> list[Result]:
         of = _gaussians(sets)
-        finite: Between = lambda a, b: _frechet(a, of(b))  # noqa: E731
-        found = sets.beside(finite, finite)
-        # The interval, which costs most, is of the samples alone.
+        # Intervals, which cost most, are of the samples alone.
+        found = sets.beside(lambda a, b: frechet_estimate(a, of(b), sets.seed), lambda a, b: _frechet(a, of(b)))
         infinite = sets.beside(
             lambda a, b: fid_infinity(a, of(b), sets.seed).estimate,
             lambda a, b: fid_infinity(a, of(b), sets.seed, replicates=2).estimate.value,
@@ -146,20 +190,19 @@ def _part(sets: FeatureSets) -> str:
 
 def _fd_dinov2(sets: FeatureSets) -> list[Result]:
     of = _gaussians(sets)
-    between: Between = lambda a, b: _frechet(a, of(b))  # noqa: E731
+    found = sets.beside(lambda a, b: frechet_estimate(a, of(b), sets.seed), lambda a, b: _frechet(a, of(b)))
     note = "Fréchet distance of DINOv2 ViT-L/14's features. Biased upwards: compare equal N only."
-    return [sets.result("fd_dinov2_{n}", "FD-DINOv2", "lower", note, sets.beside(between, between))]
+    return [sets.result("fd_dinov2_{n}", "FD-DINOv2", "lower", note, found)]
 
 
 def _prdc(sets: FeatureSets) -> list[Result]:
-    n = min(PRDC_IMAGES, sets.n, len(sets.real))
-    real = drawn(sets.real, n, sets.seed)
+    n = min(PRDC_IMAGES, sets.floor_n)  # of all of them, so that the floor is of equal sets
+    some, real = apart(sets.real, n, n, sets.seed)
     found = {
         SAMPLES: prdc(real, drawn(sets.samples, n, sets.seed), PRDC_K),
         NOISE: prdc(real, drawn(sets.noise, n, sets.seed), PRDC_K),
+        REAL_AGAINST_REAL: prdc(real, some, PRDC_K),
     }
-    if 2 * n <= len(sets.real):
-        found[REAL_AGAINST_REAL] = real_against_real(lambda a, b: prdc(a, b, PRDC_K), sets.real, n, sets.seed)
     note = f"{n} images of each, k = {PRDC_K}; Inception-V3, legacy resize."
     return [
         sets.result(
@@ -181,9 +224,15 @@ def _inception_score(sets: FeatureSets) -> list[Result]:
         n = min(sets.n, len(features))
         order = np.random.default_rng(sets.seed).permutation(len(features))[:n]  # no class stands together
         parts = [softmax(sets.network.logits(features[order[block]]), axis=1) for block in blocks(n)]
-        found[what] = inception_score(np.concatenate(parts)).mean
-    note = "Mean over 10 splits, Inception-V3 with TensorFlow 1's resize, without its bias. Grows with N."
-    return [sets.result("inception_score_{n}_legacy", "Inception score", "higher", note, found)]
+        score = inception_score(np.concatenate(parts), SPLITS)
+        found[what] = Estimate.normal(score.mean, score.deviation / (SPLITS - 1) ** 0.5)
+    note = (
+        f"Mean over {SPLITS} splits, whose spread its interval is by; Inception-V3 with TensorFlow 1's resize, without "
+        "its bias. Grows with N."
+    )
+    sizes = {REAL_AGAINST_REAL: min(sets.n, len(sets.real))}
+    name = "inception_score_{n}_legacy"
+    return [named(name, "Inception score", "higher", note, found, sets.n, sets.network, sizes)]
 
 
 def clip_scores(network: Extractor, role: str, samples: Features, text: Features) -> tuple[Result, NDArray[np.float64]]:

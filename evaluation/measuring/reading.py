@@ -1,5 +1,6 @@
 """What is measured, from disk: real images with their captions, and the images that were drawn, by their keys."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -7,7 +8,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from evaluation.images.captions import Line, held_out_prompts, lines_of
+from evaluation.images.captions import Line, held_out_prompts, lines_of, unique
 from evaluation.images.image_folder import ImageFolder
 from evaluation.measuring.heads import pool_tokens
 from evaluation.results import NOISE, SAMPLES, UNTRAINED
@@ -21,26 +22,32 @@ FOLDERS = {SAMPLES: "samples", UNTRAINED: "untrained"}  # below the image folder
 
 @dataclass(frozen=True)
 class Real:
-    """Captioned images of a split, in its order: uint8 [N, 3, H, H], text features [N, D]; [N, 0] without encoder."""
+    """Captioned images of a split, uint8 [N, 3, H, H], with text features [N, D]; [N, 0] without encoder."""
 
-    numbers: list[int]  # in the split
-    keys: list[str]
-    captions: list[str]
     images: NDArray[np.uint8]
     text: NDArray[np.float32]
 
 
-def load_real(shards: Shards, encoder: TextEncoder | None, limit: int = 0) -> Real:
-    """All samples of a split, or ``limit`` of them, equally far apart, at the size that ``shards`` was opened for."""
-    indices = shards.spread(limit or len(shards))
-    samples = [shards[i] for i in indices]
-    pooled = np.zeros((len(samples), 0), np.float32)
+def load_real(shards: Shards, encoder: TextEncoder | None, indices: Sequence[int]) -> Real:
+    """These samples of a split, at the size that ``shards`` was opened for."""
+    pooled = np.zeros((len(indices), 0), np.float32)
     if shards.states is not None or encoder is not None:
         tokens = [states.numpy() for states in caption_states(shards, indices, encoder)[0]]
         pooled = pool_tokens(np.concatenate(tokens), np.cumsum([0] + [len(t) for t in tokens]))
-    images = np.stack([average(sample.image, shards.px or sample.image.shape[-1]).numpy() for sample in samples])
-    keys, captions = [sample.key for sample in samples], [sample.caption for sample in samples]
-    return Real(indices, keys, captions, images, pooled)
+    return Real(load_pictures(shards, indices), pooled)
+
+
+def load_pictures(shards: Shards, indices: Sequence[int]) -> NDArray[np.uint8]:
+    """Their pictures alone, uint8 [N, 3, H, H]."""
+    pictures = (shards[i].image for i in indices)
+    return np.stack([average(picture, shards.px or picture.shape[-1]).numpy() for picture in pictures])
+
+
+def places(held_out: Shards, lines: Sequence[Line]) -> list[int]:
+    """The numbers in a split of the samples whose captions were asked for."""
+    there = held_out.present()
+    of_key = unique([held_out.key(i) for i in there], str(held_out.folder))
+    return [there[of_key[line.key]] for line in lines]
 
 
 def measured_lines(images: Path, held_out: Shards, num_samples: int, labelled: bool) -> list[Line]:

@@ -189,7 +189,11 @@ def _write(
 
 
 def _random_row(result: Result) -> dict[str, Any]:
-    return {"name": result.metric.name, "n": result.n, "values": dict(result.values), "extractor": result.extractor}
+    plain = {"name": result.metric.name, "n": result.n, "extractor": result.extractor}
+    return plain | {
+        "values": dict(result.values),
+        "interval": {what: [*ends] for what, ends in result.intervals.items()},
+    }
 
 
 def write_cosines(file: Path, cosines: Cosines, lines: Sequence[Line]) -> None:

@@ -53,6 +53,11 @@ def draw_curve(curve: Curve, chart_id: str) -> Markup:
             marker = "o" if len(series.x) <= MARKED else None
             look: dict[str, Any] = {"color": _series(i), "linestyle": style, "linewidth": 1.7}
             axes.plot(series.x, series.y, marker=marker, markersize=4, gid=f"series{i}", **look)
+            crossed = [(y, *ends) for y, ends in zip(series.y, series.x_interval, strict=False) if ends]
+            upright = [(x, *ends) for x, ends in zip(series.x, series.y_interval, strict=False) if ends]
+            for draw, ends, name in ((axes.hlines, crossed, "crossed"), (axes.vlines, upright, "upright")):
+                if ends:
+                    draw(*zip(*ends, strict=True), color=_series(i), linewidth=1, gid=f"{name}{i}")
             for x, y, label in zip(series.x, series.y, series.labels, strict=False):
                 axes.annotate(_cut(label, 12), (x, y), (4, 4), textcoords="offset points")
         for i, line in enumerate(curve.lines):

@@ -45,10 +45,10 @@ def _along_training(preset: Preset, points: list[Point], paces: dict[str, Pace],
         for axis, of in axes.items():
             series = []
             for (stage, drawn), found in groups.items():
-                known = [(of(p), row["values"][SAMPLES]) for p in found if (row := p.metric(name))]
-                xy = [(x, y) for x, y in known if x is not None]
-                if len(xy) > 1:
-                    series.append({"name": f"stage {stage}, {drawn}", "x": [x for x, _ in xy], "y": [y for _, y in xy]})
+                known = [(x, row) for p in found if (row := p.metric(name)) and (x := of(p)) is not None]
+                if len(known) > 1:
+                    xs, y = [x for x, _ in known], _values([row for _, row in known], "y")
+                    series.append({"name": f"stage {stage}, {drawn}", "x": xs, **y})
             if series:
                 title = f"{metric['label']} along the training, as Figs. 4, 8a, 8b, 12"
                 curves.append(
@@ -67,15 +67,21 @@ def _over_guidance(points: list[Point], where: str) -> list[Curve]:
             series = []
             for (stage, nimg, drawn), found in groups.items():
                 rows = [(p.guidance, p.metric(caption), p.metric(distance)) for p in found]
-                known = [(g, x["values"][SAMPLES], y["values"][SAMPLES]) for g, x, y in rows if x and y]
+                known = [(g, x, y) for g, x, y in rows if x and y]
                 if len(known) > 1:
-                    labels, x, y = (list(column) for column in zip(*known, strict=True))
+                    xy = _values([x for _, x, _ in known], "x") | _values([y for _, _, y in known], "y")
                     name = f"stage {stage} at {nimg:,} images, {drawn}; beside each point its guidance"
-                    series.append({"name": name, "x": x, "y": y, "labels": labels})
+                    series.append({"name": name, "labels": [g for g, _, _ in known], **xy})
             if series:
                 title, axis = f"{names[distance]['label']} over guidance, as Fig. 8c", names[caption]["label"]
                 curves.append(_curve(title, axis, names[distance], where, series, points[0].protocol))
     return curves
+
+
+def _values(rows: list[dict[str, Any]], axis: str) -> dict[str, Any]:
+    """A series' numbers along an axis, and their intervals."""
+    intervals = [row["interval"].get(SAMPLES) for row in rows]
+    return {axis: [row["values"][SAMPLES] for row in rows], f"{axis}_interval": intervals}
 
 
 def _groups(points: Sequence[Point], key: Callable[[Point], Any]) -> dict[Any, list[Point]]:

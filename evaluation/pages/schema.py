@@ -57,13 +57,16 @@ class Series(_Part):
     x: list[Number]
     y: list[Number]
     labels: list[Text] = []  # of the points, drawn beside them: numbers, no text from the web
+    x_interval: list[Pair | None] = []  # 95 %, of the points that have one
+    y_interval: list[Pair | None] = []
 
     @model_validator(mode="after")
     def _paired(self) -> "Series":
         if len(self.x) != len(self.y) or not self.x:
             raise ValueError(f"x and y must be equally long and not empty, they have {len(self.x)} and {len(self.y)}")
-        if len(self.labels) not in (0, len(self.x)):
-            raise ValueError(f"labels: {len(self.labels)} of {len(self.x)} points")
+        for name in ("labels", "x_interval", "y_interval"):
+            if len(getattr(self, name)) not in (0, len(self.x)):
+                raise ValueError(f"{name}: {len(getattr(self, name))} of {len(self.x)} points")
         return self
 
 
@@ -98,6 +101,10 @@ class MetricRow(_Part):
     better: Literal["lower", "higher"]
     note: Text
     protocol: Text = ""
+    sizes: dict[Text, int] = {}  # number of images of those values that are of another than n
+
+    def size(self, what: str) -> int:
+        return self.sizes.get(what, self.n)
 
     @model_validator(mode="after")
     def _intervals_of_values(self) -> "MetricRow":
@@ -217,7 +224,7 @@ class EvaluationTable(_Part):
             for what, value in metric.values.items():
                 if what != SAMPLES:
                     low, high, _ = found.setdefault(what, {}).get(metric.name, (value, value, 0))
-                    found[what][metric.name] = (min(low, value), max(high, value), metric.n)
+                    found[what][metric.name] = (min(low, value), max(high, value), metric.size(what))
         return {what: of for what, of in found.items() if of.keys() & self.columns().keys()}
 
 

@@ -136,7 +136,8 @@ def model_metrics(model: str, facts: dict[str, Any], way: str, done: dict[str, A
 
 
 def metric_values(metrics: Iterable[dict[str, Any]]) -> tuple[dict[str, float], dict[str, float]]:
-    """``eval/NAME_nN`` of the samples; and these with what they stand beside, ``eval/NAME_nN/WHAT``, and intervals."""
+    """``eval/NAME_nN`` of the samples; and these with what they stand beside, ``eval/NAME_nN/WHAT``, and intervals; of
+    what was measured on another number of images than the samples, ``eval/NAME_nN/WHAT_nM``."""
     own: dict[str, float] = {}
     values: dict[str, float] = {}
     for metric in metrics:
@@ -144,10 +145,13 @@ def metric_values(metrics: Iterable[dict[str, Any]]) -> tuple[dict[str, float], 
         if SAMPLES in metric["values"]:
             own[name] = metric["values"][SAMPLES]
         for i, (what, value) in enumerate(metric["values"].items()):
-            values[name if i == 0 else f"{name}/{what.replace(' ', '_')}"] = value
-        for what, (low, high) in metric["interval"].items():
-            prefix = name if what == next(iter(metric["values"])) else f"{name}/{what.replace(' ', '_')}"
-            values |= {f"{prefix}_low": low, f"{prefix}_high": high}
+            size = metric.get("sizes", {}).get(what, metric["n"])
+            other = what.replace(" ", "_") + (f"_n{size}" if size != metric["n"] else "")
+            prefix = name if i == 0 else f"{name}/{other}"
+            values[prefix] = value
+            if what in metric["interval"]:
+                low, high = metric["interval"][what]
+                values |= {f"{prefix}_low": low, f"{prefix}_high": high}
     return own, values
 
 

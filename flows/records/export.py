@@ -77,7 +77,8 @@ def _facts(
     return [
         [
             "Data",
-            f"{manifest['name']}: {results['real_images']} real images compared; {manifest['samples']} trained on",
+            f"{manifest['name']}: {manifest['samples']:,} images trained on; distances are taken to "
+            f"{results['real_images']:,} of them",
         ],
         ["Data set", _data_set(data)],
         ["Data source", described(manifest["source"])],
@@ -189,12 +190,14 @@ def _sample_grid(preset: Preset, images: Path, data: Path, results: dict[str, An
             tiles += [real[held_out[sample["key"]]].image.numpy(), nearest.image.numpy()]
         items.append({"caption": f"{sample['caption']}  (nearest: {near})", "image": png_uri(strip(tiles))})
     sizes = ", ".join(f"{px} px" for px in resolutions)
+    searched, there = results["nearest_among"]["images"], results["nearest_among"]["of"]
+    among = f"all {there:,}" if searched == there else f"{searched:,} of the {there:,}"
     beside = (
-        "the real picture of that caption, never trained on; and the training image nearest to the sample, to see "
-        "whether it was copied."
+        "the real picture of that caption, never trained on; and the training image nearest to the sample, of "
+        f"{among}, to see whether it was copied."
         if shows_real
-        else "beside it the key of the training image nearest to the sample. Strangers' pictures are not shown "
-        f"(`mdm data {train.manifest['name']} --sheet` asks for them)."
+        else f"beside it the key of the training image nearest to the sample, of {among}. Strangers' pictures are not "
+        f"shown (`mdm data {train.manifest['name']} --sheet` asks for them)."
     )
     return [
         {

@@ -11,7 +11,6 @@ import psutil
 
 from evaluation.results import memory_bytes
 from flows.datasets.sets import did_you_mean
-from flows.datasets.text import SPLITS
 from flows.home import Trouble, datasets, home, make_home, sources, weights
 from mdm.config import ENCODERS
 from mdm.data.shards import choose_tier
@@ -145,13 +144,12 @@ def _disk(preset: Preset) -> list[str]:
 
 def _memory(preset: Preset) -> list[str]:
     """Evaluation holds all its images and their kernels at once; what a machine cannot hold is refused, not begun."""
-    settings, found = preset.evaluation, _counts(preset)
-    real = min(settings.num_real or found["train"], found["train"] or settings.num_real) + found["val"]
-    px = preset.px
+    settings, px, train = preset.evaluation, preset.px, _training_images(preset)
+    real = min(settings.num_real or train, train or settings.num_real)
     wanted, there = memory_bytes(settings.num_samples, real, px) / 1e9, psutil.virtual_memory().total / 1e9
     if wanted <= there:
         return []
-    of_real = f"{real:,} real images" if settings.num_real or found["train"] else "all real images (not counted)"
+    of_real = f"{real:,} training images" if real else "all training images (not counted)"
     return [
         f"memory: evaluation holds {settings.num_samples:,} samples and {of_real} of {px} px at once, about "
         f"{wanted:,.0f} GB of this machine's {there:,.0f} GB: set evaluation.num_samples and evaluation.num_real "
@@ -159,8 +157,8 @@ def _memory(preset: Preset) -> list[str]:
     ]
 
 
-def _counts(preset: Preset) -> dict[str, int]:
-    """Samples of each split of the newest set of that name; 0 where there is none."""
+def _training_images(preset: Preset) -> int:
+    """Of the newest set of that name; as many as were published where there is none, 0 where nobody says how many."""
     sets = finished_sets(datasets(), preset.data.name)
-    manifests = {split: (read_json(sets[-1] / split / "manifest.json") if sets else None) for split in SPLITS}
-    return {split: 0 if manifest is None else samples_left(manifest) for split, manifest in manifests.items()}
+    manifest = read_json(sets[-1] / "train" / "manifest.json") if sets else None
+    return find(preset.data.name).published if manifest is None else samples_left(manifest)

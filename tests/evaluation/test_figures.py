@@ -4,8 +4,9 @@ from dataclasses import replace
 
 import pytest
 
+from evaluation.pages.charts import draw_curve
 from evaluation.pages.figures import figures
-from evaluation.pages.schema import Curve
+from evaluation.pages.schema import Curve, Series
 from evaluation.pages.speed import Pace
 from mdm.presets import PRESETS, resolve
 from tests.evaluation.example_records import PACE, TINY, evaluated, measured
@@ -36,6 +37,26 @@ def test_over_guidance_each_point_names_its_own() -> None:
     (series,) = curve["series"]
     assert (series["labels"], series["x"]) == (["1", "3", "5"], pytest.approx([0.1, 0.3, 0.5]))
     Curve.model_validate(curve)
+
+
+def test_intervals_are_drawn_across_their_points() -> None:
+    points = evaluated()
+    for point in points:
+        for row in point.metrics:
+            value = row["values"]["samples"]
+            row["interval"] = {"samples": [value - 0.01, value + 0.02]}
+    del points[0].metrics[0]["interval"]["samples"]
+    curves = [Curve.model_validate(curve) for curve in figures(TINY, points, {})]
+    (along,) = [c for c in curves if c.title.startswith("fd") or c.title.startswith("Fr") if "along" in c.title]
+    assert along.series[0].x_interval == [] and along.series[0].y_interval[0] is None
+    (over,) = [c for c in curves if "guidance" in c.title]
+    (series,) = over.series
+    assert series.x_interval == [pytest.approx([x - 0.01, x + 0.02]) for x in series.x]
+    assert series.y_interval == [pytest.approx([y - 0.01, y + 0.02]) for y in series.y]
+    drawn = draw_curve(over, "chart")
+    assert 'id="chart-crossed0"' in drawn and 'id="chart-upright0"' in drawn
+    with pytest.raises(ValueError, match="y_interval: 2 of 3 points"):
+        Series(name="", x=[1, 2, 3], y=[1, 2, 3], y_interval=[None, None])
 
 
 def test_table_1_stands_where_protocol_and_metric_are_its_own() -> None:

@@ -6,7 +6,14 @@ import pytest
 import scipy.linalg
 from numpy.typing import NDArray
 
-from evaluation.frechet import Gaussian, distance, frechet_distance, frechet_distance_from_moments
+from evaluation.frechet import (
+    Gaussian,
+    distance,
+    frechet_distance,
+    frechet_distance_from_moments,
+    frechet_estimate,
+)
+from evaluation.statistics.estimates import Z_95
 
 Array = NDArray[np.float64]
 
@@ -197,3 +204,20 @@ def test_refuses_wrong_moments(mean: Array, covariance: Array, message: str) -> 
         for order in ((wrong, good), (good, wrong)):
             with pytest.raises(ValueError, match=message):
                 frechet_distance_from_moments(*order[0], *order[1])
+
+
+@pytest.mark.parametrize(("n", "dim"), [(300, 8), (40, 100)])
+def test_the_interval_has_the_spread_over_new_samples(n: int, dim: int) -> None:
+    """More and fewer images than dimensions."""
+    random = np.random.default_rng(0)
+    scale = np.linspace(0.2, 2, dim)
+    reference = Gaussian.of_features(scale * random.normal(size=(500, dim)))
+    drawn = [1.1 * scale * random.normal(size=(n, dim)) for _ in range(150)]
+    found = [frechet_estimate(samples, reference, seed) for seed, samples in enumerate(drawn[:30])]
+    assert found[0].value == distance(Gaussian.of_features(drawn[0]), reference)
+    assert found[0] == frechet_estimate(drawn[0], reference, 0) != frechet_estimate(drawn[0], reference, 1)
+    stated = np.mean([(estimate.high - estimate.low) / 2 / Z_95 for estimate in found])
+    spread = np.std([distance(Gaussian.of_features(samples), reference) for samples in drawn])
+    assert 0.8 < stated / spread < 1.4
+    with pytest.raises(ValueError, match="samples: at least 3 images are needed, there are 2"):
+        frechet_estimate(drawn[0][:2], reference)

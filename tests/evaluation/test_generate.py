@@ -59,9 +59,8 @@ def test_online_draws_and_pools_what_stored_embeddings_do(squares: Path, tmp_pat
     assert np.abs(drawn["online"] - drawn["cached"]).max() <= 2  # of 255: the states differ by half precision
     assert np.abs(drawn["online"][0] - drawn["online"][1]).max() > 20
 
-    stored = load_real(Shards(val, cached), None)
-    made = load_real(Shards(val, online), online_encoder(online, torch.device("cpu"), tmp_path))
-    assert stored.captions == made.captions
+    stored = load_real(Shards(val, cached), None, range(9))
+    made = load_real(Shards(val, online), online_encoder(online, torch.device("cpu"), tmp_path), range(9))
     assert stored.text.shape == (9, 384)
     assert made.text == pytest.approx(stored.text, rel=2**-10, abs=1e-4)
 

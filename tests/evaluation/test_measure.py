@@ -9,11 +9,13 @@ import numpy as np
 import pytest
 import torch
 
+from evaluation.frechet import frechet_distance
 from evaluation.generate import ImageJob, ImageSet, prepare
 from evaluation.images.captions import held_out_prompts, unique
 from evaluation.images.image_folder import ImageFolder
+from evaluation.kid import kid
 from evaluation.measuring import extraction, measure
-from evaluation.results import HEADLINE, SAMPLES, UNTRAINED
+from evaluation.results import FRECHET, HEADLINE, KID, NOISE, REAL, SAMPLES, UNTRAINED
 from mdm.config import Sampling
 from mdm.data.shards import Shards
 from mdm.presets import Evaluation
@@ -43,9 +45,9 @@ def fits(monkeypatch: pytest.MonkeyPatch) -> list[Fit]:
     """What the text-image score is asked for, each time."""
     asked: list[Fit] = []
 
-    def note(drawn: Any, drawn_text: Any, train: Any, held_out: Any, seed: int, out: Path) -> Any:
-        asked.append({"drawn": drawn, "text": drawn_text, "train": train, "val": held_out})
-        return [], np.arange(len(drawn_text), dtype=np.float32)
+    def note(sets: Any, text: Any, train: Any, seed: int, out: Path) -> Any:
+        asked.append({"sets": sets, "text": text, "train": train})
+        return [], np.arange(len(text), dtype=np.float32)
 
     monkeypatch.setattr(measure, "caption_fit", note)
     return asked
@@ -74,13 +76,50 @@ def test_a_removal_leaves_the_other_pairs_and_their_features(
     after = measured(data)
     assert after["samples"] == before["samples"][1:]
     first, second = fits
-    for part in (SAMPLES, UNTRAINED, "noise"):
-        np.testing.assert_array_equal(second["drawn"][part], first["drawn"][part][1:])
+    for part in (SAMPLES, UNTRAINED, NOISE, REAL):
+        np.testing.assert_array_equal(second["sets"][part], first["sets"][part][1:])
     np.testing.assert_array_equal(second["text"], first["text"][1:])
-    for held_out, held_out_before in zip(second["val"], first["val"], strict=True):
-        np.testing.assert_array_equal(held_out, held_out_before[1:])
-    assert (before["real_images"], after["real_images"]) == (29, 27)
+    assert (before["real_images"], after["real_images"]) == (20, 19)
     assert after["metrics"] != before["metrics"]
+
+
+def test_real_images_of_the_same_captions_stand_beside_the_samples_against_one_reference(
+    data: Path, fits: list[Fit]
+) -> None:
+    found = measured(data)
+    (fit,) = fits
+    train, val = Shards(data / "train"), Shards(data / "val")
+    network = extraction.EfficientNetLite0(input_px=32)
+    real = np.stack([val[i].image.numpy() for i in range(8)])
+    reference = network.extract(np.stack([train[i].image.numpy() for i in train.spread(20)]))
+    np.testing.assert_allclose(fit["sets"][REAL], network.extract(real), rtol=1e-4, atol=1e-5)
+    by_name = {metric["name"]: metric for metric in found["metrics"]}
+    for metric, of in ((FRECHET, frechet_distance), (KID, lambda a, b: kid(a, b).value)):
+        row = by_name[metric.name]
+        assert list(row["values"]) == list(row["interval"]) == [SAMPLES, UNTRAINED, NOISE, REAL]
+        for what in (SAMPLES, REAL):
+            assert row["values"][what] == pytest.approx(of(fit["sets"][what], reference), rel=1e-4)
+        about = "Against 20 of the 40 training images, at 32 px; held-out images: those of the 8 captions"
+        assert row["n"] == 8 and about in row["note"]
+    assert found["real_images"] == 20
+
+
+def test_all_training_images_are_searched_for_the_nearest(
+    data: Path, fits: list[Fit], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of the forty, twenty are the reference; the samples are made copies of others."""
+    train, drawn = Shards(data / "train"), ImageFolder(data.parent / "images" / "samples")
+    copied = [i for i in range(40) if i not in train.spread(20)][:8]
+    pictures = torch.stack([train[i].image for i in copied]).float() / 127.5 - 1
+    drawn.forget(set(range(8)))
+    drawn.save([pictures[..., ::4, ::4], pictures], range(8), range(8), loose=True)
+    found = measured(data)
+    assert [sample["nearest_index"] for sample in found["samples"]] == copied
+    assert [sample["nearest_key"] for sample in found["samples"]] == [train.key(i) for i in copied]
+    assert max(sample["nearest_distance"] for sample in found["samples"]) < 1
+    assert found["nearest_among"] == {"images": 40, "of": 40}
+    monkeypatch.setattr(measure, "SEARCHED", 10)
+    assert measured(data)["nearest_among"] == {"images": 10, "of": 40}
 
 
 class Known:

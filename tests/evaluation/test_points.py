@@ -19,7 +19,8 @@ def row(digest: str, point: str, nimg: int, value: float, protocol: str = "embed
     metric = {"name": "fd", "label": "a distance", "n": 24, "values": values, "interval": {"samples": [value, value]}}
     facts = {"protocol": protocol, "protocol_digest": digest, "point": point, "checkpoint": f"nimg-{nimg:012d}"}
     sampling = {f"sampling.{k}": v for k, v in to_dict(TINY.sampling).items()}
-    return {**facts, "nimg": nimg, "n": 24, **sampling, "metrics": [metric | {"better": "lower", "note": ""}]}
+    metric |= {"better": "lower", "note": "", "sizes": {"real images": 12}}
+    return {**facts, "nimg": nimg, "n": 24, **sampling, "metrics": [metric]}
 
 
 def test_digests_and_resolutions_never_share_a_column(tmp_path: Path) -> None:
@@ -38,7 +39,7 @@ def test_digests_and_resolutions_never_share_a_column(tmp_path: Path) -> None:
         ("watch", "aa", 64, ["as-trained"]),
     ]
     assert made[0].rows[0].stage == "tiny, stage 32" and made[1].rows[0].guidance == "3/2/1"
-    assert made[1].beside() == {"noise": {"fd": (120.0, 140.0, 24)}, "real images": {"fd": (12.0, 12.0, 24)}}
+    assert made[1].beside() == {"noise": {"fd": (120.0, 140.0, 24)}, "real images": {"fd": (12.0, 12.0, 12)}}
     assert list(made[1].columns()) == ["fd"]
 
 

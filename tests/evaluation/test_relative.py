@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from evaluation.frechet import frechet_distance
-from evaluation.relative import halves, real_against_real, relative_distance, relative_to_real
+from evaluation.relative import apart, relative_distance, relative_to_real
 
 
 def test_mean_of_ratios() -> None:
@@ -26,30 +26,23 @@ def test_refuses_other_spaces(distances: dict[str, float], real: dict[str, float
         relative_distance(distances, real)
 
 
-def test_the_floor_is_of_two_sets_that_share_no_image() -> None:
+def test_sets_for_a_floor_share_no_image() -> None:
     real = np.arange(100.0)[:, None] * np.ones(2)
-    first, second = real_against_real(lambda a, b: (a, b), real, 50, seed=1)
-    assert sorted([*first[:, 0], *second[:, 0]]) == list(range(100))
-    again = real_against_real(lambda a, b: (a, b), real, 50, seed=1)
+    first, second = apart(real, 30, 70, seed=1)
+    assert sorted([*first[:, 0], *second[:, 0]]) == list(range(100)) and len(first) == 30
+    again = apart(real, 30, 70, seed=1)
     assert np.array_equal(first, again[0]) and np.array_equal(second, again[1])
-    other, _ = real_against_real(lambda a, b: (a, b), real, 50, seed=2)
-    assert not np.array_equal(first, other)
-
-
-def test_the_floor_falls_with_n() -> None:
-    real = np.random.default_rng(0).normal(size=(1000, 5))
-    floors = [real_against_real(frechet_distance, real, n) for n in (10, 50, 500)]
-    assert floors[0] > floors[1] > floors[2] > 0
-    for n in (1, 501):
-        with pytest.raises(ValueError, match=f"two sets of {n} of 1000 real images"):
-            real_against_real(frechet_distance, real, n)
+    assert not np.array_equal(first, apart(real, 30, 70, seed=2)[0])
+    for n, others in ((1, 50), (50, 1), (50, 51)):
+        with pytest.raises(ValueError, match=f"{n} and {others} other ones of 100 real images"):
+            apart(real, n, others)
 
 
 def test_real_images_are_1_and_a_shift_adds_its_square() -> None:
     """Moved by t, a Gaussian's Fréchet distance grows by |t|² + 2 t · (difference of the means)."""
     random = np.random.default_rng(0)
     real = {"a": random.normal(size=(101, 4)), "b": random.normal(size=(101, 7))}
-    half = {space: halves(features, 50, seed=3) for space, features in real.items()}
+    half = {space: apart(features, 50, 50, seed=3) for space, features in real.items()}
     others = {space: pair[0] for space, pair in half.items()}
     assert relative_to_real(frechet_distance, others, real, 50, seed=3) == pytest.approx(1, rel=1e-12)
     expected = 0.0

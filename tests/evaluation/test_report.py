@@ -129,6 +129,7 @@ def test_metrics_stand_beside_the_page_as_csv(records: dict[str, Any], tmp_path:
     wrong = copy.deepcopy(records)
     wrong["run"] = "=1+2"
     wrong["metrics"][1]["protocol"] = "embedded"
+    wrong["metrics"][1]["sizes"] = {"noise": 128}
     page = render(wrong, tmp_path / "page.html")
     with page.with_suffix(".csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
@@ -147,6 +148,8 @@ def test_metrics_stand_beside_the_page_as_csv(records: dict[str, Any], tmp_path:
         "better": "lower",
     }
     assert rows[0]["low"] == rows[0]["protocol"] == ""
+    (noise,) = [row for row in rows if row["set"] == "noise" and row["metric"] == own["metric"]]
+    assert noise["n"] == "128"
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,8 @@ import pytest
 from evaluation import results
 from evaluation.networks.features import EfficientNetLite0
 from evaluation.report import MetricRow
-from evaluation.results import FRECHET, KID, TEXT_IMAGE, Metric, Result
+from evaluation.results import FRECHET, KID, TEXT_IMAGE, Metric, Result, memory_bytes
+from mdm.presets import PRESETS
 
 
 def test_names_carry_the_stand_in() -> None:
@@ -31,3 +32,17 @@ def test_refuses_what_means_nothing() -> None:
         Result(KID, 8, {"samples": 2.0}, {"samples": (0, 1)})
     with pytest.raises(ValueError, match="at least one value"):
         Result(KID, 8, {})
+    with pytest.raises(ValueError, match="a number of images for 'noise', which has no value"):
+        Result(KID, 8, {"samples": 2.0}, sizes={"noise": 4})
+
+
+def test_what_was_measured_on_another_number_of_images_has_its_own() -> None:
+    row = MetricRow.model_validate(Result(KID, 8, {"samples": 0.2, "noise": 1.0}, sizes={"noise": 4}).to_record())
+    assert (row.size("samples"), row.size("noise")) == (8, 4)
+
+
+def test_every_presets_closing_measurement_fits_in_a_common_machine() -> None:
+    for preset in PRESETS.values():
+        asked = preset.evaluation
+        assert asked.num_real > 0, f"{preset.name}: all of its training images, whatever there are"
+        assert memory_bytes(asked.num_samples, asked.num_real, preset.px) < 24e9, preset.name

@@ -26,14 +26,15 @@ from evaluation.kid import kid
 from evaluation.measuring import kept, standard
 from evaluation.measuring.identity import Origin, compare, identity
 from evaluation.measuring.networks import NETWORKS, load_networks, missing
-from evaluation.measuring.protocol_metrics import Classifier, TextReader, roles, short
+from evaluation.measuring.protocol_metrics import DISTANCES, Classifier, FeatureSets, TextReader, roles, short
 from evaluation.measuring.standard import measure_standard
 from evaluation.networks.clip import Clip
 from evaluation.networks.features import Extractor, RandomFeatures
 from evaluation.networks.inception import InceptionV3
 from evaluation.prdc import prdc
 from evaluation.protocols import PROTOCOLS
-from evaluation.relative import real_against_real, relative_to_real
+from evaluation.relative import apart, relative_to_real
+from evaluation.results import Result
 from made import write_originals
 from mdm.config import Sampling
 from mdm.data.ranges import average
@@ -115,7 +116,9 @@ def test_numbers_are_those_of_the_plain_functions(made: Path, once: dict[str, An
         fid = found[f"fid_64_{resize}"]
         assert fid["samples"] == frechet_distance(sets["samples"], sets["real"])
         assert fid["noise"] == frechet_distance(sets["noise"], sets["real"])
-        assert fid["real images"] == real_against_real(frechet_distance, sets["real"], N)
+        some, others = apart(sets["real"], N, M - N)
+        assert fid["real images"] == frechet_distance(some, others)
+        assert fid["samples beside real images"] == frechet_distance(sets["samples"], others)
         infinite = fid_infinity(sets["samples"], Gaussian.of_features(sets["real"])).estimate
         assert found[f"fid_infinity_64_{resize}"]["samples"] == infinite.value
     assert found["kid_64_clean"]["samples"] == kid(clean["samples"], clean["real"]).value
@@ -127,8 +130,9 @@ def test_numbers_are_those_of_the_plain_functions(made: Path, once: dict[str, An
     assert found["cmmd_64"]["samples"] == cmmd(of_cmmd["samples"], of_cmmd["real"]).value
     dino = of["dinov2_vit_l_14"]
     assert found["fd_dinov2_64"]["samples"] == frechet_distance(dino["samples"], dino["real"])
-    some = np.sort(np.random.default_rng(0).permutation(M)[:N])
-    assert found["recall_64_legacy"]["samples"] == prdc(legacy["real"][some], legacy["samples"]).recall
+    some, others = apart(legacy["real"], N, N)
+    assert found["recall_64_legacy"]["samples"] == prdc(others, legacy["samples"]).recall
+    assert found["recall_64_legacy"]["real images"] == prdc(others, some).recall
     rows = [standard.json.loads(line) for line in (made / "once" / "cosines.jsonl").read_text().splitlines()]
     for size in ("b_32", "b_16", "l_14"):
         network = networks[f"clip_vit_{size}"]
@@ -225,7 +229,57 @@ def test_the_released_protocol_measures_against_the_prompts_own_pictures(made: P
     assert isinstance(network, Counting) and max(len(line.caption) for line in read_lines(made / "images")) > 77
     clip = found["random_metrics"][-1]["values"]["samples"]
     assert clip == clip_score(of_images, network.text_features(read)).mean.value
-    assert fid["name"] == "random_fid_64_legacy" and set(fid["values"]) == {"samples", "noise"}  # no floor: N < 2 N
+    assert fid["name"] == "random_fid_64_legacy" and "real images" in fid["values"]
+
+
+def of_metric(name: str, n: int, m: int, dim: int = 20, shift: float = 0.0) -> list[Result]:
+    """A metric of n samples against m real images, both of one distribution but for the samples' shift."""
+    random = np.random.default_rng(n)
+    samples, noise, real = (random.normal(size=(count, dim)).astype(np.float32) for count in (n, n, m))
+    role, measure = DISTANCES[name]
+    return measure(FeatureSets(make_networks()[role], samples + np.float32(shift), 9 * noise, real, 0))
+
+
+@pytest.mark.parametrize("name", ["fid_clean", "fd_dinov2", "kid"])
+@pytest.mark.parametrize(
+    ("n", "m", "floor"),
+    [
+        (40, 1000, "40 real images against 960 others"),  # imagenet-50k's ratio
+        (60, 81, "40 real images against 41 others"),  # coco2014-val-30k's
+        (80, 80, "40 real images against 40 others"),  # mdm-released's, cc12m-heldout's
+    ],
+)
+def test_a_perfect_model_is_at_its_floor_whatever_the_ratio(name: str, n: int, m: int, floor: str) -> None:
+    for perfect, worse in zip(of_metric(name, n, m), of_metric(name, n, m, shift=1.0), strict=True):
+        if "infinity" in perfect.metric.name:  # of a line through 15 points of 4 samples and more
+            continue
+        noise = perfect.values["noise"]
+        real, beside = perfect.values["real images"], perfect.values["samples beside real images"]
+        assert abs(beside - real) < 0.02 * noise and worse.values["samples beside real images"] > 3 * abs(real)
+        assert floor in perfect.metric.note
+        assert perfect.sizes == {"real images": 40, "samples beside real images": 40}
+        low, high = perfect.intervals["samples"]
+        assert low < perfect.values["samples"] < high
+
+
+def test_where_the_reference_is_too_small_for_a_floor_that_is_said() -> None:
+    for found in of_metric("fid_clean", 40, 59):
+        assert "real images" not in found.values and "the reference has 59 images, 60 are needed" in found.metric.note
+    assert {found.n for found in of_metric("prdc", 40, 59)} == {29}  # of each of three sets
+
+
+def test_every_metric_but_shares_and_ratios_has_an_interval(once: dict[str, Any], made: Path) -> None:
+    found = {row["name"].removeprefix("random_"): row for row in once["random_metrics"]}
+    without = {name for name, row in found.items() if "samples" not in row["interval"]}
+    assert without == {*(f"{part}_64_legacy" for part in ("precision", "recall", "density", "coverage")), "relative_64"}
+    parts = np.random.default_rng(0).dirichlet(np.ones(10), 400)
+    splits = [inception_score(parts[i : i + 40], 1).mean for i in range(0, 400, 40)]
+    role, measure = DISTANCES["inception_score"]
+    network = make_networks()[role]
+    logits = np.log(parts).astype(np.float32)[np.argsort(np.random.default_rng(0).permutation(400))]
+    (row,) = measure(FeatureSets(network, logits, logits, logits, 0))
+    low, high = row.intervals["samples"]
+    assert (high - low) / 2 == pytest.approx(1.96 * np.std(splits, ddof=1) / 10**0.5, rel=1e-3)
 
 
 def test_as_drawn_real_images_are_averaged_to_the_samples_resolution(made: Path, squares: Path, tmp_path: Path) -> None:

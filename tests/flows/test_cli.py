@@ -94,11 +94,12 @@ def test_an_evaluation_that_no_memory_holds_is_refused_in_the_plan(
         (home / "datasets" / "cc12m" / split).mkdir(parents=True)
         manifest = {"samples": count, "digest": "", "resolution_px": 256, "shards": []}
         write_json(home / "datasets" / "cc12m" / split / "manifest.json", manifest)
-    lines = refused(capsys, "run", "cc12m-256", "--dry-run")
-    assert "memory: evaluation holds 30,000 samples and 11,011,000 real images of 256 px at once" in lines
+    every = ("--dry-run", "--set", "evaluation.num_real=0")
+    lines = refused(capsys, "run", "cc12m-256", *every)
+    assert "memory: evaluation holds 1,000 samples and 11,000,000 training images of 256 px at once" in lines
     assert "set evaluation.num_samples and evaluation.num_real" in lines
-    fewer = [part for name in ("num_samples", "num_real") for part in ("--set", f"evaluation.{name}=500")]
-    assert "memory" not in refused(capsys, "run", "cc12m-256", "--dry-run", *fewer)
+    assert "memory" not in refused(capsys, "run", "cc12m-256", "--dry-run")
+    assert "and 1,281,167 training images of 256 px" in refused(capsys, "run", "imagenet-256", *every)  # no set is here
     assert not (home / "runs").exists()
 
 

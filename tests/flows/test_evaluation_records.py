@@ -11,7 +11,7 @@ import torch
 
 from evaluation.images.captions import Line, write_lines
 from evaluation.images.image_folder import ImageFolder
-from flows.records.evaluations import EvaluationRecord, image_key
+from flows.records.evaluations import EvaluationRecord, image_key, metric_values
 from flows.records.tracking import Tracker
 from mdm.files import write_json
 from small import write_dataset
@@ -125,6 +125,15 @@ def test_a_run_per_checkpoint_a_child_per_way_and_nothing_twice(run: Path) -> No
     send_all(0.3)  # measured anew: other numbers are another child's
     assert len(client.search_runs([experiment], f"tags.`mlflow.parentRunId` = '{late.info.run_id}'")) == 4
     assert record.trouble == ""
+
+
+def test_n_stands_in_every_name() -> None:
+    values = {"samples": 20.0, "noise": 300.0, "real images": 12.0}
+    metric = {"name": "fid_24", "n": 24, "values": values, "sizes": {"real images": 12}}
+    own, found = metric_values([metric | {"interval": {"real images": [11.0, 13.0]}}])
+    real = "eval/fid_24_n24/real_images_n12"
+    assert own == {"eval/fid_24_n24": 20.0}
+    assert found == own | {"eval/fid_24_n24/noise": 300.0, real: 12.0, f"{real}_low": 11.0, f"{real}_high": 13.0}
 
 
 def test_a_key_has_the_letters_that_mlflow_admits() -> None:

@@ -154,7 +154,8 @@ def test_random_labels_are_drawn_and_measured_against_all_of_train(run: Path, me
     (found,) = measuring("imagenet-50k")
     assert found["n"] == N and len(measuring.drawn) == N  # three samples are held out: they limit nothing
     names = {metric["name"]: metric for metric in found["metrics"]}
-    assert f"fid_{N}_legacy" in names and set(names[f"fid_{N}_clean"]["values"]) == {"samples", "noise", "real images"}
+    beside = {"noise", "real images", "samples beside real images"}
+    assert f"fid_{N}_legacy" in names and set(names[f"fid_{N}_clean"]["values"]) == {"samples", *beside}
     folder = run / "evaluations" / "imagenet-50k" / LAST
     measured = json.loads((folder / "evaluation" / "results.json").read_text())
     assert measured["real_images"] == 70 and measured["measured"]["reference"]["preparation"] == "adm centre crop 256"

@@ -200,8 +200,9 @@ def test_the_same_call_goes_on_and_a_revision_measures_anew(run: Path, monkeypat
 
     first = measured()
     assert len(drawn) == 16 and [point["point"] for point in first] == [f"{LAST}_steps-{s}" for s in "12"]
-    # 12 of train and of val, 8 samples, 8 of an untrained model and of noise; at the second point what differs is new.
-    assert extracted == [12, 12, 8, 8, 8, 8, 8]
+    # 12 of train, 8 real ones of the captions, 8 samples, 8 of an untrained model and of noise; at the second point
+    # what differs is new.
+    assert extracted == [12, 8, 8, 8, 8, 8, 8]
     assert measured() == first and drawn == []
     folder = run / "evaluations" / "embedded"
     samples = folder / f"{LAST}_steps-2" / "samples" / "samples"
