@@ -149,29 +149,30 @@ def _speed(preset: Preset, number: Number, timed: Trained, speeds: Sequence[Row]
 
 def _fids(preset: Preset, number: Number, experiment: Experiment, points: Sequence[Point]) -> Row | None:
     """The number in all ways in which a run measured it. The first of them stands beside the paper's."""
-    counts, guidance, lines, found = reproduced(number), number.guidance, [], []
-    if guidance is None:
+    if number.guidance is None:
         return None
+    low, high = reproduced(number) or (0.0, 0.0)
+    found, lines, good = [], [], 0
     for protocol, resize in WAYS[number.data]:
-        drawn = [p for p in points if p.protocol == protocol and _drawn_alike(preset, experiment, guidance, p)]
-        metric = next(filter(None, (_fid(number, point, resize) for point in drawn)), None)
-        value = None if metric is None else metric["values"][SAMPLES]
-        fits = value is not None and counts is not None and counts[0] <= value <= counts[1]
-        said = "not measured" if value is None else f"{value:.4g}"
-        lines.append(f"{protocol}, {resize} resize: {said}")
-        if metric is not None:
-            found.append((metric, protocol, fits))
+        of = [p for p in points if p.protocol == protocol and _drawn_alike(preset, experiment, number.guidance, p)]
+        fids = [(metric, point) for point in of if (metric := _fid(number, point, resize))]
+        for metric, _ in fids[:1]:
+            value = metric["values"][SAMPLES]
+            good += low <= value <= high
+            lines.append(f"{protocol}, {resize} resize: {value:.4g}, N = {metric['n']:,}")
+        if not fids:
+            lines.append(f"{protocol}, {resize} resize: not measured")
+        found += fids[:1]
     if not found:
         return None
-    first, protocol, _ = found[0]
-    good = sum(fits for *_, fits in found)
-    verdict = "reproduced" if good == len(lines) else "reproduced in part" if good else "OUT OF range"
+    first, point = found[0]
     return {
         "ours": first["values"][SAMPLES],
         "interval": first["interval"].get(SAMPLES),
         "n": first["n"],
-        "protocol": protocol,
-        "verdict": "" if counts is None else verdict,
+        "drawn": point.drawn,
+        "protocol": point.protocol,
+        "verdict": "" if not high else "reproduced" if good == len(lines) else "in part" if good else "OUT OF range",
         "ways": lines if len(lines) > 1 else [],
     }
 
