@@ -1,18 +1,20 @@
 """What each printed number needs: number -> experiment -> protocol -> model -> chain of stages -> sampler; the cost.
 
 ``EXPERIMENTS`` says what is drawn and measured, ``TRAININGS`` what is trained before. A stage that several trainings
-need is one stage, known by ``stage_key``: it is trained, and counted, once.
+need is one stage, known by ``stage_key``. ``TIMED`` says what a printed speed is of.
 """
 
 import json
 import shlex
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any, Literal
 
-from mdm.config import Sampling
-from mdm.paper import BATCH_2, GPUS_2, GPUS_3, TABLE_2, TABLE_3
-from mdm.presets import Preset, merge, resolve, started_at
+from mdm.config import Model, Sampling
+from mdm.paper import BATCH_2, BATCH_2_TRAINING, GPUS_2, GPUS_3, TABLE_2, TABLE_3
+from mdm.presets import PRESETS, Preset, merge, resolve, started_at
+from mdm.stage import Stage
 from mdm.structure import digest, to_dict
 
 Protocol = Literal["coco2014-val-30k", "mdm-released", "imagenet-50k", "cc12m-heldout", "gallery", "watch", "embedded"]
@@ -27,7 +29,7 @@ DATA: dict[Protocol, str] = {"coco2014-val-30k": "COCO 2014, validation", "mdm-r
 
 @dataclass(frozen=True, kw_only=True)
 class Trained:
-    """A chain of stages: that of a preset, up to ``stage``, with fields replaced. Its name is its run's."""
+    """A chain of stages, which ends with ``stage``: a preset's, with fields replaced. Its name is its run's."""
 
     name: str
     preset: str
@@ -39,6 +41,10 @@ class Trained:
     data: str = ""  # where it is not the preset's alone
 
     def resolve(self) -> Preset:
+        return self._resolved
+
+    @cached_property
+    def _resolved(self) -> Preset:
         fields: dict[str, Any] = {"name": self.name}
         for path, value in self.fields.items():
             for key in reversed(path.split(".")):
@@ -55,7 +61,7 @@ class Trained:
         return names
 
 
-_NO_PT: dict[str, Any] = {"stages.256.start": None}
+_NO_PT: dict[str, Any] = {"stages.64": None, "stages.256.start": None}  # null: left out
 _SINGLE = _NO_PT | {"stages.256.training.level_weights": [0, 1], "stages.256.training.low_only": 0}
 
 
@@ -87,13 +93,14 @@ TRAININGS = {
         Trained(name="imagenet-256-cascaded", preset="imagenet-256", absent=_CASCADE, pace=0.96),
         Trained(name="imagenet-256-latent", preset="imagenet-256", fields=_NO_PT, absent=_LATENT, pace=0.74),
         Trained(name="cc12m-256", preset="cc12m-256"),
-        Trained(name="cc12m-1024-five", preset="cc12m-1024-five"),  # its 256² stage has three levels
+        Trained(name="cc12m-256-three", preset="cc12m-1024-five", fields={"stages.1024": None}),
         Trained(name="cc12m-256-after-390k", preset="cc12m-256", fields=_after(390_000, 2048)),
         Trained(name="cc12m-256-no-pt", preset="cc12m-256", fields=_NO_PT),
         Trained(name="cc12m-256-single", preset="cc12m-256", fields=_SINGLE),
         Trained(name="cc12m-256-cascaded", preset="cc12m-256", absent=_CASCADE, pace=0.96),
         Trained(name="cc12m-256-latent", preset="cc12m-256", fields=_NO_PT, absent=_LATENT, pace=0.74),
         Trained(name="cc12m-1024", preset="cc12m-1024", stage="1024"),
+        Trained(name="cc12m-1024-five", preset="cc12m-1024-five", stage="1024"),
         Trained(
             name="video-16x256",
             preset="cc12m-256",
@@ -113,6 +120,57 @@ def stage_key(preset: Preset, name: str) -> str:
         parent = stage_key(preset, stage.start.stage)
         start = to_dict(stage.start) | {"stage": parent, "milestone": started_at(preset, name)}
     return digest([stage.model, stage.training, start, preset.data, preset.text, preset.seed])
+
+
+# -- what is timed -----------------------------------------------------------------------------------------------------
+
+TIMED_STEPS = 1000  # our choice: a speed needs no whole training
+
+
+def _timed(name: str, preset: str, stage: str, batch_size: int, absent: str = "", **training: float) -> Trained:
+    """A short training of one stage alone, at a printed batch."""
+    nimg, found = TIMED_STEPS * batch_size, PRESETS[preset].stages[stage]
+    others = {f"stages.{other}": None for other in PRESETS[preset].stages if other != stage}
+    short: dict[str, Any] = {"batch_size": batch_size, "nimg": nimg} | training
+    own = {f"stages.{stage}.training.{name}": value for name, value in short.items()}
+    own |= {} if found.start is None else {f"stages.{stage}.start": None}
+    own |= {f"stages.{stage}.cadence.milestones.{kept}": nimg for kept in found.cadence.milestones}
+    drawn = {"evaluation.num_samples": BATCH_2}
+    return Trained(name=name, preset=preset, stage=stage, fields=others | own | drawn, absent=absent)
+
+
+def _column(name: str, preset: str, stage: str, column: str, absent: str = "") -> Trained:
+    return _timed(name, preset, stage, round(_cell(column, "samples per GPU")) * GPUS_3, absent)
+
+
+def _cell(column: str, metric: str) -> float:
+    return next(number.value for number in TABLE_3 if (number.column, number.metric) == (column, metric))
+
+
+# Table 4's batch is not printed: App. B's is our reading.
+_BATCH_4 = PRESETS["imagenet-256"].stages["256"].training.batch_size
+TIMED = {
+    timed.name: timed
+    for timed in (
+        _timed("table-2-unet", "imagenet-256", "256", BATCH_2_TRAINING, _PLAIN),
+        _timed("table-2-nested", "imagenet-256", "256", BATCH_2_TRAINING, low_only=0.0),
+        _column("table-3-imagenet-64", "imagenet-256", "64", "INet 64"),
+        _column("table-3-imagenet-256", "imagenet-256", "256", "INet 64 → 256"),
+        _column("table-3-cc12m-64", "cc12m-256", "64", "CC 64"),
+        _column("table-3-cc12m-256", "cc12m-256", "256", "CC 64 → 256"),
+        _column("table-3-cc12m-1024", "cc12m-1024", "1024", "CC 256 → 1024"),
+        _column("table-3-video", "cc12m-256", "256", "CC 64 → Vid 16x64", _VIDEO),
+        _timed("table-4-mdm", "imagenet-256", "256", _BATCH_4),
+        _timed("table-4-simple", "imagenet-256", "256", _BATCH_4, _PLAIN),
+        _timed("table-4-cascaded", "imagenet-256", "256", _BATCH_4, _CASCADE),
+        _timed("table-4-latent", "imagenet-256", "256", _BATCH_4, _LATENT),
+    )
+}
+
+
+def iteration_of(stage: Stage) -> tuple[Model, int, float]:
+    """What decides how long an iteration takes: neither how many there are, nor what the stage starts from."""
+    return stage.model, stage.training.batch_size, stage.training.low_only
 
 
 # -- what is drawn and measured ----------------------------------------------------------------------------------------
@@ -164,14 +222,15 @@ EXPERIMENTS = {
         _along("Fig. 8a", "fig-8a-200k", "FID after 200K steps at 64²", "imagenet-256-after-200k"),
         _along("Fig. 8a", "fig-8a-300k", "FID after 300K steps at 64²", "imagenet-256"),
         _along("Fig. 8b", "fig-8b-two", "CLIP, two levels", "cc12m-256", "cc12m-heldout"),
-        _along("Fig. 8b", "fig-8b-three", "CLIP, three levels", "cc12m-1024-five", "cc12m-heldout"),
+        _along("Fig. 8b", "fig-8b-three", "CLIP, three levels", "cc12m-256-three", "cc12m-heldout"),
         _at_end("Fig. 8c", "fig-8c", "FID against CLIP over guidance", "cc12m-256", "coco2014-val-30k", *_SWEEP),
         _along("Fig. 12", "fig-12-unet", "FID, UNet", "imagenet-256-simple"),
         _along("Fig. 12", "fig-12-nested", "FID, Nested UNet", "imagenet-256-single"),
         _at_end("Fig. 5, 13-15", "gallery-imagenet", "pictures", "imagenet-256-dropout", "gallery", 2.0, 2.5),
         _at_end("Fig. 9, 16", "gallery-256", "pictures", "cc12m-256", "gallery", 7.0),
-        _at_end("Fig. 1, 6, 9, 11, 17, 18", "gallery-1024", "pictures", "cc12m-1024", "gallery", 7.0),
-        _at_end("Fig. 1, 7, 19", "gallery-video", "clips", "video-16x256", "gallery", 7.0),
+        _at_end("Fig. 1", "gallery-1024-five", "pictures, five levels", "cc12m-1024-five", "gallery", 7.0),
+        _at_end("Fig. 9, 11, 17, 18", "gallery-1024", "pictures", "cc12m-1024", "gallery", 7.0),
+        _at_end("Fig. 1, 19", "gallery-video", "clips", "video-16x256", "gallery", 7.0),
     )
 }
 
@@ -184,10 +243,6 @@ def column_hours(column: str) -> float:
     return _cell(column, "iterations (K)") * 1000 * _cell(column, "s per iteration") * GPUS_3 / 3600
 
 
-def _cell(column: str, metric: str) -> float:
-    return next(number.value for number in TABLE_3 if (number.column, number.metric) == (column, metric))
-
-
 _PACE = {
     ("imagenet", 64): "INet 64",
     ("imagenet", 256): "INet 64 → 256",
@@ -197,14 +252,14 @@ _PACE = {
 }
 
 
-def gpu_hours(names: Iterable[str]) -> float:
+def gpu_hours(trainings: Iterable[Trained]) -> float:
     """A100-hours of trainings together, at Table 3's seconds per image; a stage that several need counts once.
 
     Of a model with more levels too, which Sec. 4.3 calls a negligible cost. Where App. B and Table 3 disagree
     (ImageNet's schedule; 768 or 384 images per step at 1024²) the images are the preset's, App. B's.
     """
     seconds: dict[str, float] = {}
-    for trained in (TRAININGS[name] for name in names):
+    for trained in trainings:
         if trained.columns:
             seconds |= {f"column {column}": column_hours(column) * 3600 for column in trained.columns}
             continue
@@ -236,20 +291,23 @@ def drawing_hours(experiment: Experiment) -> float:
     return calls * SECONDS_PER_CALL / 3600
 
 
-def commands(experiment: Experiment) -> list[str]:
-    """What runs it; nothing where something is absent. A stage that is not the last is named beside the run."""
-    trained = TRAININGS[experiment.trained]
-    if trained.absent:
-        return []
+def run_command(trained: Trained) -> str:
+    """What trains it, and nothing beside it."""
     fields = {"name": trained.name} if trained.name != trained.preset else {}
     run = ["mdm", "run", trained.preset]
     for path, value in (fields | trained.fields).items():
         run += ["--set", f"{path}={value if isinstance(value, str) else json.dumps(value)}"]
-    last = list(trained.resolve().stages)[-1]
-    measured = trained.name if trained.stage == last else f"{trained.name}/{trained.stage}"
-    measure = ["mdm", "evaluate", measured, "--protocol", experiment.protocol]
+    return shlex.join(run)
+
+
+def commands(experiment: Experiment) -> list[str]:
+    """What runs it; nothing where something is absent."""
+    trained = TRAININGS[experiment.trained]
+    if trained.absent:
+        return []
+    measure = ["mdm", "evaluate", trained.name, "--protocol", experiment.protocol]
     if experiment.guidance != (1.0,) and experiment.protocol != "gallery":  # each of its figures has its own
         measure += ["--sweep", "guidance=" + ",".join(f"{weight:g}" for weight in experiment.guidance)]
     if experiment.points > 1:
         measure += ["--sweep", "checkpoint=all"]
-    return [shlex.join(run), shlex.join(measure)]
+    return [run_command(trained), shlex.join(measure)]

@@ -295,14 +295,18 @@ PRESETS = {
 def resolve(name: str, overrides: dict[str, Any]) -> Preset:
     """A preset with fields replaced, e.g. {"stages": {"16": {"training": {"nimg": 640}}}}.
 
-    What ``mdm config NAME`` prints is accepted whole. Raises ValueError naming the field and the choices.
+    A stage that is None is left out. What ``mdm config NAME`` prints is accepted whole. Raises ValueError naming the
+    field and the choices.
     """
     if name not in PRESETS:
         raise ValueError(f"unknown preset {name!r}; there are {', '.join(PRESETS)}")
     base = to_dict(PRESETS[name])
     for stage in overrides.get("stages") or {}:
         check(stage in base["stages"], f"unknown field stages.{stage}; the stages are {', '.join(base['stages'])}")
-    return from_dict(Preset, merge(base, overrides))
+    whole = merge(base, overrides)
+    if isinstance(whole["stages"], dict):
+        whole["stages"] = {stage: fields for stage, fields in whole["stages"].items() if fields is not None}
+    return from_dict(Preset, whole)
 
 
 def load_preset(path: Path) -> Preset:

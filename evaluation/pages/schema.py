@@ -175,6 +175,8 @@ class PaperRow(_Part):
     needs: Text
     commands: list[Text]
     hardware: Text = ""  # of ours, where a speed is compared
+    verdict: Text = ""  # of ours, where some range counts as reproduced
+    ways: list[Text] = []  # each way to measure it, and its value, where there are several
 
     @model_validator(mode="after")
     def _whole(self) -> "PaperRow":

@@ -107,7 +107,13 @@ def _numbers(text: str, option: str) -> tuple[float, ...]:
 def evaluate_options(sub: argparse.ArgumentParser) -> None:
     from evaluation.protocols import PROTOCOLS
 
-    sub.add_argument("run", metavar="RUN", nargs="?", help="a run's name or folder")
+    sub.add_argument(
+        "run",
+        metavar="RUN",
+        nargs="?",
+        help="a run's name or folder, or RUN/STAGE for one of its stages that is not the last; with --dry-run also a "
+        "preset, or PRESET/STAGE",
+    )
     sub.add_argument("--protocol", choices=PROTOCOLS, help="what to draw and how to measure it (without: see below)")
     sub.add_argument(
         "--sweep",
@@ -132,7 +138,10 @@ def evaluate_options(sub: argparse.ArgumentParser) -> None:
         "--fast", action="store_true", help="measure images as they are drawn, and keep none: published networks only"
     )
     sub.add_argument("--dry-run", action="store_true", help="say what would be drawn and measured, start nothing")
-    sub.epilog = "Without --protocol and --sweep the samples that the run drew are measured again."
+    sub.epilog = (
+        "Without --protocol, --sweep draws under embedded, and --released under mdm-released. Without all three the "
+        "samples that the run drew are measured again."
+    )
 
 
 def evaluate(arguments: argparse.Namespace) -> int:
@@ -181,8 +190,9 @@ def _by_protocol(arguments: argparse.Namespace) -> int:
     check_fast(protocol, arguments.fast, arguments.npz)
     if arguments.fast and arguments.part:
         raise ValueError("--fast keeps no image, which --part draws for others: leave one of them out")
-    if arguments.dry_run and arguments.run in PRESETS and not run_folder(arguments.run).exists():
-        print(*preset_lines(arguments.run, PROTOCOLS[protocol], sweep), sep="\n")
+    preset, _, stage = (arguments.run or "").rstrip("/").partition("/")
+    if arguments.dry_run and preset in PRESETS and not run_folder(preset).exists():
+        print(*preset_lines(preset, stage, PROTOCOLS[protocol], sweep), sep="\n")
         return 0
     planned = plan(arguments.run, protocol, sweep) if released is None else plan_released(released, protocol, sweep)
     lines = planned.lacks()

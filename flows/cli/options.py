@@ -15,7 +15,13 @@ def preset_options(sub: argparse.ArgumentParser, name: str = "preset", **preset:
 
 
 def field_options(sub: argparse.ArgumentParser | argparse._ArgumentGroup) -> None:
-    sub.add_argument("--set", action="append", default=[], metavar="A.B=VALUE", help="replace a field (see mdm config)")
+    sub.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="A.B=VALUE",
+        help="replace a field (see mdm config); stages.NAME=null leaves a stage out",
+    )
     sub.add_argument(
         "--choice",
         action="append",

@@ -95,13 +95,9 @@ def plan(run: str, protocol: ProtocolName, sweep: dict[str, list[str]]) -> Evalu
     folder, asked = _run_and_stage(run)
     if not (folder / "config.json").exists():
         raise ValueError(f"{folder} is no run (`mdm status` lists them)")
-    preset, chosen = load_preset(folder / "config.json"), PROTOCOLS[protocol]
-    if asked and asked not in preset.stages:
-        raise ValueError(f"{folder.name} has no stage {asked!r}; there are {', '.join(preset.stages)}")
-    names = list(preset.stages)
-    kept = names[: names.index(asked or names[-1]) + 1]  # the preset as if that stage were its last
-    preset = replace(preset, stages={name: preset.stages[name] for name in kept})
-    stage = folder / kept[-1]
+    whole, chosen = load_preset(folder / "config.json"), PROTOCOLS[protocol]
+    preset = up_to(whole, asked, folder.name)
+    stage = folder / list(preset.stages)[-1]
     if not (stage / "job.json").exists():
         raise ValueError(f"{stage} has not been trained: `mdm run` trains it, `mdm status {folder.name}` says how far")
     job = load_json(stage / "job.json")
@@ -114,7 +110,7 @@ def plan(run: str, protocol: ProtocolName, sweep: dict[str, list[str]]) -> Evalu
         data = set_of_samples(job["val_data"], job.get("val_digest", ""))
     number = chosen.num_samples or preset.evaluation.num_samples
     preset = replace(preset, evaluation=replace(preset.evaluation, num_samples=number))
-    model = preset.stages[kept[-1]].model
+    model = preset.model
     refuse(chosen, model, folder.name)
     points = list(_points(stage, replace(preset.sampling, **chosen.sampling), swept(chosen, model, sweep)))
     for point in points:
@@ -122,6 +118,15 @@ def plan(run: str, protocol: ProtocolName, sweep: dict[str, list[str]]) -> Evalu
     if data is not None and chosen.prompts == "held out":
         preset = fitted_to(preset, data / chosen.split)
     return as_begun(Evaluation(folder, preset, chosen, data, text, points, asked))
+
+
+def up_to(preset: Preset, stage: str, run: str) -> Preset:
+    """The preset as if that stage were its last. Raises ValueError where it has none of that name."""
+    names = list(preset.stages)
+    if stage and stage not in names:
+        raise ValueError(f"{run} has no stage {stage!r}; there are {', '.join(names)}")
+    kept = names[: names.index(stage or names[-1]) + 1]
+    return replace(preset, stages={name: preset.stages[name] for name in kept})
 
 
 def as_begun(planned: Evaluation) -> Evaluation:

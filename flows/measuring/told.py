@@ -10,12 +10,14 @@ from evaluation.images.gallery import class_numbers, left_out
 from evaluation.pages.points import read_results
 from evaluation.protocols import STAND_INS, Protocol
 from evaluation.results import HEADLINE, SAMPLES
-from flows.measuring.plan import Evaluation, lacking, prompts_set, samplings, swept
-from mdm.config import Sampling
+from flows.measuring.plan import Evaluation, lacking, prompts_set, samplings, swept, up_to
+from mdm.config import MODELS, Model, Sampling
 from mdm.diffusion.samplers import SAMPLERS
-from mdm.experiments import IMAGES, SECONDS_PER_CALL, SECONDS_PER_CALL_H200
+from mdm.experiments import EXPERIMENTS, IMAGES, SECONDS_PER_CALL, SECONDS_PER_CALL_H200, TRAININGS, stage_key
 from mdm.files import load_json
+from mdm.paper import TABLE_1, WAYS
 from mdm.presets import Preset, resolve
+from mdm.stage import Stage
 
 SHEET = "contact-sheet.png"
 FEW_STEPS = 50  # below, uniform spacing leaves images of shifted levels with too little variance
@@ -37,6 +39,7 @@ def plan_lines(planned: Evaluation) -> Iterator[str]:
         yield from (f"  {point.name}: {line}" for line in warnings(planned.preset, sampling))
     if planned.protocol.prompts == "figures":
         yield from (f"  {line}" for line in left_out_lines(planned))
+    yield from (f"  {line}" for line in printed_lines(planned.preset, planned.protocol, planned.run.name))
     pixels = sum(px**2 for px in planned.model.resolutions)
     stand_in = planned.protocol.name in STAND_INS
     beside = " and as many of an untrained model" if stand_in else ""
@@ -44,11 +47,10 @@ def plan_lines(planned: Evaluation) -> Iterator[str]:
         f"{len(planned.points)} points, {images:,} images{beside}, {calls:,} network calls, "
         f"about {(1 + stand_in) * images * pixels * 3 / 1e6:,.0f} MB at most"
     )
-    yield (
-        "no time is known: this run has drawn no samples here"
-        if rate is None
-        else (f"about {seconds / 3600:,.2f} hours at the rate of the run's own samples, measuring not counted")
-    )
+    if rate is None:
+        yield from _known_rates(calls, planned.model)
+    else:
+        yield f"about {seconds / 3600:,.2f} hours at the rate of the run's own samples, measuring not counted"
 
 
 def left_out_lines(planned: Evaluation) -> Iterator[str]:
@@ -105,28 +107,65 @@ def _hours(seconds: float) -> str:
     return f"{hours:,.1f}" if hours < 10 else f"{hours:,.0f}"
 
 
-def preset_lines(name: str, protocol: Protocol, sweep: dict[str, list[str]]) -> Iterator[str]:
-    """What measuring a preset's model would take that has not been trained here."""
-    preset = resolve(name, {})
-    model = preset.model
+def _known_rates(calls: int, model: Model) -> Iterator[str]:
+    """Hours of so many network calls at others' rates, which are of the paper's models."""
+    px, papers = model.resolutions[-1], [m for m in MODELS.values() if m.levels[0].resolution == 64]
+    if model not in papers or px not in SECONDS_PER_CALL_H200:
+        yield "no time is known: this model has drawn no samples here"
+        return
+    more = "" if px <= 256 else f", and {px} px take more (no rate of theirs is printed)"
+    yield f"about {_hours(calls * SECONDS_PER_CALL)} A100-hours at Table 2's rate for 256 px{more}"
+    own = _hours(calls * SECONDS_PER_CALL_H200[px])
+    yield f"about {own} hours of an H200 at the rate measured there for {px} px, not compiled"
+    yield "measuring is not counted"
+
+
+def printed_lines(preset: Preset, protocol: Protocol, run: str) -> Iterator[str]:
+    """Whose number of Table 1 a protocol gives: that of the last stage here, or of one before it."""
+    last = list(preset.stages)[-1]
+    for name, experiment in EXPERIMENTS.items():
+        printed = [n for n in TABLE_1 if n.experiment == name and protocol.name in dict(WAYS[n.data])]
+        trained = TRAININGS[experiment.trained]
+        wanted = stage_key(replace(trained.resolve(), seed=preset.seed), trained.stage) if printed else ""
+        for stage in (stage for stage in preset.stages if printed and stage_key(preset, stage) == wanted):
+            numbers = " and ".join(f"{n.printed} (guidance {n.guidance:g})" for n in printed)
+            elsewhere = "" if stage == last else f", not of stage {last}: name {run}/{stage}"
+            yield f"Table 1's {numbers}: of stage {stage}{elsewhere}"
+
+
+def preset_lines(name: str, stage: str, protocol: Protocol, sweep: dict[str, list[str]]) -> Iterator[str]:
+    """What measuring a preset's model, or that of one of its stages, would take that has not been trained here."""
+    preset = up_to(resolve(name, {}), stage, name)
+    model, (*_, last) = preset.model, preset.stages.values()
     refuse(protocol, model, name)
-    sampling = replace(preset.sampling, **protocol.sampling)
-    drawn = [sampling for _, sampling in samplings(sampling, swept(protocol, model, sweep))]
+    sampling, values = replace(preset.sampling, **protocol.sampling), swept(protocol, model, sweep)
+    drawn = [sampling for _, sampling in samplings(sampling, values)]
     for each in drawn:
         model.check_sampling(each)
-    images, px = IMAGES.get(protocol.name, protocol.num_samples) or preset.evaluation.num_samples, preset.px
-    calls = images * sum(sampling.calls for sampling in drawn)
+    weights, checkpoints = _checkpoints(name, last, values.get("checkpoint"))
+    images = IMAGES.get(protocol.name, protocol.num_samples) or preset.evaluation.num_samples
+    calls, count = checkpoints * images * sum(sampling.calls for sampling in drawn), checkpoints * len(drawn)
     steps = "/".join(str(steps) for steps in sorted({sampling.steps for sampling in drawn}))
     yield f"{name} is a preset, and no run of it is here; under {protocol.name} ({protocol.summary}):"
-    points = f"{len(drawn)} point{'s' * (len(drawn) != 1)}"
-    yield f"{points} of {images:,} images, {steps} steps: {calls:,} network calls of {px} px"
-    if preset.hardware.device == "cuda" and px in SECONDS_PER_CALL_H200:
-        more = "" if px <= 256 else f", and {px} px take more (no rate of theirs is printed)"
-        yield f"about {_hours(calls * SECONDS_PER_CALL)} A100-hours at Table 2's rate for 256 px{more}"
-        own = _hours(calls * SECONDS_PER_CALL_H200[px])
-        yield f"about {own} hours of an H200 at the rate measured there for {px} px, not compiled"
-        yield "measuring is not counted"
-    else:
-        yield "no time is known: this preset has drawn no samples here"
+    yield from printed_lines(preset, protocol, name)
+    yield f"of stage {list(preset.stages)[-1]}, {weights}"
+    yield (
+        f"{count} point{'s' * (count != 1)} of {images:,} images, {steps} steps: {calls:,} network calls of "
+        f"{preset.px} px"
+    )
+    yield from _known_rates(calls, model)
     lines = [f"a trained run: `mdm run {name}`", *lacking(protocol, prompts_set(protocol), preset.text)]
     yield from (f"missing: {line}" for line in lines)
+
+
+def _checkpoints(name: str, stage: Stage, asked: list[str] | None) -> tuple[str, int]:
+    """Which a training would leave, in words, and how many. Raises ValueError where one is named."""
+    if asked is None:
+        return "its last checkpoint", 1
+    if set(asked) != {"all"}:
+        raise ValueError(f"--sweep checkpoint: no run of {name} is here, so no checkpoint has a name yet; take all")
+    cadence, nimg = stage.cadence, stage.training.nimg
+    every = [each for each in (cadence.keep_ema_every_nimg, cadence.keep_every_nimg) if each]
+    kept = {nimg, *cadence.milestones.values(), *(at for each in every for at in range(each, nimg, each))}
+    newest = cadence.keep_checkpoints - 1
+    return f"{len(kept)} kept along its training and {newest} before its end", len(kept) + newest

@@ -27,12 +27,14 @@ def _kind(hint: Any) -> Any:
     if dataclasses.is_dataclass(hint):
         return _partial(hint)
     if get_origin(hint) is dict:
-        return dict.__class_getitem__((str, _kind(get_args(hint)[1])))
+        value = get_args(hint)[1]
+        return dict.__class_getitem__((str, _kind(value) | None if dataclasses.is_dataclass(value) else value))
     return hint
 
 
 class Overrides(_partial(Preset)):  # type: ignore[misc]
-    """Fields to replace; what is left empty stays as the preset has it. ``name`` names the run."""
+    """Fields to replace; what is left empty stays as the preset has it, and a stage that is null is left out. ``name``
+    names the run."""
 
     def resolve(self, preset: str) -> Preset:
         """The preset with these fields replaced. Raises ValueError naming the field."""

@@ -17,12 +17,13 @@ from flows import sweep
 from flows.cli import main
 from flows.datasets.parts import part_lock
 from flows.measuring import drawing
-from flows.measuring.plan import lacking, plan
-from flows.measuring.told import preset_lines, result_lines, warnings
+from flows.measuring.plan import Evaluation, Point, lacking, plan
+from flows.measuring.told import plan_lines, preset_lines, result_lines, warnings
 from flows.progress import board
-from mdm.config import Labels
+from mdm.config import MODELS, Labels
 from mdm.files import write_json
 from mdm.presets import resolve
+from mdm.stage import Stage
 from mdm.structure import from_dict, to_dict
 from mdm.training.train import main as train
 from small import small_job, write_dataset
@@ -152,14 +153,57 @@ def test_what_a_protocol_lacks_is_named_all_at_once(tmp_path: Path, monkeypatch:
     for part in (*wanted, "dinov2"):
         assert part in lines
     assert lacking(PROTOCOLS["embedded"], None, "flan-t5-xl") == []
-    plan_of_preset = "\n".join(preset_lines("cc12m-1024", PROTOCOLS["coco2014-val-30k"], {"guidance": ["1", "7"]}))
+    plan_of_preset = "\n".join(preset_lines("cc12m-1024", "", PROTOCOLS["coco2014-val-30k"], {"guidance": ["1", "7"]}))
     with pytest.raises(ValueError, match="guidance must be 1: this model was trained with its labels always there"):
-        list(preset_lines("imagenet-256", PROTOCOLS["gallery"], {}))
+        list(preset_lines("imagenet-256", "", PROTOCOLS["gallery"], {}))
     assert "missing: a trained run: `mdm run cc12m-1024`" in plan_of_preset and "dinov2" in plan_of_preset
     assert "2 points of 30,000 images, 250 steps: 22,500,000 network calls of 1024 px" in plan_of_preset
     assert "about 80 A100-hours at Table 2's rate for 256 px, and 1024 px take more" in plan_of_preset
     assert "about 201 hours of an H200 at the rate measured there for 1024 px" in plan_of_preset
-    assert "no time is known" in "\n".join(preset_lines("tiny", PROTOCOLS["gallery"], {}))
+    assert "no time is known" in "\n".join(preset_lines("tiny", "", PROTOCOLS["gallery"], {}))
+
+
+def test_a_preset_is_planned_by_stage_and_says_whose_number_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("MDM_HOME", str(tmp_path))
+    asked = ["--protocol", "coco2014-val-30k", "--dry-run"]
+    assert main(["evaluate", "cc12m-1024", *asked]) == 0
+    numbers = "Table 1's 18.35 (guidance 1) and 13.43 (guidance 1.35): of stage 256"
+    assert f"{numbers}, not of stage 1024: name cc12m-1024/256\n" in capsys.readouterr().out
+    assert main(["evaluate", "cc12m-1024/256", *asked]) == 0
+    shown = capsys.readouterr().out
+    assert f"{numbers}\nof stage 256, its last checkpoint\n" in shown and "7,500,000 network calls of 256 px" in shown
+    assert main(["evaluate", "cc12m-1024/512", *asked]) == 1
+    assert "cc12m-1024 has no stage '512'; there are 64, 256, 1024" in capsys.readouterr().err
+    assert "Table 1's 3.51" in "\n".join(preset_lines("imagenet-256-dropout", "", PROTOCOLS["imagenet-50k"], {}))
+    assert "Table 1" not in "\n".join(preset_lines("cc12m-1024-five", "256", PROTOCOLS["coco2014-val-30k"], {}))
+
+
+@pytest.mark.parametrize(("name", "rated"), [("256x256", True), ("MDM-S64S256", True), ("tiny-16-32-64", False)])
+def test_a_plan_without_samples_of_its_own_takes_the_rates_of_others(tmp_path: Path, name: str, rated: bool) -> None:
+    """A released file's has none, and its model is of the papers'."""
+    like = resolve("cc12m-256", {})
+    stage = Stage(model=MODELS[name], training=like.stages["64"].training)
+    preset = replace(resolve("tiny", {}) if "tiny" in name else like, stages={name: stage})
+    point = Point("as-released", "vis_model.pth", tmp_path, 0, like.sampling)
+    planned = Evaluation(tmp_path, preset, PROTOCOLS["mdm-released"], None, None, [point])
+    told = "\n".join(plan_lines(planned))
+    calls = preset.evaluation.num_samples * 250
+    assert (f"{calls:,} network calls" in told) and ("about 27 A100-hours at Table 2's rate" in told) == rated
+    assert ("no time is known" in told) != rated
+
+
+def test_every_checkpoint_of_a_preset_is_reckoned() -> None:
+    def shown(**sweep: list[str]) -> str:
+        return "\n".join(preset_lines("cc12m-256", "", PROTOCOLS["cc12m-heldout"], sweep))
+
+    every = shown(checkpoint=["all"])
+    assert "20 kept along its training and 1 before its end" in every
+    assert f"21 points of 12,400 images, 250 steps: {21 * 12_400 * 250:,} network calls" in every
+    assert "of stage 256, its last checkpoint\n1 point of" in shown()
+    with pytest.raises(ValueError, match="no run of cc12m-256 is here, so no checkpoint has a name yet; take all"):
+        shown(checkpoint=["nimg-000000000008"])
 
 
 def test_the_same_call_goes_on_and_a_revision_measures_anew(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -47,6 +47,16 @@ def test_a_wrong_field_is_named_with_the_choices(assignment: str, message: str) 
         resolve("tiny", parse_assignments([assignment]))
 
 
+def test_a_stage_that_is_null_is_left_out() -> None:
+    fields = parse_assignments(["stages.16=null", "stages.32.start=null"])
+    preset = resolve("tiny", fields)
+    assert list(preset.stages) == ["32", "64"] and Overrides.model_validate(fields).resolve("tiny") == preset
+    with pytest.raises(ValueError, match="no stage '16' before this one; there are none"):
+        resolve("tiny", parse_assignments(["stages.16=null"]))
+    with pytest.raises(ValueError, match="a preset needs at least one stage"):
+        resolve("tiny", parse_assignments([f"stages.{px}=null" for px in (16, 32, 64)]))
+
+
 def test_unknown_preset_and_malformed_assignment() -> None:
     with pytest.raises(ValueError, match="unknown preset 'huge'; there are tiny"):
         resolve("huge", {})
