@@ -170,7 +170,7 @@ def _fids(preset: Preset, number: Number, experiment: Experiment, points: Sequen
         "ours": first["values"][SAMPLES],
         "interval": first["interval"].get(SAMPLES),
         "n": first["n"],
-        "drawn": point.drawn,
+        "drawn": _drawn(point.sampling, number.guidance),
         "protocol": point.protocol,
         "verdict": "" if not high else "reproduced" if good == len(lines) else "in part" if good else "OUT OF range",
         "ways": lines if len(lines) > 1 else [],
@@ -241,15 +241,20 @@ def _needs_timing(timed: Trained) -> Row:
 
 def _needs_experiment(experiment: Experiment, *guidance: float | None) -> Row:
     """Without guidance it is of training."""
-    weights = ", ".join(f"{weight:g}" for weight in guidance if weight is not None)
+    weights = [weight for weight in guidance if weight is not None]
     trained, sampling = TRAININGS[experiment.trained], experiment.sampling(1)
     return {
-        "drawn": f"{sampling.sampler}, {sampling.steps} steps, guidance {weights}" if weights else "",
+        "drawn": _drawn(sampling, *weights) if weights else "",
         "protocol": experiment.protocol if weights else "",
         "stage": f"{trained.name}, stage {trained.stage}",
         "needs": needs(experiment, bool(weights)),
         "commands": commands(experiment)[: 2 if weights else 1],
     }
+
+
+def _drawn(sampling: Sampling, *guidance: float) -> str:
+    weights = ", ".join(f"{weight:g}" for weight in guidance)
+    return f"{sampling.sampler}, {sampling.steps} steps, guidance {weights}"
 
 
 @cache
