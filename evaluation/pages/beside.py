@@ -229,13 +229,14 @@ def _figure(experiment: Experiment, preset: Preset, run: str, points: Sequence[P
 
 
 def _needs_timing(timed: Trained) -> Row:
-    absent = f"needs {timed.absent}; " if timed.absent else ""
-    hours = "" if timed.absent else f"; {gpu_hours([timed]):,.1f} A100-hours for {TIMED_STEPS:,} iterations"
-    stage = timed.resolve().stages[timed.stage]
+    if timed.absent:
+        return {"stage": timed.name, "needs": f"needs {timed.absent}"}
+    preset = timed.resolve()
+    batch, hours = preset.stages[timed.stage].training.batch_size, gpu_hours([timed])
     return {
-        "stage": f"{timed.preset}, stage {timed.stage}, batch {stage.training.batch_size:,}",
-        "needs": f"{absent}data: {timed.data or timed.resolve().data.name}{hours}",
-        "commands": [] if timed.absent else [run_command(timed)],
+        "stage": f"{timed.preset}, stage {timed.stage}, batch {batch:,}",
+        "needs": f"data: {preset.data.name}; {hours:,.1f} A100-hours for {TIMED_STEPS:,} iterations",
+        "commands": [run_command(timed)],
     }
 
 
