@@ -170,7 +170,7 @@ def _fids(preset: Preset, number: Number, experiment: Experiment, points: Sequen
         "ours": first["values"][SAMPLES],
         "interval": first["interval"].get(SAMPLES),
         "n": first["n"],
-        "drawn": point.drawn,
+        "drawn": _drawn(point.sampling, number.guidance),
         "protocol": point.protocol,
         "verdict": "" if not high else "reproduced" if good == len(lines) else "in part" if good else "OUT OF range",
         "ways": lines if len(lines) > 1 else [],
@@ -229,27 +229,33 @@ def _figure(experiment: Experiment, preset: Preset, run: str, points: Sequence[P
 
 
 def _needs_timing(timed: Trained) -> Row:
-    absent = f"needs {timed.absent}; " if timed.absent else ""
-    hours = "" if timed.absent else f"; {gpu_hours([timed]):,.1f} A100-hours for {TIMED_STEPS:,} iterations"
-    stage = timed.resolve().stages[timed.stage]
+    if timed.absent:
+        return {"stage": timed.name, "needs": f"needs {timed.absent}"}
+    preset = timed.resolve()
+    batch, hours = preset.stages[timed.stage].training.batch_size, gpu_hours([timed])
     return {
-        "stage": f"{timed.preset}, stage {timed.stage}, batch {stage.training.batch_size:,}",
-        "needs": f"{absent}data: {timed.data or timed.resolve().data.name}{hours}",
-        "commands": [] if timed.absent else [run_command(timed)],
+        "stage": f"{timed.preset}, stage {timed.stage}, batch {batch:,}",
+        "needs": f"data: {preset.data.name}; {hours:,.1f} A100-hours for {TIMED_STEPS:,} iterations",
+        "commands": [run_command(timed)],
     }
 
 
 def _needs_experiment(experiment: Experiment, *guidance: float | None) -> Row:
     """Without guidance it is of training."""
-    weights = ", ".join(f"{weight:g}" for weight in guidance if weight is not None)
+    weights = [weight for weight in guidance if weight is not None]
     trained, sampling = TRAININGS[experiment.trained], experiment.sampling(1)
     return {
-        "drawn": f"{sampling.sampler}, {sampling.steps} steps, guidance {weights}" if weights else "",
+        "drawn": _drawn(sampling, *weights) if weights else "",
         "protocol": experiment.protocol if weights else "",
         "stage": f"{trained.name}, stage {trained.stage}",
         "needs": needs(experiment, bool(weights)),
         "commands": commands(experiment)[: 2 if weights else 1],
     }
+
+
+def _drawn(sampling: Sampling, *guidance: float) -> str:
+    weights = ", ".join(f"{weight:g}" for weight in guidance)
+    return f"{sampling.sampler}, {sampling.steps} steps, guidance {weights}"
 
 
 @cache
