@@ -39,7 +39,8 @@ def plan_lines(planned: Evaluation) -> Iterator[str]:
         yield from (f"  {point.name}: {line}" for line in warnings(planned.preset, sampling))
     if planned.protocol.prompts == "figures":
         yield from (f"  {line}" for line in left_out_lines(planned))
-    yield from (f"  {line}" for line in printed_lines(planned.preset, planned.protocol, planned.run.name))
+    if not planned.about:
+        yield from (f"  {line}" for line in printed_lines(planned.preset, planned.protocol, planned.run.name))
     pixels = sum(px**2 for px in planned.model.resolutions)
     stand_in = planned.protocol.name in STAND_INS
     beside = " and as many of an untrained model" if stand_in else ""

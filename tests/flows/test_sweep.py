@@ -186,6 +186,7 @@ def test_a_plan_without_samples_of_its_own_takes_the_rates_of_others(tmp_path: P
     like = resolve("cc12m-256", {})
     stage = Stage(model=MODELS[name], training=like.stages["64"].training)
     preset = replace(resolve("tiny", {}) if "tiny" in name else like, stages={name: stage})
+    preset = replace(preset, evaluation=replace(preset.evaluation, num_samples=30_000))
     point = Point("as-released", "vis_model.pth", tmp_path, 0, like.sampling)
     planned = Evaluation(tmp_path, preset, PROTOCOLS["mdm-released"], None, None, [point])
     told = "\n".join(plan_lines(planned))
