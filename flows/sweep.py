@@ -20,7 +20,7 @@ from evaluation.images.gallery import write_sheet
 from evaluation.images.npz import write_npz
 from evaluation.images.preparation import Drawn
 from evaluation.measuring.fresh import Fresh
-from evaluation.measuring.identity import PARTS, Origin, identity, measured_by_stand_ins
+from evaluation.measuring.identity import PARTS, Origin, identity, measured_by_stand_ins, way_of
 from evaluation.measuring.networks import load_networks
 from evaluation.measuring.standard import measure_standard
 from evaluation.pages.points import RESULTS, read_results
@@ -135,7 +135,7 @@ def _measure(
         facts |= {f"sampling.{name}": value for name, value in to_dict(point.sampling).items()}
         found.append({**facts, **known, "metrics": done["metrics"]})
         write_results(planned.folder, found[-1:])
-        record.send(point.weights, point.name, facts, done)
+        record.send(point.weights, point.name, facts, way_of(known["drawn"]), done)
     return found
 
 
@@ -181,7 +181,9 @@ def evaluate_standard(
 
 def of_stand_ins(planned: Evaluation, origin: Origin) -> dict[str, Any]:
     prompts = planned.prompts(origin.sampling)
-    return identity(measured_by_stand_ins(planned.protocol, prompts, planned.preset.evaluation, origin), origin)
+    encoder = None if planned.text is None else planned.text.encoder_digest
+    settings, px = planned.preset.evaluation, planned.preset.px
+    return identity(measured_by_stand_ins(planned.protocol, prompts, settings, origin, px, encoder), origin)
 
 
 def facts_of(planned: Evaluation, known: dict[str, Any]) -> dict[str, Any]:

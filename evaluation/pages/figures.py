@@ -31,7 +31,7 @@ def figures(preset: Preset, points: Sequence[Point], paces: dict[str, Pace]) -> 
 
 
 def _along_training(preset: Preset, points: list[Point], paces: dict[str, Pace], where: str) -> list[Curve]:
-    groups = _groups(points, lambda p: (p.stage, p.drawn))
+    groups = _groups(points, lambda p: (p.stage, p.way.words))
     groups = {key: found for key, found in groups.items() if len({p.nimg for p in found}) > 1}
     if not groups:
         return []
@@ -58,7 +58,7 @@ def _along_training(preset: Preset, points: list[Point], paces: dict[str, Pace],
 
 
 def _over_guidance(points: list[Point], where: str) -> list[Curve]:
-    groups = _groups(points, lambda p: (p.stage, p.nimg, p.drawn_but_for_guidance))
+    groups = _groups(points, lambda p: (p.stage, p.nimg, p.way.but_for_guidance))
     groups = {key: found for key, found in groups.items() if len({p.guidance for p in found}) > 1}
     names = _measured([point for found in groups.values() for point in found])
     curves = []

@@ -140,7 +140,11 @@ def test_metrics_stand_beside_the_page_as_csv(records: dict[str, Any], tmp_path:
         "run": "'=1+2",  # a spreadsheet must not compute it
         "metric": "kid_efficientnet_lite0",
         "protocol": "embedded",
-        **{"digest": "", "stage": "", "point": "", "nimg": "", "set": "samples", "n": "256"},
+        **dict.fromkeys(("digest", "stage", "point", "guidance", "steps", "sampler", "nimg"), ""),
+        **{
+            "set": "samples",
+            "n": "256",
+        },
         "value": "0.2134",
         "low": "0.181",
         "high": "0.246",

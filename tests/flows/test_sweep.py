@@ -11,6 +11,7 @@ import pytest
 from evaluation.generate import ImageJob, generate_images
 from evaluation.images.image_folder import ImageFolder
 from evaluation.networks.features import EfficientNetLite0
+from evaluation.pages.sections import own_identity
 from evaluation.protocols import PROTOCOLS
 from flows import evaluation as tasks
 from flows import sweep
@@ -211,6 +212,8 @@ def test_the_same_call_goes_on_and_a_revision_measures_anew(run: Path, monkeypat
     assert measured() == first and drawn == [5] and contents(samples) == kept
     assert len({point["protocol_digest"] for point in first}) == 1 and len({point["digest"] for point in first}) == 2
     assert [point["drawn"]["steps"] for point in first] == [1, 2]
+    own = own_identity(PRESET, run / "evaluations" / "embedded" / f"{LAST}_steps-1")  # a run's own samples lie alike
+    assert own["measured"] == first[0]["measured"]
     assert set(first[0]["recorded"]["data"]) == {"train", "val"} and "torch" in first[0]["recorded"]["versions"]
     assert first[0]["measured"]["networks"]["efficientnet_lite0"][1] == EfficientNetLite0.weights_digest()
     assert json.loads((folder / "results.json").read_text()) == first
