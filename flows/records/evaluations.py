@@ -125,21 +125,16 @@ def _ema_sha256(weights: Path) -> str:
 
 
 def model_metrics(model: str, facts: dict[str, Any], way: Way, done: dict[str, Any]) -> list[Metric]:
-    """The samples' numbers as a model's, by which models are ranked: ``model/WAY NAME_nN PROTOCOL-DIGEST``, so that
-    what does not compare is no column of one name. The way of drawing is first: charts cut long names at their end."""
+    """The samples' numbers as a model's, by which models are ranked: ``model/guidance G N steps NAME_nN SAMPLER
+    PROTOCOL-DIGEST``, so that what does not compare is no column of one name. Charts cut long names at their end, so
+    what is swept is at the beginning."""
     own, _ = metric_values(done["metrics"])
-    drawn = re.sub(r"[^\w. -]", "-", way.words.replace(",", ""))  # "/" is between a chart's section and its name
-    protocol = f"{facts['protocol']}-{facts['protocol_digest']}"
-    return [
-        Metric(
-            f"model/{drawn} {name.removeprefix('eval/')} {protocol}",
-            value,
-            done["finished_ms"],
-            facts["nimg"],
-            model_id=model,
-        )
-        for name, value in own.items()
-    ]
+    protocol, metrics = f"{facts['protocol']}-{facts['protocol_digest']}", []
+    for name, value in own.items():
+        key = f"guidance {way.guidance} {way.steps} steps {name.removeprefix('eval/')} {way.sampler} {protocol}"
+        admitted = re.sub(r"[^\w. -]", "-", key.replace(",", ""))  # "/" would end the name of a chart's section
+        metrics.append(Metric(f"model/{admitted}", value, done["finished_ms"], facts["nimg"], model_id=model))
+    return metrics
 
 
 def metric_values(metrics: Iterable[dict[str, Any]]) -> tuple[dict[str, float], dict[str, float]]:
