@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from difflib import get_close_matches
+from itertools import chain
 from pathlib import Path
 
 from flows.datasets.parts import locks_folder, part_lock, set_lock
@@ -165,7 +166,7 @@ def sets_of_run(run: Path) -> set[str]:
 def _named(run: Path) -> Iterator[str]:
     training = {"train_data": "train_digest", "val_data": "val_digest"}
     for pattern, fields in (("job.json", training), ("generate.json", {"data": "data_digest"})):
-        for path in [*run.glob(pattern), *run.glob(f"*/{pattern}")]:
+        for path in chain.from_iterable(run.glob(f"{where}{pattern}") for where in ("", "*/", "evaluations/*/*/*/")):
             job = read_json(path) or {}
             for split, pinned in ((job.get(field), job.get(digest, "")) for field, digest in fields.items()):
                 if isinstance(split, str):
