@@ -63,7 +63,8 @@ def evaluation(
 ) -> str | State:
     """Measure a run's checkpoints under a protocol; the same call goes on after a kill. Returns the results' folder.
 
-    ``released``: ``run`` is a file of the authors'. ``npz``: each point's images also as one file, samples.npz.
+    ``released``: ``run`` is a file of the authors'. ``npz``: each point's images also as one file, samples.npz, which
+    from then on is kept up to date.
     ``fast``: features are made of images as they are drawn, none of which becomes a file.
     """
     quiet_services()
@@ -115,7 +116,7 @@ def _measure(
         else:
             with part_lock(folder / "samples", "images", (1, 1)):
                 sample_images(chosen, folder / "samples", point.weights, data, text, planned.protocol)
-        if npz and isinstance(images, Path):
+        if isinstance(images, Path) and (npz or (folder / NPZ).exists()):  # a removal must not leave it as it was
             write_npz(Drawn.open(images, planned.protocol.preparation, planned.prompts(point.sampling)), folder / NPZ)
             say(f"{point.name}: its images as one file: {folder / NPZ}")
         if figures:
