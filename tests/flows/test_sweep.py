@@ -127,6 +127,15 @@ def test_what_does_not_compare_is_not_in_one_table(tmp_path: Path) -> None:
     assert len({line.index("N=") for line in others[1::2]}) == 1  # under each other
 
 
+def test_an_interval_stands_behind_the_number_that_it_is_of(tmp_path: Path) -> None:
+    point = row("aa", "one", 8, 20.0)
+    (distance,) = point["metrics"]
+    other = distance | {"label": "without one", "values": {"samples": 30.0}, "interval": {}}
+    third = distance | {"label": "a cosine", "interval": {"samples": [19.5, 20.25]}}
+    sweep.write_results(tmp_path, [point | {"metrics": [other, third]}])
+    assert list(result_lines(tmp_path)) == ["one N=24  without one 30; a cosine 20 [19.5, 20.25]"]
+
+
 def test_what_is_no_run_or_stage_is_said(run: Path) -> None:
     for name, told in (("other", "is no run"), ("small/64", "has no stage '64'; there are 16")):
         with pytest.raises(ValueError, match=told):
