@@ -89,7 +89,7 @@ def table_csv(measured: "Iterable[Measured]") -> str:
     """One line per metric and set. A text that a spreadsheet would take for a formula begins with an apostrophe."""
     table = io.StringIO()
     writer = csv.writer(table, lineterminator="\n")
-    writer.writerow([*_TEXTS, "metric", "set", "nimg", "n", "value", "low", "high", "better"])
+    writer.writerow([*_TEXTS, "metric", "set", "stage_nimg", "n", "value", "low", "high", "better"])
     for texts, nimg, metric in measured:
         for what, value in metric.values.items():
             low, high = metric.interval.get(what, ("", ""))
@@ -99,7 +99,7 @@ def table_csv(measured: "Iterable[Measured]") -> str:
 
 
 _TEXTS = ("run", "protocol", "digest", "stage", "point", "guidance", "steps", "sampler")
-Measured = tuple[tuple[str, ...], int | str, MetricRow]  # _TEXTS, images seen, and a metric
+Measured = tuple[tuple[str, ...], int | str, MetricRow]  # _TEXTS, images that the stage has seen, and a metric
 
 
 def _measured(records: Records) -> Iterator[Measured]:

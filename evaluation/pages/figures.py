@@ -37,7 +37,7 @@ def _along_training(preset: Preset, points: list[Point], paces: dict[str, Pace],
         return []
     axes: dict[str, Callable[[Point], float | None]] = {
         "images seen": lambda p: seen_before(preset, p.stage) + p.nimg,
-        "seconds of training": lambda p: getattr(spent(preset, paces, p.stage, p.nimg), "seconds", None),
+        "seconds of training steps": lambda p: getattr(spent(preset, paces, p.stage, p.nimg), "seconds", None),
         _hours(paces): lambda p: getattr(spent(preset, paces, p.stage, p.nimg), "device_hours", None),
     }
     curves = []
@@ -93,7 +93,7 @@ def _measured(points: Sequence[Point]) -> dict[str, dict[str, Any]]:
 def _hours(paces: dict[str, Pace]) -> str:
     """Hours times devices are of a device, which is named."""
     kind = "GPU-hours" if all(pace.gpu for pace in paces.values()) else "process-hours"
-    return f"{kind} ({', '.join(sorted({pace.hardware for pace in paces.values()}))})"
+    return f"{kind} of training steps ({', '.join(sorted({pace.hardware for pace in paces.values()}))})"
 
 
 def _curve(

@@ -101,9 +101,9 @@ def _distances(metrics: list[dict[str, Any]]) -> str:
         higher = "higher" if text[SAMPLES] > text[SHUFFLED] else "NOT higher"
         fits = f" Captions score {higher} on their own samples than shuffled ones do."
     return (
-        f"Of the lesser of an untrained model's and noise's distance to real images the samples have {kernel:.0%} "
-        f"(kernel distance, whose intervals {'do not overlap' if apart else 'OVERLAP'}) and {frechet:.0%} (Fréchet "
-        f"distance); half was aimed at.{fits}"
+        f"The samples' distance to real images is {kernel:.0%} (kernel distance; the intervals "
+        f"{'do not overlap' if apart else 'OVERLAP'}) and {frechet:.0%} (Fréchet distance) of an untrained model's or "
+        f"of noise's, whichever is nearer; the aim was 50% or less.{fits}"
     )
 
 

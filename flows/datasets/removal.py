@@ -167,8 +167,9 @@ def _of_mlflow(folder: Path, showing: set[str]) -> Iterator[str]:
         return
     tag = f"mdm.folder` = '{tracked['id']}" if "id" in tracked else f"mdm.run` = '{folder.name}"
     yield (  # MLflow is not asked: it may be away, and takes seconds to import
-        f"MLflow ({without_secrets(mlflow_uri())}, or where {folder.name} was tracked) may keep them as artifacts, too: "
-        f"search its runs for tags.`{tag}', and delete the artifacts of what is found and of the runs nested below it"
+        f"MLflow ({without_secrets(mlflow_uri())}, or where {folder.name} was tracked) may keep them as artifacts, "
+        f"too: search its runs for tags.`{tag}', and delete the artifacts of what is found and of the runs nested "
+        "below it"
     )
 
 
