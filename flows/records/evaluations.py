@@ -125,15 +125,15 @@ def _ema_sha256(weights: Path) -> str:
 
 
 def model_metrics(model: str, facts: dict[str, Any], way: Way, done: dict[str, Any]) -> list[Metric]:
-    """The samples' numbers as a model's, by which models are ranked: ``model/guidance G N steps NAME_nN SAMPLER
-    PROTOCOL-DIGEST``, so that what does not compare is no column of one name. Charts cut long names at their end, so
-    what is swept is at the beginning."""
+    """The samples' numbers as a model's, by which models are ranked: ``guidance G NAME_nN N steps SAMPLER
+    PROTOCOL-DIGEST``, so that what does not compare is no column of one name. MLflow's charts show the first 20 letters
+    of a name or so: what tells most bars apart is in them."""
     own, _ = metric_values(done["metrics"])
     protocol, metrics = f"{facts['protocol']}-{facts['protocol_digest']}", []
     for name, value in own.items():
-        key = f"guidance {way.guidance} {way.steps} steps {name.removeprefix('eval/')} {way.sampler} {protocol}"
+        key = f"guidance {way.guidance} {name.removeprefix('eval/')} {way.but_for_guidance} {protocol}"
         admitted = re.sub(r"[^\w. -]", "-", key.replace(",", ""))  # "/" would end the name of a chart's section
-        metrics.append(Metric(f"model/{admitted}", value, done["finished_ms"], facts["nimg"], model_id=model))
+        metrics.append(Metric(admitted, value, done["finished_ms"], facts["nimg"], model_id=model))
     return metrics
 
 

@@ -81,7 +81,7 @@ def test_checkpoints_are_models_that_rank(run: Path) -> None:
     for nimg, kid, way in ((100, 0.5, ""), (200, 0.2, ""), (200, 0.9, "guidance-3")):
         send(record, nimg, kid, way)
     client, experiment = client_of(run)
-    usual = f"model/guidance 1 250 steps {KID}_n10 ddpm embedded-0123456789ab"
+    usual = f"guidance 1 {KID}_n10 250 steps ddpm embedded-0123456789ab"
     key = f"metrics.{usual}"
     for ascending, first in ((True, "200"), (False, "100")):
         order: Any = [{"field_name": key, "ascending": ascending}]
@@ -105,8 +105,8 @@ def test_what_is_in_one_column_was_drawn_in_one_way(run: Path) -> None:
     client, experiment = client_of(run)
     models = client.search_logged_models([experiment])
     assert {metric.key.partition(f" {KID}_n10 ")[2] for model in models for metric in model.metrics} == {
-        "ddpm embedded-0123456789ab",
-        "ddim eta 0.5 guidance interval 0-0.8 threshold clip embedded-0123456789ab",
+        "250 steps ddpm embedded-0123456789ab",
+        "250 steps ddim eta 0.5 guidance interval 0-0.8 threshold clip embedded-0123456789ab",
     }
 
 
