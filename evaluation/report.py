@@ -19,7 +19,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from evaluation.pages.charts import draw_curve, draw_metric, number, signed
-from evaluation.pages.schema import Comparison, Curve, EvaluationTable, MetricRow, Records, check, decoded_size
+from evaluation.pages.schema import Comparison, Curve, Drawn, EvaluationTable, MetricRow, Records, check, decoded_size
 from mdm.files import whole_file
 
 PIXELATED_UP_TO_PX = 32  # below this size the pixels themselves are the picture; above, hard edges only disturb
@@ -89,7 +89,7 @@ def table_csv(measured: "Iterable[Measured]") -> str:
     """One line per metric and set. A text that a spreadsheet would take for a formula begins with an apostrophe."""
     table = io.StringIO()
     writer = csv.writer(table, lineterminator="\n")
-    writer.writerow([*_TEXTS, "metric", "set", "nimg", "n", "value", "low", "high", "better"])
+    writer.writerow([*_TEXTS, "metric", "set", "stage_nimg", "n", "value", "low", "high", "better"])
     for texts, nimg, metric in measured:
         for what, value in metric.values.items():
             low, high = metric.interval.get(what, ("", ""))
@@ -98,23 +98,23 @@ def table_csv(measured: "Iterable[Measured]") -> str:
     return table.getvalue()
 
 
-_TEXTS = ("run", "protocol", "digest", "stage", "point")
-Measured = tuple[tuple[str, ...], int | str, MetricRow]  # _TEXTS, images seen, and a metric
+_TEXTS = ("run", "protocol", "digest", "stage", "point", "guidance", "steps", "sampler")
+Measured = tuple[tuple[str, ...], int | str, MetricRow]  # _TEXTS, images that the stage has seen, and a metric
 
 
 def _measured(records: Records) -> Iterator[Measured]:
     """Of the run's own samples, and of every point that was evaluated."""
     for metric in records.metrics:
-        yield (records.run, metric.protocol, records.digest, "", ""), "", metric
+        yield (records.run, metric.protocol, records.digest, "", "", *_way(records.drawn)), "", metric
     yield from _of_tables(records.evaluations, records.run)
 
 
 def _compared(comparison: Comparison) -> Iterator[Measured]:
     for own in comparison.own:
         for row in own.metrics:
-            for run, metric in zip(own.runs, row, strict=True):
+            for run, drawn, metric in zip(own.runs, own.drawn, row, strict=True):
                 if metric is not None:
-                    yield (run, metric.protocol, own.digest, "", ""), "", metric
+                    yield (run, metric.protocol, own.digest, "", "", *_way(drawn)), "", metric
     yield from _of_tables(comparison.evaluations, "")  # whose rows name their run
 
 
@@ -122,7 +122,13 @@ def _of_tables(tables: Sequence[EvaluationTable], run: str) -> Iterator[Measured
     for table in tables:
         for row in table.rows:
             for metric in row.metrics:
-                yield (run, table.protocol, table.digest, row.stage, row.point), row.nimg, metric
+                names = (row.run or run, table.protocol, table.digest, row.stage, row.point)
+                yield (*names, *_way(row)), row.nimg, metric
+
+
+def _way(drawn: Drawn | None) -> tuple[str, str, str]:
+    """Nobody wrote down how the samples of records of before were drawn."""
+    return ("", "", "") if drawn is None else (drawn.guidance, str(drawn.steps), drawn.sampler)
 
 
 def _no_formula(text: str) -> str:

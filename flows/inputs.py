@@ -69,10 +69,11 @@ class SampleInputs:
 
 @dataclass(frozen=True, kw_only=True)
 class Revision:
-    """A split as it was made, and how often samples were removed from it."""
+    """A split as it was made, how often samples were removed from it, and which (``mdm/data/tars.py:revision_of``)."""
 
     digest: str
     revision: int
+    removed: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,6 +8,7 @@ from typing import Any
 
 from flows.home import Trouble, datasets, home, run_folder
 from flows.progress import clock
+from mdm.data.tars import revision_of
 from mdm.files import LocksRefused, is_locked
 from mdm.structure import to_dict
 from preprocessing.manifest import read_json
@@ -41,10 +42,10 @@ def reference_lines() -> Iterator[str]:
         state = "being made" if _is_held(path / "owner.lock") else "unfinished: the same evaluation goes on"
         yield f"  {path.name}  {_took(path)}  {state}"
     manifests = filter(None, (read_json(path) for path in datasets().glob("*/*/manifest.json")))
-    here = {(manifest.get("digest"), manifest.get("revision", 0)) for manifest in manifests}
+    here = [revision_of(manifest) for manifest in manifests if {"digest", "shards"} <= manifest.keys()]
     for path in kept:
         data = (read_json(path.with_suffix(".json")) or {}).get("data", [])
-        if any((split["digest"], split["revision"]) not in here for split in data):
+        if any(split not in here for split in data):
             yield f"  {path.name}  {_took(path)}  of data that is no more here, or has lost samples since"
 
 

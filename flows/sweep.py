@@ -20,7 +20,7 @@ from evaluation.images.gallery import write_sheet
 from evaluation.images.npz import write_npz
 from evaluation.images.preparation import Drawn
 from evaluation.measuring.fresh import Fresh
-from evaluation.measuring.identity import PARTS, Origin, identity, measured_by_stand_ins
+from evaluation.measuring.identity import PARTS, Origin, identity, measured_by_stand_ins, way_of
 from evaluation.measuring.networks import load_networks
 from evaluation.measuring.standard import measure_standard
 from evaluation.pages.points import RESULTS, read_results
@@ -63,7 +63,8 @@ def evaluation(
 ) -> str | State:
     """Measure a run's checkpoints under a protocol; the same call goes on after a kill. Returns the results' folder.
 
-    ``released``: ``run`` is a file of the authors'. ``npz``: each point's images also as one file, samples.npz.
+    ``released``: ``run`` is a file of the authors'. ``npz``: each point's images also as one file, samples.npz, which
+    from then on is kept up to date.
     ``fast``: features are made of images as they are drawn, none of which becomes a file.
     """
     quiet_services()
@@ -115,7 +116,7 @@ def _measure(
         else:
             with part_lock(folder / "samples", "images", (1, 1)):
                 sample_images(chosen, folder / "samples", point.weights, data, text, planned.protocol)
-        if npz and isinstance(images, Path):
+        if isinstance(images, Path) and (npz or (folder / NPZ).exists()):  # a removal must not leave it as it was
             write_npz(Drawn.open(images, planned.protocol.preparation, planned.prompts(point.sampling)), folder / NPZ)
             say(f"{point.name}: its images as one file: {folder / NPZ}")
         if figures:
@@ -135,7 +136,7 @@ def _measure(
         facts |= {f"sampling.{name}": value for name, value in to_dict(point.sampling).items()}
         found.append({**facts, **known, "metrics": done["metrics"]})
         write_results(planned.folder, found[-1:])
-        record.send(point.weights, point.name, facts, done)
+        record.send(point.weights, point.name, facts, way_of(known["drawn"]), done)
     return found
 
 
@@ -181,7 +182,9 @@ def evaluate_standard(
 
 def of_stand_ins(planned: Evaluation, origin: Origin) -> dict[str, Any]:
     prompts = planned.prompts(origin.sampling)
-    return identity(measured_by_stand_ins(planned.protocol, prompts, planned.preset.evaluation, origin), origin)
+    encoder = None if planned.text is None else planned.text.encoder_digest
+    settings, px = planned.preset.evaluation, planned.preset.px
+    return identity(measured_by_stand_ins(planned.protocol, prompts, settings, origin, px, encoder), origin)
 
 
 def facts_of(planned: Evaluation, known: dict[str, Any]) -> dict[str, Any]:

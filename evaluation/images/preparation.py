@@ -124,7 +124,7 @@ class Reference:
     splits: tuple[str, ...]  # their folders
     preparation: Preparation
     px: int
-    data: tuple[dict[str, Any], ...]  # digest and revision of each split
+    data: tuple[dict[str, Any], ...]  # each split's ``revision_of``
     keys: tuple[str, ...] = ()
 
     @classmethod

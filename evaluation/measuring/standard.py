@@ -84,7 +84,6 @@ def measure_standard(
         protocol,
         drawn.lines,
         real.identity,
-        origin.seed,
         px=drawn.px,
         networks={role: [networks[role].name, networks[role].weights] for role in everybody},
         resize={role: networks[role].resize for role in everybody},

@@ -38,10 +38,11 @@ def _own(runs: Sequence[Records]) -> list[dict[str, Any]]:
     groups = _grouped(runs, lambda records: records["digest"] or f"not known: {records['run']}")
     found = []
     for digest, members in groups.items():
-        named = [{metric["name"]: metric for metric in records["metrics"]} for records in members]
-        names = dict.fromkeys(name for metrics in named for name in metrics)
-        rows = [[metrics.get(name) for metrics in named] for name in names]
-        found.append({"digest": digest, "runs": [records["run"] for records in members], "metrics": rows})
+        measured = [{metric["name"]: metric for metric in records["metrics"]} for records in members]
+        names = dict.fromkeys(name for metrics in measured for name in metrics)
+        rows = [[metrics.get(name) for metrics in measured] for name in names]
+        named = {"runs": [records["run"] for records in members], "drawn": [records["drawn"] for records in members]}
+        found.append({"digest": digest, **named, "metrics": rows})
     return found
 
 
@@ -61,7 +62,7 @@ def _evaluations(runs: Sequence[Records]) -> list[dict[str, Any]]:
     for records in runs:
         for table in records["evaluations"]:
             merged = found.setdefault((table["protocol"], table["digest"], table["px"]), {**table, "rows": []})
-            merged["rows"] += [{**row, "stage": f"run {records['run']}: {row['stage']}"} for row in table["rows"]]
+            merged["rows"] += [{**row, "run": records["run"]} for row in table["rows"]]
     return list(found.values())
 
 

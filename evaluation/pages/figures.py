@@ -31,13 +31,13 @@ def figures(preset: Preset, points: Sequence[Point], paces: dict[str, Pace]) -> 
 
 
 def _along_training(preset: Preset, points: list[Point], paces: dict[str, Pace], where: str) -> list[Curve]:
-    groups = _groups(points, lambda p: (p.stage, p.drawn))
+    groups = _groups(points, lambda p: (p.stage, p.way.words))
     groups = {key: found for key, found in groups.items() if len({p.nimg for p in found}) > 1}
     if not groups:
         return []
     axes: dict[str, Callable[[Point], float | None]] = {
         "images seen": lambda p: seen_before(preset, p.stage) + p.nimg,
-        "seconds of training": lambda p: getattr(spent(preset, paces, p.stage, p.nimg), "seconds", None),
+        "seconds of training steps": lambda p: getattr(spent(preset, paces, p.stage, p.nimg), "seconds", None),
         _hours(paces): lambda p: getattr(spent(preset, paces, p.stage, p.nimg), "device_hours", None),
     }
     curves = []
@@ -58,7 +58,7 @@ def _along_training(preset: Preset, points: list[Point], paces: dict[str, Pace],
 
 
 def _over_guidance(points: list[Point], where: str) -> list[Curve]:
-    groups = _groups(points, lambda p: (p.stage, p.nimg, p.drawn_but_for_guidance))
+    groups = _groups(points, lambda p: (p.stage, p.nimg, p.way.but_for_guidance))
     groups = {key: found for key, found in groups.items() if len({p.guidance for p in found}) > 1}
     names = _measured([point for found in groups.values() for point in found])
     curves = []
@@ -99,7 +99,7 @@ def _measured(points: Sequence[Point]) -> dict[str, dict[str, Any]]:
 def _hours(paces: dict[str, Pace]) -> str:
     """Hours times devices are of a device, which is named."""
     kind = "GPU-hours" if all(pace.gpu for pace in paces.values()) else "process-hours"
-    return f"{kind} ({', '.join(sorted({pace.hardware for pace in paces.values()}))})"
+    return f"{kind} of training steps ({', '.join(sorted({pace.hardware for pace in paces.values()}))})"
 
 
 def _curve(

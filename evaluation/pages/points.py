@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from evaluation.measuring.identity import Way, drawn_by, way_of
 from evaluation.protocols import PROTOCOLS
 from evaluation.results import SAMPLES
 from mdm.config import Sampling
@@ -14,7 +15,7 @@ from mdm.structure import from_dict
 
 EVALUATIONS = "evaluations"  # in a run's folder: PROTOCOL or PROTOCOL-STAGE, with results.json and a folder per point
 RESULTS = "results.json"
-FACTS = {"point", "protocol", "protocol_digest", "checkpoint", "nimg", "n", "metrics"}  # of each of its rows
+FACTS = {"point", "protocol", "protocol_digest", "checkpoint", "nimg", "n", "seed", "metrics"}  # of each of its rows
 
 
 @dataclass(frozen=True)
@@ -28,22 +29,13 @@ class Point:
     px: int
     nimg: int
     sampling: Sampling
+    way: Way  # points of equal words and stage differ by the checkpoint alone
     metrics: list[dict[str, Any]]  # rows as ``Result.to_record`` makes them
     folder: Path | None = None  # with its images and its cosines
 
     @property
     def guidance(self) -> str:
-        return "/".join(f"{weight:g}" for weight in self.sampling.guidance)
-
-    @property
-    def drawn(self) -> str:
-        """How, in words: points of equal words and stage differ by the checkpoint alone."""
-        return f"{self.drawn_but_for_guidance}, guidance {self.guidance}"
-
-    @property
-    def drawn_but_for_guidance(self) -> str:
-        spacing = f" {self.sampling.spacing}" if self.sampling.spacing else ""
-        return f"{self.sampling.sampler}{spacing}, {self.sampling.steps} steps"
+        return self.way.guidance
 
     def metric(self, name: str) -> dict[str, Any] | None:
         """That row, if it says something of the samples."""
@@ -75,7 +67,8 @@ def read_points(preset: Preset, run: Path) -> list[Point]:
     for folder in sorted(file.parent for file in (run / EVALUATIONS).glob(f"*/{RESULTS}")):
         for row in read_results(folder):
             stage = folder.name.removeprefix(row["protocol"]).removeprefix("-") or last
-            sampling = {k.removeprefix("sampling."): v for k, v in row.items() if k.startswith("sampling.")}
+            fields = {k.removeprefix("sampling."): v for k, v in row.items() if k.startswith("sampling.")}
+            sampling = from_dict(Sampling, fields)
             px = preset.stages[stage].model.resolutions[-1]
             found.append(
                 Point(
@@ -85,7 +78,8 @@ def read_points(preset: Preset, run: Path) -> list[Point]:
                     stage,
                     px,
                     row["nimg"],
-                    from_dict(Sampling, sampling),
+                    sampling,
+                    way_of(row.get("drawn") or drawn_by(sampling, row["seed"])),
                     row["metrics"],
                     folder / row["point"],
                 )
@@ -125,8 +119,6 @@ def _row(preset: Preset, point: Point) -> dict[str, Any]:
         "point": point.name,
         "stage": f"{preset.name}, stage {point.stage}",
         "nimg": point.nimg,
-        "guidance": point.guidance,
-        "steps": point.sampling.steps,
-        "sampler": " ".join(filter(None, (point.sampling.sampler, point.sampling.spacing))),
+        **point.way._asdict(),
         "metrics": [{"protocol": point.protocol} | metric for metric in point.metrics],
     }

@@ -29,7 +29,9 @@ Grid = dict[str, Any]
 def prompt_grids(preset: Preset, run: Path, points: list[Point]) -> list[Grid]:
     """The section ``prompts`` of records.json: best and worst by cosine, the paper's, equal seeds along training."""
     measured = {"the run's own samples": run}
-    measured |= {f"{p.protocol}, stage {p.stage}, {p.nimg:,} images, {p.drawn}": p.folder for p in points if p.folder}
+    measured |= {
+        f"{p.protocol}, stage {p.stage}, {p.nimg:,} images, {p.way.words}": p.folder for p in points if p.folder
+    }
     found: list[Grid] = []
     for what, folder in _latest(measured).items():
         found += best_and_worst(what, folder)
@@ -81,7 +83,7 @@ def paper_prompts(point: Point) -> list[Grid]:
         tiles = [images.load([line.index], images.resolutions[-1])[0] for line in row]
         captions = dict.fromkeys(line.caption for line in row)
         items.append({"caption": ", ".join(captions), "image": png_uri(strip(tiles, PAPER_PX))})
-    drawn = f"Drawn by stage {point.stage} after {point.nimg:,} images, {point.drawn}"
+    drawn = f"Drawn by stage {point.stage} after {point.nimg:,} images, {point.way.words}"
     note = f"{drawn}. Larger in evaluations/{point.folder.parent.name}/{point.name}/contact-sheet.png."
     return [{"title": "The prompts of the paper's figures", "note": note, "columns": 2, "items": items}] * bool(items)
 

@@ -191,15 +191,21 @@ class PaperTable(_Part):
     rows: Annotated[list[PaperRow], Field(min_length=1)]
 
 
-class EvaluationRow(_Part):
+class Drawn(_Part):
+    """How images were drawn (``Way`` of identity.py)."""
+
+    guidance: Text  # per level, innermost first
+    steps: Annotated[int, Field(ge=1)]
+    sampler: Text  # with whatever else is not as it usually is
+
+
+class EvaluationRow(Drawn):
     """A checkpoint, and how images were drawn from it."""
 
+    run: Text = ""  # where several runs' stand in one table
     point: Text
     stage: Text
     nimg: Annotated[int, Field(ge=0)]  # images seen, by this stage
-    guidance: Text  # per level, innermost first
-    steps: Annotated[int, Field(ge=1)]
-    sampler: Text
     metrics: list[MetricRow]
 
     def by_name(self) -> dict[str, MetricRow]:
@@ -297,6 +303,7 @@ class Records(_Part):
     prompts: list[Grid] = []
     settings: dict[Text, Text] = {}  # of the preset, by dotted names, as JSON
     digest: Text = ""  # of how ``metrics`` were measured
+    drawn: Drawn | None = None  # how the samples were that they are of
     samples: list[Sample] = []
     alive: Text = ""  # how much of the published data set there was
 
@@ -320,6 +327,7 @@ class Own(_Part):
 
     digest: Text
     runs: Annotated[list[Text], Field(min_length=1)]
+    drawn: list[Drawn | None]
     metrics: list[list[MetricRow | None]]
 
 

@@ -6,35 +6,39 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from evaluation.images.captions import lines_by_key
+from evaluation.images.captions import lines_by_key, read_lines
 from evaluation.images.image_folder import ImageFolder
+from evaluation.measuring.identity import Origin, drawn_by, identity, measured_by_stand_ins, way_of
 from evaluation.pages.beside import beside_paper
 from evaluation.pages.figures import figures
 from evaluation.pages.points import Point, read_points, tables
 from evaluation.pages.prompt_grids import png_uri, prompt_grids, small_picture
 from evaluation.pages.speed import read_paces, speeds
-from evaluation.results import FRECHET, KID, METRICS_FORMAT, NOISE, SAMPLES, SHUFFLED, TEXT_IMAGE, UNTRAINED
+from evaluation.protocols import PROTOCOLS
+from evaluation.results import FRECHET, KID, NOISE, SAMPLES, SHUFFLED, TEXT_IMAGE, UNTRAINED
 from mdm.experiments import TRAININGS, stage_key
 from mdm.files import load_json
 from mdm.network.costs import parameters
 from mdm.presets import Preset
-from mdm.structure import digest, to_dict
+from mdm.structure import to_dict
 
 KEPT_SAMPLES = 24  # of a run's own, to stand beside another run's
 
 
 def sections(preset: Preset, run: Path, metrics: list[dict[str, Any]], protocol: str = "embedded") -> dict[str, Any]:
     """``metrics``: of the run's own samples, under ``protocol``. Raises ValueError naming a file that is torn."""
-    points, paces = read_points(preset, run), read_paces(preset, run)
+    points, paces, own = read_points(preset, run), read_paces(preset, run), own_identity(preset, run)
     last, stage = list(preset.stages.items())[-1]
+    digest, way = own.get("protocol_digest", ""), way_of(drawn_by(preset.sampling, preset.seed))
     drawn = Point(
         "own",
         protocol,
-        "",
+        digest,
         last,
         preset.px,
         stage.training.nimg,
         preset.sampling,
+        way,
         metrics,
     )
     rows = speeds(preset, run)
@@ -47,7 +51,8 @@ def sections(preset: Preset, run: Path, metrics: list[dict[str, Any]], protocol:
         "prompts": prompt_grids(preset, run, points),
         "paper": beside_paper(preset, run.name, [drawn, *points], rows),
         "settings": flat(to_dict(preset)),
-        "digest": own_digest(preset, run),
+        "digest": digest,
+        "drawn": way._asdict(),
         "samples": own_samples(run),
     }
 
@@ -96,9 +101,9 @@ def _distances(metrics: list[dict[str, Any]]) -> str:
         higher = "higher" if text[SAMPLES] > text[SHUFFLED] else "NOT higher"
         fits = f" Captions score {higher} on their own samples than shuffled ones do."
     return (
-        f"Of the lesser of an untrained model's and noise's distance to real images the samples have {kernel:.0%} "
-        f"(kernel distance, whose intervals {'do not overlap' if apart else 'OVERLAP'}) and {frechet:.0%} (Fréchet "
-        f"distance); half was aimed at.{fits}"
+        f"The samples' distance to real images is {kernel:.0%} (kernel distance; the intervals "
+        f"{'do not overlap' if apart else 'OVERLAP'}) and {frechet:.0%} (Fréchet distance) of an untrained model's or "
+        f"of noise's, whichever is nearer; the aim was 50% or less.{fits}"
     )
 
 
@@ -117,16 +122,18 @@ def flat(value: Any, path: str = "") -> dict[str, str]:
     return {path: json.dumps(value)}
 
 
-def own_digest(preset: Preset, run: Path) -> str:
-    """Of what decides how the run's own samples were measured, the seed apart: runs that differ by it alone compare."""
-    results, drawn = run / "evaluation" / "results.json", run / "samples" / "generate.json"
-    if not results.exists() or not drawn.exists():
-        return ""
-    found = load_json(results)
-    prompts = sorted((sample["key"], sample["caption"]) for sample in found["samples"])
-    held_out = load_json(drawn).get("data_digest", "")
-    decides = [METRICS_FORMAT, to_dict(preset.evaluation), prompts, held_out, found["real_images"], found["feature_px"]]
-    return digest(decides)[:12]
+def own_identity(preset: Preset, run: Path) -> dict[str, Any]:
+    """What the numbers of the run's own samples are of (identity.py), as at a point of a sweep; {} before there are
+    any."""
+    results, begun = run / "evaluation" / "results.json", run / "evaluation" / "inputs.json"
+    if not results.exists() or not begun.exists():
+        return {}
+    inputs, keys = load_json(begun)["inputs"], {sample["key"] for sample in load_json(results)["samples"]}
+    lines = [line for line in read_lines(run / "samples" / "samples") if line.key in keys]
+    data = {split: {name: value for name, value in inputs[split].items() if value != ""} for split in ("val", "train")}
+    origin, encoder = Origin(preset.sampling, preset.seed, data), inputs["samples"]["encoder"]
+    own = measured_by_stand_ins(PROTOCOLS["embedded"], lines, preset.evaluation, origin, preset.px, encoder)
+    return identity(own, origin)
 
 
 def own_samples(run: Path) -> list[dict[str, Any]]:

@@ -38,6 +38,7 @@ from preprocessing.sets import (
     write_removals,
 )
 
+EVALUATIONS = "evaluations"  # in a run's folder: PROTOCOL/POINT
 WAIT_S = 900.0  # for a set's users to save and leave
 
 
@@ -116,12 +117,16 @@ def kept_elsewhere(name: str, keys: set[str]) -> Iterator[str]:
     yield from _unfinished(name, keys)
     folders = finished_sets(datasets(), name)
     gone = {folder.name: removed_places(read_manifest(folder / "train")) for folder in folders}
-    for run in sorted((home() / "runs").glob("*")):
+    shown: set[str] = set()
+    for run in sorted(chain((home() / "runs").glob("*"), (home() / "released").glob("*"))):
         try:
             if used := sets_of_run(run) & set(gone):
-                yield from _of_run(run, keys, [gone[name] for name in used])
+                for line in _of_run(run, keys, [gone[name] for name in used]):
+                    shown.add(run.name)
+                    yield line
         except OSError as error:
             yield _unread(Path(error.filename or run), error)
+    yield from _of_reports(shown)
 
 
 def _unfinished(name: str, keys: set[str]) -> Iterator[str]:
@@ -146,49 +151,74 @@ def _of_run(run: Path, keys: set[str], gone: list[set[int]]) -> Iterator[str]:
     if not showing:
         return
     kept = ", ".join(sorted(showing))
-    yield f"{run}: {kept} still show them: delete these, `mdm run` makes anew what it needs"
-    if not (run / "mlflow.json").exists():  # it was never tracked
-        return
-    tracked = read_json(run / "mlflow.json") or {}
+    yield f"{run}: {kept} still show them: delete these, `mdm run` and `mdm evaluate` make anew what they need"
+    tracked = {run, *((run / part).parent for part in showing if part.startswith(EVALUATIONS))}
+    for folder in sorted(folder for folder in tracked if (folder / "mlflow.json").exists()):  # others never were
+        yield from _of_mlflow(folder, showing)
+
+
+def _of_mlflow(folder: Path, showing: set[str]) -> Iterator[str]:
+    """Of a run, or of an evaluation of one."""
+    tracked = read_json(folder / "mlflow.json") or {}
     if isinstance(tracked.get("runs"), dict):  # as an earlier version wrote it
         for stage, number in tracked["runs"].items():
             if (stage or "report") in showing:
-                yield f"{tracked.get('uri')}: so do the artifacts of run {number} ({run.name} {stage}): delete them"
+                yield f"{tracked.get('uri')}: so do the artifacts of run {number} ({folder.name} {stage}): delete them"
         return
-    tag = f"mdm.folder` = '{tracked['id']}" if "id" in tracked else f"mdm.run` = '{run.name}"
+    tag = f"mdm.folder` = '{tracked['id']}" if "id" in tracked else f"mdm.run` = '{folder.name}"
     yield (  # MLflow is not asked: it may be away, and takes seconds to import
-        f"MLflow ({without_secrets(mlflow_uri())}, or where {run.name} was tracked) may keep them as artifacts, too: "
-        f"search its runs for tags.`{tag}', and delete the artifacts of what is found and of the runs nested below it"
+        f"MLflow ({without_secrets(mlflow_uri())}, or where {folder.name} was tracked) may keep them as artifacts, "
+        f"too: search its runs for tags.`{tag}', and delete the artifacts of what is found and of the runs nested "
+        "below it"
     )
+
+
+def _of_reports(shown: set[str]) -> Iterator[str]:
+    """A line for each page on which several runs stand, some of which show them."""
+    for records in sorted((home() / "reports").glob("*/*.json")):
+        try:
+            if shown & {run["run"] for run in json.loads(records.read_text())["runs"]}:
+                yield f"{records.parent}: the page may still show them: delete it, `mdm report` makes it again"
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            yield _unread(records, error)
 
 
 def _showing(run: Path, keys: set[str], gone: list[set[int]]) -> tuple[set[str], list[str]]:
     """The parts of a run, moved-aside folders included, that show samples with these keys, or training pictures of
-    these numbers; and a line for each file that cannot be read.
+    these numbers; and a line for each file that cannot be read. An evaluation's parts are its points.
     """
     showing: set[str] = set()
     unread: list[str] = []
-    for pattern, shows, drawn in (
-        ("*/*/captions.jsonl", _draws, "*/samples/[0-9]*.png"),  # the sheets that trainers draw of held-out captions
-        ("*/results.json", _measures, "report*/index.html"),
+    for pattern, shows, made in (
+        ("captions.jsonl", _names, ("*/samples/[0-9]*.png", "report*/index.html")),  # the former by trainers
+        ("cosines.jsonl", _names, ("report*/index.html",)),
+        ("results.json", _measures, ("report*/index.html",)),
     ):
-        for path in run.glob(pattern):
+        for path in run.rglob(pattern):
             try:
                 if shows(path, keys, gone):
-                    showing |= {file.relative_to(run).parts[0] for file in (path, *run.glob(drawn))}
+                    showing |= {_part(run, file) for file in (path, *chain.from_iterable(map(run.glob, made)))}
             except (OSError, ValueError, KeyError, TypeError) as error:
                 unread.append(_unread(path, error))
     return showing, unread
 
 
-def _draws(captions: Path, keys: set[str], gone: list[set[int]]) -> bool:
-    return any(json.loads(line)["key"] in keys for line in captions.read_text().splitlines())
+def _part(run: Path, file: Path) -> str:
+    parts = file.relative_to(run).parts
+    return "/".join(parts[: 3 if parts[0] == EVALUATIONS else 1])
+
+
+def _names(lines: Path, keys: set[str], gone: list[set[int]]) -> bool:
+    return any(json.loads(line)["key"] in keys for line in lines.read_text().splitlines())
 
 
 def _measures(results: Path, keys: set[str], gone: list[set[int]]) -> bool:
+    found = json.loads(results.read_text())
+    if isinstance(found, list) or "displays" in found:  # an evaluation's numbers, which name no sample
+        return False
     return any(
         sample["key"] in keys
         or sample.get("nearest_key") in keys
         or any(sample.get("nearest_index") in places for places in gone)
-        for sample in json.loads(results.read_text())["samples"]
+        for sample in found["samples"]
     )

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from difflib import get_close_matches
+from itertools import chain
 from pathlib import Path
 
 from flows.datasets.parts import locks_folder, part_lock, set_lock
@@ -165,7 +166,7 @@ def sets_of_run(run: Path) -> set[str]:
 def _named(run: Path) -> Iterator[str]:
     training = {"train_data": "train_digest", "val_data": "val_digest"}
     for pattern, fields in (("job.json", training), ("generate.json", {"data": "data_digest"})):
-        for path in [*run.glob(pattern), *run.glob(f"*/{pattern}")]:
+        for path in chain.from_iterable(run.glob(f"{where}{pattern}") for where in ("", "*/", "evaluations/*/*/*/")):
             job = read_json(path) or {}
             for split, pinned in ((job.get(field), job.get(digest, "")) for field, digest in fields.items()):
                 if isinstance(split, str):
@@ -174,12 +175,12 @@ def _named(run: Path) -> Iterator[str]:
 
 def split_folder(split: str, pinned: str) -> Path | None:
     """The folder of a split that a job names, wherever MDM_HOME lies now: what has the pinned digest, below datasets()
-    under its name or another, or where it was. None where it is gone.
+    under its name or another, or, unless other data has its name there, where it was. None where it is gone.
     """
-    was = Path(split)
-    here = datasets() / was.parent.name / was.name
+    was, here = Path(split), _here(split)
     others = (folder / was.name for folder in _finished_here())
-    for place in (here, *others, was) if pinned else (was, here):  # in jobs of before only the place tells
+    elsewhere = () if (here / "manifest.json").exists() else (was,)  # in a copied home that is another home's
+    for place in (here, *others, *elsewhere) if pinned else (was, here):  # in jobs of before only the place tells
         manifest = read_json(place / "manifest.json")
         if manifest is not None and pinned in ("", manifest.get("digest")):
             return place
@@ -191,10 +192,14 @@ def set_of_samples(data: str, pinned: str) -> Path:
 
     Raises ValueError where it is gone, or of another digest than the pinned one.
     """
-    was = Path(data)
-    folder = split_folder(data, pinned) or (was if was.exists() else datasets() / was.parent.name / was.name)
+    here = _here(data)
+    folder = split_folder(data, pinned) or (here if here.exists() or not Path(data).exists() else Path(data))
     load_manifest(folder, pinned)
     return folder.parent
+
+
+def _here(split: str) -> Path:
+    return datasets() / Path(split).parent.name / Path(split).name
 
 
 def prune(name: str | None, dry_run: bool, say: Callable[[str], None]) -> None:

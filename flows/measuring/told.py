@@ -9,7 +9,7 @@ from evaluation.images.asked import refuse
 from evaluation.images.gallery import class_numbers, left_out
 from evaluation.pages.points import read_results
 from evaluation.protocols import STAND_INS, Protocol
-from evaluation.results import HEADLINE, SAMPLES
+from evaluation.results import SAMPLES
 from flows.measuring.plan import Evaluation, lacking, prompts_set, samplings, swept, up_to
 from mdm.config import MODELS, Model, Sampling
 from mdm.diffusion.samplers import SAMPLERS
@@ -96,11 +96,12 @@ def result_lines(folder: Path) -> Iterator[str]:
 
 
 def _result_line(point: dict[str, Any], width: int) -> str:
-    named = {metric["name"]: metric for metric in point["metrics"]}
-    values = [f"{m['label']} {m['values'][SAMPLES]:.4g}" for m in named.values() if SAMPLES in m["values"]]
-    low, high = named.get(HEADLINE.name, {}).get("interval", {}).get(SAMPLES, (None, None))
-    interval = "" if low is None else f"  [{low:.3f}, {high:.3f}]"
-    return f"{point['point']:{width}} N={point['n']}{interval}  {'; '.join(values)}"
+    values = []
+    for metric in (metric for metric in point["metrics"] if SAMPLES in metric["values"]):
+        low, high = metric["interval"].get(SAMPLES, (None, None))
+        interval = "" if low is None else f" [{low:.4g}, {high:.4g}]"
+        values.append(f"{metric['label']} {metric['values'][SAMPLES]:.4g}{interval}")
+    return f"{point['point']:{width}} N={point['n']}  {'; '.join(values)}"
 
 
 def _hours(seconds: float) -> str:

@@ -14,6 +14,7 @@ from PIL import Image
 
 from evaluation.images.captions import Line, lines_by_key, read_lines
 from evaluation.images.image_folder import ImageFolder
+from evaluation.measuring.identity import Way
 from evaluation.measuring.standard import COSINES
 from evaluation.results import SAMPLES
 from flows.home import Trouble
@@ -37,22 +38,28 @@ class EvaluationRecord:
         self.trackers: dict[str, Tracker] = {}
         self.trouble = ""
 
-    def send(self, weights: Path, point: str, facts: dict[str, Any], done: dict[str, Any]) -> None:
-        """A point's settings, numbers, prompts and pictures, drawn from a folder of weights. ``done``: its metrics, and
-        when they were made."""
+    def send(self, weights: Path, point: str, facts: dict[str, Any], way: Way, done: dict[str, Any]) -> None:
+        """A point's settings, numbers, prompts and pictures, drawn in some ``way`` from a folder of weights. ``done``:
+        its metrics, and when they were made."""
         place = self.folder / point
         prompts = prompt_rows(place)
         write_json(place / "inputs.json", {"digest": digest([facts, done["metrics"], prompts])})  # by which it is known
         if self.trouble:
             return
         try:
-            self._send(weights, point, facts, done, prompts)
+            self._send(weights, point, facts, way, done, prompts)
         except Trouble as error:
             self.trouble = str(error)
             self.say(f"{error} The numbers are on the disk, and this evaluation goes on without MLflow.")
 
     def _send(
-        self, weights: Path, point: str, facts: dict[str, Any], done: dict[str, Any], prompts: dict[str, list[Any]]
+        self,
+        weights: Path,
+        point: str,
+        facts: dict[str, Any],
+        way: Way,
+        done: dict[str, Any],
+        prompts: dict[str, list[Any]],
     ) -> None:
         name = f"{self.run.name} {facts['stage']} {facts['protocol']} {facts['checkpoint']}"
         if name not in self.trackers:
@@ -75,7 +82,6 @@ class EvaluationRecord:
                     tracker.dataset(point, self.data / split, told, context)
             _, values = metric_values(done["metrics"])
             tracker.metrics(point, values, facts["nimg"], done["finished_ms"])
-            way = point.removeprefix(facts["checkpoint"]).strip("_")
             tracker.client.log_batch(child, metrics=model_metrics(model, facts, way, done))
             tracker.client.log_inputs(child, models=[LoggedModelInput(model)])
             there = {artifact.path for artifact in tracker.client.list_artifacts(child)}
@@ -118,21 +124,17 @@ def _ema_sha256(weights: Path) -> str:
     return known or sha256(weights / "model.safetensors")
 
 
-def model_metrics(model: str, facts: dict[str, Any], way: str, done: dict[str, Any]) -> list[Metric]:
-    """The samples' numbers as a model's, by which models are ranked: ``model/NAME_nN PROTOCOL-DIGEST``, with the way
-    of drawing behind it where that is not the run's own, so that what does not compare is no column of one name."""
+def model_metrics(model: str, facts: dict[str, Any], way: Way, done: dict[str, Any]) -> list[Metric]:
+    """The samples' numbers as a model's, by which models are ranked: ``guidance G NAME_nN N steps SAMPLER
+    PROTOCOL-DIGEST``, so that what does not compare is no column of one name. MLflow's charts show the first 20 letters
+    of a name or so: what tells most bars apart is in them."""
     own, _ = metric_values(done["metrics"])
-    protocol = f"{facts['protocol']}-{facts['protocol_digest']}"
-    return [
-        Metric(
-            "model/" + " ".join(filter(None, (name.removeprefix("eval/"), protocol, way))),
-            value,
-            done["finished_ms"],
-            facts["nimg"],
-            model_id=model,
-        )
-        for name, value in own.items()
-    ]
+    protocol, metrics = f"{facts['protocol']}-{facts['protocol_digest']}", []
+    for name, value in own.items():
+        key = f"guidance {way.guidance} {name.removeprefix('eval/')} {way.but_for_guidance} {protocol}"
+        admitted = re.sub(r"[^\w. -]", "-", key.replace(",", ""))  # "/" would end the name of a chart's section
+        metrics.append(Metric(admitted, value, done["finished_ms"], facts["nimg"], model_id=model))
+    return metrics
 
 
 def metric_values(metrics: Iterable[dict[str, Any]]) -> tuple[dict[str, float], dict[str, float]]:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from evaluation.images.image_folder import ImageFolder
+from evaluation.measuring.identity import drawn_by, way_of
 from evaluation.pages.prompt_grids import png_uri, strip
 from evaluation.pages.sections import sections
 from flows.records.tracking import Tracker, history
@@ -70,7 +71,6 @@ def _facts(
 ) -> list[list[str]]:
     manifest = read_manifest(data / "train")
     widths = {name: "/".join(map(str, stage.model.resolutions)) for name, stage in preset.stages.items()}
-    sampling = preset.sampling
     last, stage = list(preset.stages.items())[-1]
     weights = trained_weights(run / last).relative_to(run)
     drawn_from = json.loads((images / "inputs.json").read_text())["inputs"]["weights"]  # their sha256
@@ -92,11 +92,7 @@ def _facts(
             "Objective",
             f"the network predicts {stage.model.prediction}; {loss_name(stage.training.loss)} per level",
         ],
-        [
-            "Sampler",
-            f"{sampling.sampler}, {sampling.steps} steps, guidance_scale {list(sampling.guidance)} (innermost level "
-            f"first), threshold {sampling.threshold}",
-        ],
+        ["Sampler", f"{way_of(drawn_by(preset.sampling, preset.seed)).words} (guidance per level, innermost first)"],
         ["Weights", f"EMA, {weights}: sha256 {drawn_from}"],
         ["Seed", str(preset.seed)],
         *[[label, tags[f"mdm.{key}"]] for key, label in FACT_TAGS.items() if f"mdm.{key}" in tags],

@@ -16,7 +16,7 @@ from torch import Tensor
 from mdm.config import Model
 from mdm.data.embeddings import StoredStates, TextSource
 from mdm.data.pixels import centre_crop, read_rgb
-from mdm.data.tars import META, TEXT, DamagedShard, Tars, load_manifest
+from mdm.data.tars import META, TEXT, DamagedShard, Tars, load_manifest, revision_of
 from mdm.stage import Storage
 
 SampleCondition = Tensor | str | int  # a caption's states [L, D], a caption still to be encoded, a label
@@ -127,8 +127,8 @@ class Shards:
 
     @property
     def revision(self) -> dict[str, Any]:
-        """Which state of the data this is: the digest of the set as it was made, and how often samples were removed."""
-        return {"digest": self.manifest["digest"], "revision": self.manifest.get("revision", 0)}
+        """Which state of the data this is (``revision_of``)."""
+        return revision_of(self.manifest)
 
     def present(self) -> Sequence[int]:
         """The numbers of the samples that were not removed."""

@@ -17,6 +17,7 @@ import numpy as np
 
 from mdm.files import load_json, sha256
 from mdm.stage import Storage
+from mdm.structure import digest
 
 TEXT, META = -2, -1  # a sample's members, in the order of the index; before them its picture, or its frames
 LOOKERS = 32  # threads of the first look: on networked storage each look is a wait
@@ -129,6 +130,14 @@ class Tars:
         if error.errno == errno.ENOENT:
             return DamagedShard(f"{path} is missing: make it again")
         return DamagedShard(f"{path} cannot be read: {error.strerror}")
+
+
+def revision_of(manifest: dict[str, Any]) -> dict[str, Any]:
+    """Which state of a split this is: its digest as it was made, how often samples were removed, and, where some were,
+    a digest of which: as many others leave other data."""
+    removed = [shard.get("removed", []) for shard in manifest["shards"]]
+    which = {"removed": digest(removed)[:12]} if any(removed) else {}
+    return {"digest": manifest["digest"], "revision": manifest.get("revision", 0), **which}
 
 
 def load_manifest(folder: Path, pinned: str = "") -> dict[str, Any]:

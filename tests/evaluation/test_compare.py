@@ -8,9 +8,11 @@ from typing import Any
 
 import pytest
 
+from evaluation.measuring.identity import drawn_by, way_of
 from evaluation.pages.compare import compare
 from evaluation.pages.schema import Comparison
 from evaluation.report import render_comparison
+from mdm.config import Sampling
 from tests.evaluation.example_records import HOSTILE, example_records
 from tests.evaluation.test_report import Elements
 
@@ -27,6 +29,7 @@ def run(name: str, **fields: Any) -> dict[str, Any]:
     return records | {
         "run": name,
         "digest": "aaaa",
+        "drawn": way_of(drawn_by(Sampling(), 0))._asdict(),
         "settings": {"seed": "0", "data.name": '"openmoji"', "sampling.steps": "24"},
         "samples": samples,
         "curves": [loss],
@@ -46,7 +49,7 @@ def test_alike_runs_share_tables_charts_and_prompts() -> None:
     assert [item["caption"] for grid in found["prompts"] for item in grid["items"]] == ["a", "b"]
     (table,) = found["evaluations"]
     assert len(table["rows"]) == 2 * len(a["evaluations"][0]["rows"])
-    assert {row["stage"] for row in table["rows"]} == {"run a: tiny, stage 64", "run b: tiny, stage 64"}
+    assert {(row["run"], row["stage"]) for row in table["rows"]} == {(name, "tiny, stage 64") for name in "ab"}
     assert [s["name"] for s in found["curves"][0]["series"]] == ["a", "b"]  # held out alone
     along = next(curve for curve in found["curves"] if "along the training" in curve["title"])
     assert [s["name"][:3] for s in along["series"]] == ["a: ", "b: "]
@@ -68,7 +71,22 @@ def test_other_digests_are_said_and_not_compared(tmp_path: Path) -> None:
     assert "What does not compare" in elements.text and digests in elements.text
     with page.with_suffix(".csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
-    assert {(row["run"], row["digest"]) for row in rows if row["run"]} == {("a", "aaaa"), ("b", "bbbb")}
+    own = {(row["run"], row["digest"]) for row in rows if not row["point"]}
+    assert own == {("a", "aaaa"), ("b", "bbbb")} and {row["run"] for row in rows} == {"a", "b"}
+
+
+def test_other_ways_of_drawing_are_said_wherever_they_stand(tmp_path: Path) -> None:
+    a, b = run("a"), run("b", drawn=way_of(drawn_by(Sampling(sampler="ddim", eta=0.5, steps=9), 2))._asdict())
+    page = render_comparison(compare([a, b]), tmp_path / "index.html")
+    text = Elements(page.read_text()).text
+    assert "guidance 1, 250 steps, ddpm" in text and "guidance 1, 9 steps, ddim, eta 0.5, seed 2" in text
+    with page.with_suffix(".csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    ways = {(row["run"], row["guidance"], row["steps"], row["sampler"]) for row in rows if not row["point"]}
+    assert ways == {("a", "1", "250", "ddpm"), ("b", "1", "9", "ddim, eta 0.5, seed 2")}
+    assert all(row["guidance"] and row["steps"] and row["sampler"] for row in rows)
+    with_none = compare([run("a", drawn=None), b])  # records of before
+    assert render_comparison(with_none, tmp_path / "index.html").exists()
 
 
 @pytest.mark.parametrize("digest", ["", "aaaa"])

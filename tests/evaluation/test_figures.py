@@ -18,11 +18,11 @@ def test_along_the_training_the_stages_before_count() -> None:
     by_axis = {c["x_label"]: c["series"] for c in curves if c["title"].startswith("Fr") or c["title"].startswith("fd")}
     before = 14_720 + 6_720  # of the stages 16 and 32
     (series,) = by_axis["images seen, earlier stages counted in"]  # guidance 3 and 5 have one point each
-    assert series["x"] == [before + 4160, before + 8320] and series["name"].endswith("guidance 1")
+    assert series["x"] == [before + 4160, before + 8320] and series["name"].startswith("stage 64, guidance 1,")
     ends = 1000 + 672  # the first stage's rate is known up to 10,000 images
-    (series,) = by_axis["seconds of training, earlier stages counted in"]
+    (series,) = by_axis["seconds of training steps, earlier stages counted in"]
     assert series["x"] == pytest.approx([ends + 416, ends + 832])
-    (series,) = by_axis["GPU-hours (NVIDIA A100), earlier stages counted in"]
+    (series,) = by_axis["GPU-hours of training steps (NVIDIA A100), earlier stages counted in"]
     assert series["x"] == pytest.approx([4 * (ends + 416) / 3600, 4 * (ends + 832) / 3600])
 
 

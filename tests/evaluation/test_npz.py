@@ -25,3 +25,18 @@ def test_the_images_are_streamed(tmp_path: Path) -> None:
         found = batch["arr_0"]
     assert peak < found.nbytes / 4
     np.testing.assert_array_equal(found.transpose(0, 3, 1, 2), np.concatenate(list(drawn.batches(0, len(drawn)))))
+
+
+def test_a_file_is_written_anew_where_it_is_of_other_images(tmp_path: Path) -> None:
+    prompts, file = [Prompt(key=f"{i}", caption="") for i in range(3)], tmp_path / "batch.npz"
+    assign(tmp_path / "images", prompts, 0)
+    ImageFolder(tmp_path / "images").save([torch.zeros(3, 3, 8, 8)], range(3), range(3))
+    written = []
+    for asked in (prompts, prompts, prompts[1:]):
+        write_npz(Drawn.open(tmp_path / "images", "as drawn", asked), file)
+        written.append(file.stat().st_mtime_ns)
+    assert written[0] == written[1] != written[2]
+    file.write_bytes(b"torn")
+    write_npz(Drawn.open(tmp_path / "images", "as drawn"), file)
+    with np.load(file, allow_pickle=False) as batch:
+        assert len(batch["arr_0"]) == 3

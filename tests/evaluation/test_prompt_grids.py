@@ -11,15 +11,16 @@ import numpy as np
 import torch
 from PIL import Image
 
-from evaluation.images.captions import Line, write_lines
+from evaluation.images.captions import Line, Prompt, assign, write_lines
 from evaluation.images.image_folder import ImageFolder
+from evaluation.measuring.identity import drawn_by, way_of
 from evaluation.pages.points import Point
 from evaluation.pages.prompt_grids import best_and_worst, prompt_grids, seeds_along_training
 from evaluation.pages.schema import Grid, Sample
-from evaluation.pages.sections import flat, own_digest, own_samples
+from evaluation.pages.sections import flat, own_identity, own_samples
 from mdm.config import Sampling
 from mdm.files import write_json
-from mdm.presets import PRESETS
+from mdm.presets import PRESETS, Preset
 
 TINY = PRESETS["tiny"]
 
@@ -94,22 +95,29 @@ def test_which_samples_are_kept_depends_on_the_prompt_alone(tmp_path: Path) -> N
 
 
 def test_what_decides_the_own_numbers_is_digested(tmp_path: Path) -> None:
-    samples = [{"key": "a", "caption": "b"}]
-    results = {"samples": samples, "real_images": 5, "feature_px": 224}
-    for name in ("evaluation", "samples"):
-        (tmp_path / name).mkdir()
-    assert own_digest(TINY, tmp_path) == ""
-    write_json(tmp_path / "samples" / "generate.json", {"data_digest": "d"})
+    assert own_identity(TINY, tmp_path) == {}
+    assign(tmp_path / "samples" / "samples", [Prompt(key=key, caption="b") for key in "abc"], 0)
+    split = {"digest": "d", "revision": 0, "removed": ""}
+    (tmp_path / "evaluation").mkdir()
 
-    def of(**changes: Any) -> str:
-        write_json(tmp_path / "evaluation" / "results.json", results | changes)
-        return own_digest(TINY, tmp_path)
+    def of(preset: Preset = TINY, keys: str = "ab", encoder: str = "e", **splits: Any) -> str:
+        inputs = {"train": split, "val": split, "samples": {"encoder": encoder}} | splits
+        write_json(tmp_path / "evaluation" / "results.json", {"samples": [{"key": key} for key in keys]})
+        write_json(tmp_path / "evaluation" / "inputs.json", {"inputs": inputs})
+        digest: str = own_identity(preset, tmp_path)["protocol_digest"]
+        return digest
 
     first = of()
-    assert of(metrics=["others"]) == first
-    assert len({first, of(real_images=6), of(samples=[]), of(feature_px=64)}) == 4
-    write_json(tmp_path / "samples" / "generate.json", {"data_digest": "other"})
-    assert of() != first
+    assert of(replace(TINY, seed=5)) == first == of(train={"digest": "d", "revision": 0})
+    others = {
+        of(replace(TINY, evaluation=replace(TINY.evaluation, num_real=5))),
+        of(replace(TINY, stages={"16": TINY.stages["16"]})),  # of other pixels
+        of(keys="a"),
+        of(encoder="other"),
+        of(train={**split, "removed": "some"}),
+        of(val={**split, "digest": "other"}),
+    }
+    assert first not in others and len(others) == 6
 
 
 def test_settings_are_flat() -> None:
@@ -124,7 +132,9 @@ def test_the_papers_prompts_are_shown_a_row_each(tmp_path: Path) -> None:
     ImageFolder(images).save([greys], range(6), range(6))
     names = ["gallery-07-0", "gallery-07-1", "gallery-03-0", "gallery-07-2", "gallery-07-3", "gallery-03-1"]
     write_lines(images, [Line(index=i, key=k, caption=f"row {k[8:10]}", seed=i) for i, k in enumerate(names)])
-    point = Point("guidance-2", "gallery", "", "16", 16, 100, Sampling(guidance=(2.0,)), [], folder)
+    sampling = Sampling(guidance=(2.0,))
+    way = way_of(drawn_by(sampling, 0))
+    point = Point("guidance-2", "gallery", "", "16", 16, 100, sampling, way, [], folder)
     (grid,) = prompt_grids(TINY, tmp_path, [point])
     Grid.model_validate(grid)
     assert [item["caption"] for item in grid["items"]] == ["row 03", "row 07"]

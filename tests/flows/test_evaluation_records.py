@@ -11,8 +11,10 @@ import torch
 
 from evaluation.images.captions import Line, write_lines
 from evaluation.images.image_folder import ImageFolder
+from evaluation.measuring.identity import drawn_by, way_of
 from flows.records.evaluations import EvaluationRecord, image_key, metric_values
 from flows.records.tracking import Tracker
+from mdm.config import Sampling
 from mdm.files import write_json
 from small import write_dataset
 from tests.flows.test_tracking import empty_store, home
@@ -45,7 +47,7 @@ def draw(folder: Path, count: int = 10) -> None:
     (folder / "evaluation" / "cosines.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
-def send(record: EvaluationRecord, nimg: int, kid: float, way: str = "", digest: str = "0123456789ab") -> None:
+def send(record: EvaluationRecord, nimg: int, kid: float, way: str = "", **sampling: Any) -> None:
     checkpoint = record.run / "16" / "checkpoints" / f"nimg-{nimg:012d}"
     point = "_".join(filter(None, (checkpoint.name, way)))
     if not (record.folder / point).exists():
@@ -53,12 +55,14 @@ def send(record: EvaluationRecord, nimg: int, kid: float, way: str = "", digest:
     facts: dict[str, Any] = {
         "stage": "16",
         "protocol": "embedded",
-        "protocol_digest": digest,
+        "protocol_digest": "0123456789ab",
         "checkpoint": checkpoint.name,
     }
     facts |= {"nimg": nimg, "seed": 0, "n": 10, "sampling.steps": 4}
     metric = {"name": KID, "n": 10, "values": {"samples": kid, "noise": 9.0}, "interval": {"samples": [0, 10]}}
-    record.send(checkpoint / "ema", point, facts, {"metrics": [metric], "finished_ms": 1_700_000_000_000})
+    drawn = drawn_by(Sampling(guidance=(3.0, 1.0) if way else (1.0,), **sampling), 0)
+    done = {"metrics": [metric], "finished_ms": 1_700_000_000_000}
+    record.send(checkpoint / "ema", point, facts, way_of(drawn), done)
 
 
 def record_of(run: Path, said: list[str]) -> EvaluationRecord:
@@ -77,7 +81,8 @@ def test_checkpoints_are_models_that_rank(run: Path) -> None:
     for nimg, kid, way in ((100, 0.5, ""), (200, 0.2, ""), (200, 0.9, "guidance-3")):
         send(record, nimg, kid, way)
     client, experiment = client_of(run)
-    key = f"metrics.model/{KID}_n10 embedded-0123456789ab"
+    usual = f"guidance 1 {KID}_n10 250 steps ddpm embedded-0123456789ab"
+    key = f"metrics.{usual}"
     for ascending, first in ((True, "200"), (False, "100")):
         order: Any = [{"field_name": key, "ascending": ascending}]
         found = client.search_logged_models([experiment], order_by=order)
@@ -85,11 +90,24 @@ def test_checkpoints_are_models_that_rank(run: Path) -> None:
     best = next(model for model in found if model.params["nimg"] == "200")
     assert best.params["path"].endswith("nimg-000000000200/ema") and best.tags["mdm.ema_sha256"] == f"{200:064d}"
     assert {m.key: m.value for m in best.metrics} == {
-        f"model/{KID}_n10 embedded-0123456789ab": 0.2,
-        f"model/{KID}_n10 embedded-0123456789ab guidance-3": 0.9,
+        usual: 0.2,
+        usual.replace("guidance 1", "guidance 3-1"): 0.9,
     }
     training = Tracker(run, "small").parent
     assert best.source_run_id == training and best.status == "READY"
+
+
+def test_what_is_in_one_column_was_drawn_in_one_way(run: Path) -> None:
+    """Of points that a sweep names alike: what they differ in was not swept, but is the runs' own."""
+    record = record_of(run, [])
+    send(record, 100, 0.5)
+    send(record, 200, 0.2, sampler="ddim", eta=0.5, threshold="clip", guidance_interval=(0.0, 0.8))
+    client, experiment = client_of(run)
+    models = client.search_logged_models([experiment])
+    assert {metric.key.partition(f" {KID}_n10 ")[2] for model in models for metric in model.metrics} == {
+        "250 steps ddpm embedded-0123456789ab",
+        "250 steps ddim eta 0.5 guidance interval 0-0.8 threshold clip embedded-0123456789ab",
+    }
 
 
 def test_a_run_per_checkpoint_a_child_per_way_and_nothing_twice(run: Path) -> None:

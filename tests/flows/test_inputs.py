@@ -90,6 +90,7 @@ def test_metrics_are_of_a_revision_and_samples_are_not() -> None:
     for other in (
         metrics_inputs(PRESET, samples, LINES, made, {**made, "revision": 1}),
         metrics_inputs(PRESET, samples, LINES, {**made, "revision": 1}, made),
+        metrics_inputs(PRESET, samples, LINES, {**made, "removed": "0123"}, made),
         metrics_inputs(PRESET, samples, LINES, made, {**made, "digest": "other"}),
         metrics_inputs(PRESET, samples, LINES[1:], made, made),
         metrics_inputs(PRESET, replace(samples, weights="other"), LINES, made, made),

@@ -104,14 +104,14 @@ class Measuring:
             run_extract(folder, job, rank, 2, lambda roles, *_: made_up(roles))
 
     def __call__(
-        self, protocol: ProtocolName, planned: Evaluation | None = None, fast: bool = False
+        self, protocol: ProtocolName, planned: Evaluation | None = None, fast: bool = False, npz: bool = False
     ) -> list[dict[str, Any]]:
         """The records of its points."""
         planned = planned or plan("small", protocol, {})
         assert planned.lacks() == []
         board(sweep.ROWS, lambda line: None)
         self.drawn = []
-        return sweep._measure(planned, planned.preset, self.tracker, lambda line: None, npz=not fast, fast=fast)
+        return sweep._measure(planned, planned.preset, self.tracker, lambda line: None, npz, fast)
 
 
 LAST = "nimg-000000000008"
@@ -151,7 +151,7 @@ def test_random_labels_are_uniform_and_each_for_itself() -> None:
 
 
 def test_random_labels_are_drawn_and_measured_against_all_of_train(run: Path, measuring: Measuring) -> None:
-    (found,) = measuring("imagenet-50k")
+    (found,) = measuring("imagenet-50k", npz=True)
     assert found["n"] == N and len(measuring.drawn) == N  # three samples are held out: they limit nothing
     names = {metric["name"]: metric for metric in found["metrics"]}
     beside = {"noise", "real images", "samples beside real images"}
@@ -264,7 +264,7 @@ def test_a_released_file_is_measured_as_what_it_is(
         plan_released(released.parent, "coco2014-val-30k", {})
     with pytest.raises(ValueError, match="there is no such file"):
         plan_released(released.parent / "none.pth", "coco2014-val-30k", {})
-    (found,) = measuring("coco2014-val-30k", planned)
+    (found,) = measuring("coco2014-val-30k", planned, npz=True)
     known = f"256x256-{sha256(released)[:12]}"
     assert planned.folder == tmp_path / "released" / known / "evaluations" / "coco2014-val-30k"
     assert (tmp_path / "weights" / f"released-{known}" / "TERMS.txt").exists()
@@ -310,13 +310,15 @@ def test_a_removal_draws_nothing_and_an_exchanged_split_is_refused(
     """Of standard protocols, whose data set is not the run's own."""
     planned = plan_released(released, "coco2014-val-30k", {})
     write_weights(released, planned)
-    (before,) = measuring("coco2014-val-30k", planned)
+    (before,) = measuring("coco2014-val-30k", planned, npz=True)
     images = planned.folder / "as-released" / "samples" / "samples"
     pictures = {path.name: path.read_bytes() for path in images.glob("*.png")}
     val = tmp_path / "datasets" / "coco2014-val" / "val"
     take_out(val, find(val, {"real003"}))
     (after,) = measuring("coco2014-val-30k", plan_released(released, "coco2014-val-30k", {}))
     assert measuring.drawn == [] and {path.name: path.read_bytes() for path in images.glob("*.png")} == pictures
+    with np.load(planned.folder / "as-released" / "samples.npz") as batch:  # though it was not asked for again
+        assert len(batch["arr_0"]) == N - 1
     assert (before["n"], after["n"]) == (N, N - 1) and before["protocol_digest"] != after["protocol_digest"]
     assert {metric["n"] for metric in after["metrics"]} == {N - 1}
     shutil.rmtree(val)

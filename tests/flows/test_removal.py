@@ -226,6 +226,32 @@ def test_what_still_shows_removed_samples_is_listed(
     assert parts in out and f"{run / 'mlflow.json'} cannot be read (IsADirectoryError" in out
 
 
+def test_evaluations_and_common_pages_that_show_removed_samples_are_listed(squares_here: Path, tmp_path: Path) -> None:
+    runs = [tmp_path / "runs" / "r", tmp_path / "released" / "flickr-1"]
+    split = {"data": str(squares_here / "val"), "data_digest": read_manifest(squares_here / "val")["digest"]}
+    points = [run / "evaluations" / protocol / "nimg-8" for run in runs for protocol in ("embedded", "coco")]
+    for point in points:
+        write_json_in(point / "samples" / "generate.json", split)
+        (point / "samples.old-1" / "samples").mkdir(parents=True)
+        (point / "evaluation").mkdir()
+    caption = '{"index": 0, "key": "val000", "caption": "x"}\n'
+    (points[0] / "samples.old-1" / "samples" / "captions.jsonl").write_text(caption)
+    (points[3] / "evaluation" / "cosines.jsonl").write_text(caption)  # of --fast, which keeps no image
+    write_json(points[0].parent / "results.json", [{"point": "nimg-8"}])
+    write_json(points[1] / "evaluation" / "results.json", {"displays": {}, "metrics": []})
+    write_json(points[2] / "evaluation" / "results.json", {"samples": [{"key": "val003", "nearest_key": "train005"}]})
+    write_json(points[0].parent / "mlflow.json", {"id": "a1b2"})
+    for named in ("r+s", "s+t"):
+        write_json_in(tmp_path / "reports" / named / "index.json", {"runs": [{"run": run} for run in named.split("+")]})
+    of_released, of_run, mlflow, page = kept_elsewhere("squares", {"val000"})
+    assert of_run.startswith(f"{runs[0]}: evaluations/embedded/nimg-8 still show them: delete these, `mdm run` and")
+    assert "search its runs for tags.`mdm.folder` = 'a1b2'" in mlflow
+    assert of_released.startswith(f"{runs[1]}: evaluations/coco/nimg-8 still show them")
+    assert page.startswith(f"{tmp_path / 'reports' / 'r+s'}: the page may still show them: delete it, `mdm report`")
+    (line,) = kept_elsewhere("squares", {"train005"})
+    assert line.startswith(f"{runs[1]}: evaluations/embedded/nimg-8 still show them")
+
+
 def test_an_unfinished_set_that_may_hold_removed_samples_is_named(root: Path) -> None:
     keys = {DOZEN.split("train")[1].key, DOZEN.split("val")[0].key}
     made = make(FEW)

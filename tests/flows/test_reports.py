@@ -57,6 +57,10 @@ def test_what_was_evaluated_since_comes_onto_the_page(home: Path, capsys: pytest
     assert "Checkpoints under protocols" in page and ">31<small" in page and ">30<small" not in page
     kept = load_json(run / "report" / "records.json")
     assert kept["run"] == "late" and kept["verdict"].startswith("Preset tiny on openmoji at 64 px")
+    told = (
+        "is 27% (kernel distance; the intervals do not overlap) and 38% (Fréchet distance) of an untrained model's or"
+    )
+    assert f" The samples' distance to real images {told} of noise's, whichever is nearer;" in kept["verdict"]
     assert (run / "report" / "index.csv").read_text().count("aa,") == 9
 
 

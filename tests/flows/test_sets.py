@@ -207,6 +207,17 @@ def test_other_data_than_the_job_was_made_for_is_refused(squares_here: Path, tmp
     assert moved == squares_here
 
 
+def test_an_exchanged_split_of_a_copied_home_is_not_read_in_the_other_home(squares_here: Path, tmp_path: Path) -> None:
+    digest, other = read_manifest(squares_here / "val")["digest"], tmp_path / "other" / "datasets" / "squares"
+    shutil.copytree(squares_here, other)
+    manifest = squares_here / "val" / "manifest.json"
+    write_json(manifest, {**read_manifest(manifest.parent), "digest": "f" * 64})
+    with pytest.raises(ValueError, match=rf"{squares_here / 'val'} holds other data \(digest ffffffffffff\)"):
+        set_of_samples(str(other / "val"), digest)
+    shutil.rmtree(squares_here)
+    assert set_of_samples(str(other / "val"), digest) == other
+
+
 def test_a_split_of_which_nothing_is_left_is_named_and_the_set_is_not(root: Path) -> None:
     plain = opened()
     files = [item.place.file for item in plain.source.items() if item.place is not None]

@@ -11,6 +11,7 @@ import pytest
 from evaluation.generate import ImageJob, generate_images
 from evaluation.images.image_folder import ImageFolder
 from evaluation.networks.features import EfficientNetLite0
+from evaluation.pages.sections import own_identity
 from evaluation.protocols import PROTOCOLS
 from flows import evaluation as tasks
 from flows import sweep
@@ -125,6 +126,15 @@ def test_what_does_not_compare_is_not_in_one_table(tmp_path: Path) -> None:
     assert "measured in 2 ways" in first and "do not compare" in first
     assert [line.split("  ")[0] for line in others[::2]] == ["embedded, digest aa", "embedded, digest bb"]
     assert len({line.index("N=") for line in others[1::2]}) == 1  # under each other
+
+
+def test_an_interval_stands_behind_the_number_that_it_is_of(tmp_path: Path) -> None:
+    point = row("aa", "one", 8, 20.0)
+    (distance,) = point["metrics"]
+    other = distance | {"label": "without one", "values": {"samples": 30.0}, "interval": {}}
+    third = distance | {"label": "a cosine", "interval": {"samples": [19.5, 20.25]}}
+    sweep.write_results(tmp_path, [point | {"metrics": [other, third]}])
+    assert list(result_lines(tmp_path)) == ["one N=24  without one 30; a cosine 20 [19.5, 20.25]"]
 
 
 def test_what_is_no_run_or_stage_is_said(run: Path) -> None:
@@ -257,6 +267,8 @@ def test_the_same_call_goes_on_and_a_revision_measures_anew(run: Path, monkeypat
     assert measured() == first and drawn == [5] and contents(samples) == kept
     assert len({point["protocol_digest"] for point in first}) == 1 and len({point["digest"] for point in first}) == 2
     assert [point["drawn"]["steps"] for point in first] == [1, 2]
+    own = own_identity(PRESET, run / "evaluations" / "embedded" / f"{LAST}_steps-1")  # a run's own samples lie alike
+    assert own["measured"] == first[0]["measured"]
     assert set(first[0]["recorded"]["data"]) == {"train", "val"} and "torch" in first[0]["recorded"]["versions"]
     assert first[0]["measured"]["networks"]["efficientnet_lite0"][1] == EfficientNetLite0.weights_digest()
     assert json.loads((folder / "results.json").read_text()) == first

@@ -47,12 +47,23 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in files}
 
 
+def test_as_many_other_samples_removed_leave_other_data(squares: Path, tmp_path: Path) -> None:
+    """In two homes: the revision counts the removals alone."""
+    revisions = []
+    for home, keys in (("a", KEYS), ("b", KEYS), ("c", {f"train{i:03d}" for i in (4, 7, 11, 31)})):
+        split = shutil.copytree(squares / "train", tmp_path / home / "train")
+        remove(split, keys)
+        revisions.append(Shards(split).revision)
+    assert revisions[0] == revisions[1] != revisions[2] and {found["revision"] for found in revisions} == {1}
+
+
 def test_all_other_samples_keep_their_positions(squares: Path, copy: Path) -> None:
     before = Shards(squares / "train", FAKE)
     remove(copy, KEYS)
     after = Shards(copy, FAKE, Storage(check="digest"))
     assert after.check() == [] and len(after) == len(before) == 40
-    assert after.revision == {"digest": before.manifest["digest"], "revision": 1}
+    assert before.revision == {"digest": before.manifest["digest"], "revision": 0}
+    assert after.revision == {**before.revision, "revision": 1, "removed": after.revision["removed"]}
     gone = [i for i in range(40) if before[i].key in KEYS]
     assert list(after.present()) == [i for i in range(40) if i not in gone]
     assert after.spread(100) == list(after.present())
