@@ -45,7 +45,7 @@ def plan_lines(planned: Evaluation) -> Iterator[str]:
     stand_in = planned.protocol.name in STAND_INS
     beside = " and as many of an untrained model" if stand_in else ""
     yield (
-        f"{len(planned.points)} points, {images:,} images{beside}, {calls:,} network calls, "
+        f"{_points(len(planned.points))}, {images:,} images{beside}, {calls:,} network calls, "
         f"about {(1 + stand_in) * images * pixels * 3 / 1e6:,.0f} MB at most"
     )
     if rate is None:
@@ -104,6 +104,10 @@ def _result_line(point: dict[str, Any], width: int) -> str:
     return f"{point['point']:{width}} N={point['n']}  {'; '.join(values)}"
 
 
+def _points(count: int) -> str:
+    return f"{count} point{'s' * (count != 1)}"
+
+
 def _hours(seconds: float) -> str:
     hours = seconds / 3600
     return f"{hours:,.1f}" if hours < 10 else f"{hours:,.0f}"
@@ -152,7 +156,7 @@ def preset_lines(name: str, stage: str, protocol: Protocol, sweep: dict[str, lis
     yield from printed_lines(preset, protocol, name)
     yield f"of stage {list(preset.stages)[-1]}, {weights}"
     yield (
-        f"{count} point{'s' * (count != 1)} of {images:,} images, {steps} steps: {calls:,} network calls of "
+        f"{_points(count)} of {images:,} images, {steps} steps: {calls:,} network calls of "
         f"{preset.px} px"
     )
     yield from _known_rates(calls, model)

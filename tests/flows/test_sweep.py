@@ -288,7 +288,7 @@ def test_the_verb_says_what_is_wrong(run: Path, capsys: pytest.CaptureFixture[st
     assert main(["evaluate", "small", "--sweep", "guidance"]) == 1
     assert "is not of the form WHAT=A,B" in capsys.readouterr().err
     assert main(["evaluate", "small", "--protocol", "embedded", "--sweep", "steps=1", "--dry-run"]) == 0
-    assert "1 points, 8 images and as many of an untrained model" in capsys.readouterr().out
+    assert "1 point, 8 images and as many of an untrained model" in capsys.readouterr().out
     assert main(["evaluate", "small", "--protocol", "imagenet-50k"]) == 1
     assert "imagenet-50k measures images of 256 px, and small draws 8, 16 px" in capsys.readouterr().err
     for option in ("--part=1/2", "--processes=2", "--mlflow=sqlite:///x", "--npz"):
