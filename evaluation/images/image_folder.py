@@ -27,6 +27,7 @@ from mdm.files import whole_file
 DRAWS = "The command that drew the others (`mdm run`, `mdm evaluate`) draws it"
 AGAIN = "Delete it: the command that drew the others (`mdm run`, `mdm evaluate`) draws it again"
 MEMBER = re.compile(r"(\d{5,})\.(\d+)\.png")  # number and size of an image
+SIZE = re.compile(r"[1-9][0-9]*")  # the folder of a level
 FILE = re.compile(r"(\d{5,})\.png")
 TAR = re.compile(r"\d{5,}\.tar")  # of another name it is none of ours: a copy may hold other images of these numbers
 RGB_8 = b"\x08\x02"  # bit depth and colour type in a PNG's header
@@ -50,7 +51,7 @@ class ImageFolder:
                 raise ValueError(f"{other} and {path} both hold image {image}: delete the one that is a copy")
             self.places |= found
         whole = {file.name for file in self.folder.glob("*.png") if FILE.fullmatch(file.name)}
-        for level in (level for level in (self.folder / "levels").glob("*/") if level.name.isdigit()):
+        for level in (level for level in (self.folder / "levels").glob("*/") if SIZE.fullmatch(level.name)):
             files = [file for file in level.iterdir() if file.name in whole]
             self.places |= {(int(file.stem), int(level.name)): (file, 0, -1) for file in files}
 
@@ -83,8 +84,9 @@ class ImageFolder:
                 data = file.read() if size < 0 else os.pread(file.fileno(), size, offset)
             with Image.open(io.BytesIO(data), formats=["PNG"]) as picture:
                 found, extra = picture.size, picture.info.keys() & {"transparency", "exif", "loop"}
-        except OSError as error:  # UnidentifiedImageError is one
-            raise ValueError(f"{where}: {error.strerror or 'it is no PNG'}. {AGAIN}") from error
+        except Exception as error:  # Pillow raises whatever it stumbles over
+            why = getattr(error, "strerror", None) or f"it is no PNG that can be read ({type(error).__name__})"
+            raise ValueError(f"{where}: {why}. {AGAIN}") from error
         if data[24:26] != RGB_8 or extra:
             raise ValueError(f"{where}: not plain RGB of 8 bits, as what was drawn is. {AGAIN}")
         if found != (px, px):
@@ -148,6 +150,11 @@ class ImageFolder:
                 member.size = len(data)
                 tar.addfile(member, io.BytesIO(data))
         self.places |= _members(path, path.stat().st_mtime_ns)
+
+    def refuse_strays(self, known: Collection[int]) -> None:
+        """Raises ValueError naming what lies among the images and is none of those with these numbers."""
+        if strays := self.strays(known):
+            raise ValueError(f"{strays[0]} is no image of {self.folder / 'captions.jsonl'}: move it away")
 
     def strays(self, known: Collection[int]) -> list[str]:
         """What lies among the images and is none of those with these numbers."""

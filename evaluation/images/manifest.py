@@ -119,7 +119,7 @@ def _picture(folder: Path, index: int, number: int) -> Path:
 
 def _refuse_others(folder: Path, settings: dict[str, Any]) -> None:
     asked, file = to_dict(settings), folder / SETTINGS
-    begun = load_json(file) if file.exists() else asked
+    begun = {"format": 2, **load_json(file)} if file.exists() else asked  # the first one said nothing of its format
     differ = sorted(name for name in asked.keys() | begun.keys() if asked.get(name) != begun.get(name))
     if differ:
         raise ValueError(f"{folder} was begun with other {', '.join(differ)}: give another folder (-o), or remove it")

@@ -9,16 +9,23 @@ from evaluation.images.preparation import Drawn
 from mdm.files import whole_file
 
 
+def _comment(file: Path) -> str:
+    """Of an archive; "" where there is none, or a damaged one."""
+    try:
+        with zipfile.ZipFile(file) as archive:
+            return archive.comment.decode(errors="replace")
+    except (OSError, zipfile.BadZipFile):
+        return ""
+
+
 def write_npz(drawn: Drawn, file: Path) -> None:
     """``arr_0`` uint8 [N, H, H, 3], and ``arr_1`` int64 [N] where the images have labels; read by ``numpy.load``.
 
     One image at a time goes through memory. Not compressed, as ``numpy.savez`` has it. A file that is of these images
     stays as it is: the archive's comment says of which it is.
     """
-    if zipfile.is_zipfile(file):
-        with zipfile.ZipFile(file) as archive:
-            if archive.comment.decode(errors="replace") == drawn.content:
-                return
+    if _comment(file) == drawn.content:
+        return
     labels = [line.label for line in drawn.lines if line.label is not None]
     with whole_file(file) as opened, zipfile.ZipFile(opened, "w") as archive:
         archive.comment = drawn.content.encode()

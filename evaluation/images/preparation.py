@@ -86,8 +86,7 @@ class Drawn:
         if lacking := [line.index for line in lines if not folder.has(line.index, [px])]:
             more = f"is missing, one of {len(lacking)} that are, of {len(lines)}"
             raise ValueError(f"{folder.where(lacking[0], px)} {more}. The command that drew the others draws them")
-        if strays := folder.strays({line.index for line in known}):
-            raise ValueError(f"{strays[0]} is no image of {images / 'captions.jsonl'}: move it away")
+        folder.refuse_strays({line.index for line in known})
         content = hashlib.sha256()
         for line in lines:
             content.update(hashlib.sha256(folder.read(line.index, px)).digest())

@@ -33,6 +33,7 @@ class Origin:
     sampling: Sampling
     seed: int
     data: Mapping[str, Mapping[str, Any]]
+    noise_format: int = SAMPLING_FORMAT
 
 
 class Way(NamedTuple):
@@ -56,10 +57,13 @@ def way_of(drawn: Mapping[str, Any]) -> Way:
     """``drawn``: as ``drawn_by`` makes it; what it lacks is as usual."""
     usual = drawn_by(Sampling(), 0)
     given = usual | dict(drawn)
+    guidance = list(given["guidance"])
+    while guidance[1:] and guidance[-1] == guidance[-2]:  # the last one serves all levels above it
+        guidance.pop()
     others = {name: value for name, value in given.items() if name not in _NAMED and value != usual[name]}
     sampler = " ".join(filter(None, (given["sampler"], given["spacing"])))
     told = [f"{_WORDS.get(name, name).replace('_', ' ')} {_shown(value)}" for name, value in others.items()]
-    return Way(_shown(given["guidance"]), given["steps"], ", ".join([sampler, *told]))
+    return Way(_shown(guidance), given["steps"], ", ".join([sampler, *told]))
 
 
 _NAMED = ("sampler", "spacing", "steps", "guidance")  # always
@@ -72,16 +76,16 @@ def _shown(value: Any) -> str:
     return str(value).removesuffix(".0")
 
 
-def drawn_by(sampling: Sampling, seed: int) -> dict[str, Any]:
+def drawn_by(sampling: Sampling, seed: int, noise_format: int = SAMPLING_FORMAT) -> dict[str, Any]:
     """All that decides an image beside its prompt, its number and the weights."""
-    drawn = to_dict(sampling) | {"seed": seed, "format": SAMPLING_FORMAT}
+    drawn = to_dict(sampling) | {"seed": seed, "format": noise_format}
     del drawn["batch_size"]  # an image does not depend on how many are drawn beside it
     return drawn
 
 
 def identity(measured: dict[str, Any], origin: Origin) -> dict[str, Any]:
     """All parts and their digests. ``measured``: as ``measured_by`` or ``measured_by_stand_ins`` makes it."""
-    drawn = drawn_by(origin.sampling, origin.seed)
+    drawn = drawn_by(origin.sampling, origin.seed, origin.noise_format)
     versions = {name: version(name) for name in LIBRARIES}
     return {
         "measured": measured,

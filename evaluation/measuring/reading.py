@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from evaluation.images.captions import Line, held_out_prompts, lines_of, unique
+from evaluation.images.captions import Line, held_out_prompts, lines_of, read_lines, unique
 from evaluation.images.image_folder import ImageFolder
 from evaluation.measuring.heads import pool_tokens
 from evaluation.results import NOISE, SAMPLES, UNTRAINED
@@ -70,7 +70,10 @@ def load_drawn(images: Path, lines: list[Line], seed: int) -> dict[str, NDArray[
     """The images of these lines, uint8 [N, 3, H, H] each: samples, the untrained model's, and noise."""
     px = sample_px(images)
     numbers = [line.index for line in lines]
-    drawn = {what: ImageFolder(images / folder).load(numbers, px) for what, folder in FOLDERS.items()}
+    folders = {what: ImageFolder(images / folder) for what, folder in FOLDERS.items()}
+    for folder in folders.values():
+        folder.refuse_strays({line.index for line in read_lines(folder.folder)})
+    drawn = {what: folder.load(numbers, px) for what, folder in folders.items()}
     return {**drawn, NOISE: noise_images(max(line.index for line in lines) + 1, px, seed)[[x.index for x in lines]]}
 
 

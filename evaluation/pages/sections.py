@@ -16,11 +16,12 @@ from evaluation.pages.prompt_grids import png_uri, prompt_grids, small_picture
 from evaluation.pages.speed import read_paces, speeds
 from evaluation.protocols import PROTOCOLS
 from evaluation.results import FRECHET, KID, NOISE, SAMPLES, SHUFFLED, TEXT_IMAGE, UNTRAINED
+from mdm.config import Sampling
 from mdm.experiments import TRAININGS, stage_key
 from mdm.files import load_json
 from mdm.network.costs import parameters
 from mdm.presets import Preset
-from mdm.structure import to_dict
+from mdm.structure import from_dict, to_dict
 
 KEPT_SAMPLES = 24  # of a run's own, to stand beside another run's
 
@@ -29,7 +30,7 @@ def sections(preset: Preset, run: Path, metrics: list[dict[str, Any]], protocol:
     """``metrics``: of the run's own samples, under ``protocol``. Raises ValueError naming a file that is torn."""
     points, paces, own = read_points(preset, run), read_paces(preset, run), own_identity(preset, run)
     last, stage = list(preset.stages.items())[-1]
-    digest, way = own.get("protocol_digest", ""), way_of(drawn_by(preset.sampling, preset.seed))
+    digest, way = own.get("protocol_digest", ""), way_of(own.get("drawn") or drawn_by(preset.sampling, preset.seed))
     drawn = Point(
         "own",
         protocol,
@@ -123,17 +124,22 @@ def flat(value: Any, path: str = "") -> dict[str, str]:
 
 
 def own_identity(preset: Preset, run: Path) -> dict[str, Any]:
-    """What the numbers of the run's own samples are of (identity.py), as at a point of a sweep; {} before there are
-    any."""
+    """What the numbers of the run's own samples are of (identity.py), as at a point of a sweep, by what was written
+    when they were made; {} before there are any, and where an older version wrote something else."""
     results, begun = run / "evaluation" / "results.json", run / "evaluation" / "inputs.json"
     if not results.exists() or not begun.exists():
         return {}
     inputs, keys = load_json(begun)["inputs"], {sample["key"] for sample in load_json(results)["samples"]}
     lines = [line for line in read_lines(run / "samples" / "samples") if line.key in keys]
-    data = {split: {name: value for name, value in inputs[split].items() if value != ""} for split in ("val", "train")}
-    origin, encoder = Origin(preset.sampling, preset.seed, data), inputs["samples"]["encoder"]
-    own = measured_by_stand_ins(PROTOCOLS["embedded"], lines, preset.evaluation, origin, preset.px, encoder)
-    return identity(own, origin)
+    try:
+        samples, splits = inputs["samples"], {split: inputs[split] for split in ("val", "train")}
+        data = {split: {name: value for name, value in of.items() if value != ""} for split, of in splits.items()}
+        origin = Origin(from_dict(Sampling, samples["sampling"]), samples["seed"], data, samples["format"])
+        settings = replace(preset.evaluation, feature_px=inputs["feature_px"], num_real=inputs["num_real"])
+        own = measured_by_stand_ins(PROTOCOLS["embedded"], lines, settings, origin, preset.px, samples["encoder"])
+        return identity(own | {"metrics_format": inputs["format"]}, origin)
+    except (KeyError, TypeError, AttributeError, ValueError):
+        return {}
 
 
 def own_samples(run: Path) -> list[dict[str, Any]]:

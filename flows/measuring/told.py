@@ -155,10 +155,7 @@ def preset_lines(name: str, stage: str, protocol: Protocol, sweep: dict[str, lis
     yield f"{name} is a preset, and no run of it is here; under {protocol.name} ({protocol.summary}):"
     yield from printed_lines(preset, protocol, name)
     yield f"of stage {list(preset.stages)[-1]}, {weights}"
-    yield (
-        f"{_points(count)} of {images:,} images, {steps} steps: {calls:,} network calls of "
-        f"{preset.px} px"
-    )
+    yield f"{_points(count)} of {images:,} images, {steps} steps: {calls:,} network calls of {preset.px} px"
     yield from _known_rates(calls, model)
     lines = [f"a trained run: `mdm run {name}`", *lacking(protocol, prompts_set(protocol), preset.text)]
     yield from (f"missing: {line}" for line in lines)

@@ -2,7 +2,9 @@
 
 import io
 import shutil
+import struct
 import tarfile
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -70,7 +72,7 @@ def test_a_wrong_image_is_named(tmp_path: Path, loose: bool) -> None:
         if loose:
             (tmp_path / "levels" / "8" / "00001.png").write_bytes(data)
             return ImageFolder(tmp_path)
-        folder = tmp_path / str(len(data))
+        folder = tmp_path / str(zlib.crc32(data))
         shutil.copytree(tmp_path / "tars", folder / "tars")
         images = ImageFolder(folder)
         path, offset, _ = images.places[1, 8]
@@ -85,12 +87,21 @@ def test_a_wrong_image_is_named(tmp_path: Path, loose: bool) -> None:
     Image.new("RGB", (4, 8)).save(small)
     for data, says in (
         (good[:-5], "it is cut off"),
-        (b"no picture", "it is no PNG"),
+        (b"no picture", "it is no PNG that can be read"),
+        (good[:8] + chunk(b"IHDR", struct.pack(">II", 60_000, 60_000) + good[24:29]) + good[33:], r".*Decompression"),
+        (
+            good[:33] + chunk(b"iCCP", b"a\0\0" + zlib.compress(bytes(2**21))) + good[33:],
+            "it is no PNG that can be read",
+        ),
         (small.read_bytes(), "4x8 px, not 8x8"),
         (good[:45] + b"?" + good[46:], "it cannot be decoded"),
     ):
         with pytest.raises(ValueError, match=rf"{named}: {says}.* Delete it: the command"):
             damaged(data).load([0, 1], 8)
+
+
+def chunk(kind: bytes, data: bytes) -> bytes:
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
 
 def png(picture: Image.Image, **options: Any) -> bytes:

@@ -146,9 +146,16 @@ def test_features_of_what_is_gone_are_forgotten_and_damage_is_named(data: Path, 
 def test_pictures_and_captions_that_do_not_belong_are_named(data: Path, fits: list[Fit]) -> None:
     samples = data.parent / "images" / "samples"
     before = measured(data)
-    shutil.copy(samples / "levels" / "8" / "00000.png", samples / "0-mine.png")  # another's, of another size
+    small = (samples / "levels" / "8" / "00000.png").read_bytes()
+    for stray in ("0-mine.png", "levels/032/00000.png"):  # another's; and which of two levels of 32 px would be read?
+        (samples / stray).parent.mkdir(exist_ok=True)
+        (samples / stray).write_bytes(small)
+        with pytest.raises(ValueError, match=r"is no image of .*captions\.jsonl: move it away"):
+            measured(data)
+        (samples / stray).unlink()
+    (samples / "levels" / "032").rmdir()
     assert measured(data) == before
-    shutil.copy(samples / "0-mine.png", samples / "levels" / "32" / "00003.png")
+    (samples / "levels" / "32" / "00003.png").write_bytes(small)
     with pytest.raises(ValueError, match=r"levels/32/00003\.png: 8x8 px, not 32x32\. Delete it"):
         measured(data)
     (samples / "00003.png").unlink()

@@ -36,7 +36,10 @@ def test_a_file_is_written_anew_where_it_is_of_other_images(tmp_path: Path) -> N
         write_npz(Drawn.open(tmp_path / "images", "as drawn", asked), file)
         written.append(file.stat().st_mtime_ns)
     assert written[0] == written[1] != written[2]
-    file.write_bytes(b"torn")
-    write_npz(Drawn.open(tmp_path / "images", "as drawn"), file)
-    with np.load(file, allow_pickle=False) as batch:
-        assert len(batch["arr_0"]) == 3
+    whole = file.read_bytes()
+    place = whole.rindex(b"PK\x01\x02")  # of the table of contents, which the end of the file leads to
+    for damaged in (b"torn", whole[:place] + b"?" + whole[place + 1 :]):
+        file.write_bytes(damaged)
+        write_npz(Drawn.open(tmp_path / "images", "as drawn"), file)
+        with np.load(file, allow_pickle=False) as batch:
+            assert len(batch["arr_0"]) == 3

@@ -71,6 +71,7 @@ def test_every_way_of_drawing_has_words_of_its_own() -> None:
     words = {way_of({**usual, name: value}).words for name, value in others.items()}
     assert len(words) == len(others) and way_of(usual).words not in words
     assert way_of(drawn_by(Sampling(batch_size=3), 1)).words == "guidance 1, 250 steps, ddpm, seed 1"
+    assert way_of(drawn_by(Sampling(guidance=(2.0, 2.0, 2.0)), 0)) == way_of(drawn_by(Sampling(guidance=(2.0,)), 0))
     noise = way_of({**usual, "guidance_interval": [0.0, 0.8], "format": 1}).sampler
     assert noise == "ddpm quadratic, guidance interval 0/0.8, threshold clip, noise format 1"
 

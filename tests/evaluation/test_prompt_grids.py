@@ -21,6 +21,7 @@ from evaluation.pages.sections import flat, own_identity, own_samples
 from mdm.config import Sampling
 from mdm.files import write_json
 from mdm.presets import PRESETS, Preset
+from mdm.structure import to_dict
 
 TINY = PRESETS["tiny"]
 
@@ -100,24 +101,31 @@ def test_what_decides_the_own_numbers_is_digested(tmp_path: Path) -> None:
     split = {"digest": "d", "revision": 0, "removed": ""}
     (tmp_path / "evaluation").mkdir()
 
-    def of(preset: Preset = TINY, keys: str = "ab", encoder: str = "e", **splits: Any) -> str:
-        inputs = {"train": split, "val": split, "samples": {"encoder": encoder}} | splits
+    def of(
+        preset: Preset = TINY, keys: str = "ab", encoder: str = "e", part: str = "protocol_digest", **told: Any
+    ) -> Any:
+        samples = {"encoder": encoder, "sampling": to_dict(TINY.sampling), "seed": 0, "format": 2}
+        inputs = {"format": 2, "feature_px": 224, "num_real": 600, "train": split, "val": split, "samples": samples}
         write_json(tmp_path / "evaluation" / "results.json", {"samples": [{"key": key} for key in keys]})
-        write_json(tmp_path / "evaluation" / "inputs.json", {"inputs": inputs})
-        digest: str = own_identity(preset, tmp_path)["protocol_digest"]
-        return digest
+        write_json(tmp_path / "evaluation" / "inputs.json", {"inputs": inputs | told})
+        return own_identity(preset, tmp_path).get(part)
 
     first = of()
     assert of(replace(TINY, seed=5)) == first == of(train={"digest": "d", "revision": 0})
+    drawn = of(part="drawn")  # as it was, whatever the preset is now
+    assert drawn["format"] == 2 and of(replace(TINY, seed=5, sampling=Sampling()), part="drawn") == drawn
+    assert of(samples={"encoder": "e"}) is None and of(train={}, val=None) is None  # of an older version
     others = {
-        of(replace(TINY, evaluation=replace(TINY.evaluation, num_real=5))),
+        of(num_real=5),
+        of(format=1),
+        of(feature_px=64),
         of(replace(TINY, stages={"16": TINY.stages["16"]})),  # of other pixels
         of(keys="a"),
         of(encoder="other"),
         of(train={**split, "removed": "some"}),
         of(val={**split, "digest": "other"}),
     }
-    assert first not in others and len(others) == 6
+    assert first not in others and len(others) == 8
 
 
 def test_settings_are_flat() -> None:

@@ -300,7 +300,7 @@ def test_random_weights_reach_no_report(made: Path, once: dict[str, Any], tmp_pa
     ("damage", "says"),
     [
         ("cut", "00003.png: it is cut off. Delete it"),
-        ("text", "00003.png: it is no PNG. Delete it"),
+        ("text", "00003.png: it is no PNG that can be read .*. Delete it"),
         ("small", "00003.png: 64x64 px, not 256x256. Delete it"),
         ("grey", "00003.png: not plain RGB of 8 bits, as what was drawn is. Delete it"),
         ("gone", "00003.png is missing, one of 1 that are, of 64. The command that drew the others draws them"),
