@@ -10,6 +10,7 @@ from evaluation.images.gallery import class_numbers, left_out
 from evaluation.pages.points import read_results
 from evaluation.protocols import STAND_INS, Protocol
 from evaluation.results import SAMPLES
+from flows.datasets.sets import told_outside
 from flows.measuring.plan import Evaluation, lacking, prompts_set, samplings, swept, up_to
 from mdm.config import MODELS, Model, Sampling
 from mdm.diffusion.samplers import SAMPLERS
@@ -28,6 +29,8 @@ def plan_lines(planned: Evaluation) -> Iterator[str]:
     if planned.about:
         yield f"{planned.run.name}: {planned.about}; its numbers are no reproduction"
     yield f"{planned.run.name} under {planned.protocol.name} ({planned.protocol.summary})"
+    if planned.data is not None:
+        yield from told_outside(planned.data)
     calls, images, seconds, rate = 0, 0, 0.0, _rate(planned)
     for point in planned.points:
         sampling = point.sampling
@@ -155,10 +158,7 @@ def preset_lines(name: str, stage: str, protocol: Protocol, sweep: dict[str, lis
     yield f"{name} is a preset, and no run of it is here; under {protocol.name} ({protocol.summary}):"
     yield from printed_lines(preset, protocol, name)
     yield f"of stage {list(preset.stages)[-1]}, {weights}"
-    yield (
-        f"{_points(count)} of {images:,} images, {steps} steps: {calls:,} network calls of "
-        f"{preset.px} px"
-    )
+    yield f"{_points(count)} of {images:,} images, {steps} steps: {calls:,} network calls of {preset.px} px"
     yield from _known_rates(calls, model)
     lines = [f"a trained run: `mdm run {name}`", *lacking(protocol, prompts_set(protocol), preset.text)]
     yield from (f"missing: {line}" for line in lines)
