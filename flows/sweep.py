@@ -33,7 +33,7 @@ from flows.home import Trouble, hold, home, quiet_services, weights
 from flows.launch import died
 from flows.measuring.drawing import drawing_of, stored_where_nobody_trains, with_processes
 from flows.measuring.extracting import extract_in_processes
-from flows.measuring.plan import BEGUN, Evaluation, Point, plan
+from flows.measuring.plan import Evaluation, Point, plan
 from flows.measuring.released import plan_released, write_weights
 from flows.measuring.told import SHEET, warnings
 from flows.progress import board
@@ -98,8 +98,7 @@ def _measure(
 ) -> list[dict[str, Any]]:
     """The numbers of every point, or its pictures, each written down and sent to MLflow when it is known."""
     found, data, text = [], planned.data, planned.text
-    planned.folder.mkdir(parents=True, exist_ok=True)
-    write_json(planned.folder / BEGUN, planned.digests())
+    planned.begin()
     figures = planned.protocol.prompts == "figures"
     if planned.protocol.data and text is not None and data is not None:  # captions of another set than the run's
         text = embed_text(stored_where_nobody_trains(preset, data), data)

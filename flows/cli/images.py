@@ -230,7 +230,7 @@ def _draw_part(planned: "Evaluation", arguments: argparse.Namespace) -> int:
 
 def _again(arguments: argparse.Namespace) -> int:
     from evaluation.measuring.measure import measure
-    from flows.datasets.sets import set_of_samples
+    from flows.datasets.sets import set_of_samples, told_outside
     from flows.home import run_folder
     from mdm.data.embeddings import TextSource
     from mdm.data.leases import Lease
@@ -243,11 +243,12 @@ def _again(arguments: argparse.Namespace) -> int:
         raise ValueError(f"{folder} has no finished samples (`mdm status` lists runs)")
     preset = load_preset(folder / "config.json")
     settings, out = preset.evaluation, folder / "evaluation-again"
-    print(f"{settings.num_samples} samples of {folder}, results to {out}")
-    if arguments.dry_run:
-        return 0
     drawn = load_json(folder / "samples" / "generate.json")
     text, dataset = drawn["text"], set_of_samples(drawn["data"], drawn.get("data_digest", ""))
+    told = f"{settings.num_samples} samples of {folder}, results to {out}"
+    print(told, *told_outside(dataset), sep="\n")
+    if arguments.dry_run:
+        return 0
     with Lease(dataset, f"mdm evaluate {arguments.run}"):
         results = measure(
             folder / "samples",

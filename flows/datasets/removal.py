@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from flows.datasets.parts import Say, hold_in_turn
-from flows.datasets.sets import sets_named, sets_of_run
+from flows.datasets.sets import runs_here, sets_named, sets_of_run
 from flows.home import Trouble, datasets, home, mlflow_uri, without_secrets
 from flows.launch import JobDied
 from mdm.data.leases import give_way, live, removal
@@ -118,7 +118,7 @@ def kept_elsewhere(name: str, keys: set[str]) -> Iterator[str]:
     folders = finished_sets(datasets(), name)
     gone = {folder.name: removed_places(read_manifest(folder / "train")) for folder in folders}
     shown: set[str] = set()
-    for run in sorted(chain((home() / "runs").glob("*"), (home() / "released").glob("*"))):
+    for _, run in runs_here():
         try:
             if used := sets_of_run(run) & set(gone):
                 for line in _of_run(run, keys, [gone[name] for name in used]):
@@ -154,20 +154,21 @@ def _of_run(run: Path, keys: set[str], gone: list[set[int]]) -> Iterator[str]:
     yield f"{run}: {kept} still show them: delete these, `mdm run` and `mdm evaluate` make anew what they need"
     tracked = {run, *((run / part).parent for part in showing if part.startswith(EVALUATIONS))}
     for folder in sorted(folder for folder in tracked if (folder / "mlflow.json").exists()):  # others never were
-        yield from _of_mlflow(folder, showing)
+        yield from _of_mlflow(run, folder, showing)
 
 
-def _of_mlflow(folder: Path, showing: set[str]) -> Iterator[str]:
-    """Of a run, or of an evaluation of one."""
+def _of_mlflow(run: Path, folder: Path, showing: set[str]) -> Iterator[str]:
+    """``folder``: the run's, or that of an evaluation of it, of which MLflow has a run for each checkpoint."""
     tracked = read_json(folder / "mlflow.json") or {}
     if isinstance(tracked.get("runs"), dict):  # as an earlier version wrote it
         for stage, number in tracked["runs"].items():
             if (stage or "report") in showing:
-                yield f"{tracked.get('uri')}: so do the artifacts of run {number} ({folder.name} {stage}): delete them"
+                yield f"{tracked.get('uri')}: so do the artifacts of run {number} ({run.name} {stage}): delete them"
         return
-    tag = f"mdm.folder` = '{tracked['id']}" if "id" in tracked else f"mdm.run` = '{folder.name}"
+    named = f"mdm.run` = '{run.name}" if folder == run else f"mdm.run` LIKE '{run.name} %"
+    tag = f"mdm.folder` = '{tracked['id']}" if "id" in tracked else named
     yield (  # MLflow is not asked: it may be away, and takes seconds to import
-        f"MLflow ({without_secrets(mlflow_uri())}, or where {folder.name} was tracked) may keep them as artifacts, "
+        f"MLflow ({without_secrets(mlflow_uri())}, or where {run.name} was tracked) may keep them as artifacts, "
         f"too: search its runs for tags.`{tag}', and delete the artifacts of what is found and of the runs nested "
         "below it"
     )

@@ -34,7 +34,7 @@ class Entry:
     revision: int
     digest: str  # of train
     size_bytes: int
-    users: str  # living ones, and the runs that name it
+    users: str  # living ones, and the runs and released files that name it
     ours: bool  # made here, so that it can be made again
 
     def line(self) -> str:
@@ -45,9 +45,15 @@ class Entry:
 
 def list_sets() -> list[Entry]:
     """Every data set, and what is left of unfinished ones."""
-    runs = {run.name: sets_of_run(run) for run in sorted((home() / "runs").glob("*"))}
+    runs = {f"{kind} {run.name}": sets_of_run(run) for kind, run in runs_here()}
     folders = (path for path in datasets().glob("*") if path.is_dir() and not path.name.endswith(".locks"))
     return [_entry(folder, runs) for folder in sorted(folders)]
+
+
+def runs_here() -> list[tuple[str, Path]]:
+    """Kind and folder of every run, and of every file of the authors' that was measured."""
+    folders = {"released": home() / "released", "run": home() / "runs"}
+    return [(kind, run) for kind, folder in folders.items() for run in sorted(folder.glob("*"))]
 
 
 def _finished_here() -> Iterator[Path]:
@@ -76,7 +82,7 @@ def _entry(folder: Path, runs: dict[str, set[str]]) -> Entry:
 
 def _read_entry(folder: Path, runs: dict[str, set[str]]) -> Entry:
     size_bytes = sum(map(_size, folder.rglob("*")))
-    using = [f"run {name}" for name, sets in runs.items() if folder.name in sets]
+    using = [name for name, sets in runs.items() if folder.name in sets]
     users = ", ".join([*filter(None, [names(live(folder, "use"))]), *using])
     recipe = read_json(folder / RECIPE) or {}
     name = recipe.get("name") or name_of(folder)
@@ -165,8 +171,9 @@ def sets_of_run(run: Path) -> set[str]:
 
 def _named(run: Path) -> Iterator[str]:
     training = {"train_data": "train_digest", "val_data": "val_digest"}
+    places = ("", "*/", "evaluations/*/*/*/", "evaluations/*/*/*/parts/*/")
     for pattern, fields in (("job.json", training), ("generate.json", {"data": "data_digest"})):
-        for path in chain.from_iterable(run.glob(f"{where}{pattern}") for where in ("", "*/", "evaluations/*/*/*/")):
+        for path in chain.from_iterable(run.glob(f"{where}{pattern}") for where in places):
             job = read_json(path) or {}
             for split, pinned in ((job.get(field), job.get(digest, "")) for field, digest in fields.items()):
                 if isinstance(split, str):
@@ -198,12 +205,18 @@ def set_of_samples(data: str, pinned: str) -> Path:
     return folder.parent
 
 
+def told_outside(data: Path) -> Iterator[str]:
+    """A line where a set is not of this MDM_HOME: a copied run reads it where the original did."""
+    if data.parent != datasets():
+        yield f"the data set is read outside MDM_HOME {home()}: {data}"
+
+
 def _here(split: str) -> Path:
     return datasets() / Path(split).parent.name / Path(split).name
 
 
 def prune(name: str | None, dry_run: bool, say: Callable[[str], None]) -> None:
-    """Delete the sets that were made here, that no living user holds and no run below MDM_HOME/runs names.
+    """Delete the sets that were made here, that no living user holds and nothing of ``runs_here`` names.
 
     Without a name only those that come with the packages, and what is left of deleted ones: any other took a source,
     or a weekend of downloads, and must be named. Links stay: what they lead to may be others', too. Raises ValueError

@@ -11,23 +11,24 @@ from tqdm import tqdm
 
 from evaluation.generate import AS_MADE, ImageJob, ImageSet, prepare
 from evaluation.images.asked import prompts_of
-from evaluation.images.captions import Prompt, is_whole
+from evaluation.images.captions import Prompt, is_whole, lines_of
 from evaluation.images.image_folder import ImageFolder
 from evaluation.measuring.fresh import Fresh
 from evaluation.protocols import PROTOCOLS, STAND_INS, Protocol
 from flows.datasets.parts import Part, in_turn, part_lock, set_lock
 from flows.datasets.text import Captions
+from flows.home import pasted
 from flows.home import weights as home_weights
 from flows.inputs import SampleInputs, sample_inputs
 from flows.launch import run_job
-from flows.markers import begin
+from flows.markers import begin, begun_as
 from flows.measuring.plan import Evaluation
 from mdm.data.embeddings import TextSource
 from mdm.data.leases import Lease
 from mdm.data.text import find_encoder
 from mdm.files import sha256
 from mdm.presets import Preset
-from preprocessing.manifest import read_manifest
+from preprocessing.manifest import read_json, read_manifest
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,20 @@ class PointDrawing:
     def whole(self) -> bool:
         px = self.preset.model.resolutions
         return all(is_whole(self.folder / images.name, self.prompts, px) for images in self.job.sets)
+
+    def refuse_exchanged(self) -> None:
+        """Raises ValueError where images that would be kept were drawn for another split than the one that is there
+        now: their numbers would be of two data sets. A removal of samples exchanges nothing.
+        """
+        pinned = (read_json(self.folder / "generate.json") or {}).get("data_digest", "")
+        if pinned in ("", self.job.data_digest) or begun_as(self.folder, self.inputs) is None:
+            return
+        if any(lines_of(self.folder / images.name, self.prompts) for images in self.job.sets):
+            raise ValueError(
+                f"{self.job.data} holds other data (digest {self.job.data_digest[:12]}) than {self.folder} was drawn "
+                f"for ({pinned[:12]}): put that set back (`mdm data` lists what there is), or, to draw anew: "
+                f"{pasted('mv', self.folder, f'{self.folder}.old')}"
+            )
 
     def run(self, on_poll: Callable[[], None]) -> None:
         prepare(self.folder, self.job, self.prompts)
@@ -107,7 +122,9 @@ def drawing_of(
     )
     inputs = sample_inputs(preset, sha256(weights / "model.safetensors"), text, negative)
     prompts = prompts_of(protocol, model, data, preset.evaluation.num_samples, preset.sampling.guidance[0])
-    return PointDrawing(folder, job, inputs, prompts, preset)
+    drawing = PointDrawing(folder, job, inputs, prompts, preset)
+    drawing.refuse_exchanged()
+    return drawing
 
 
 def with_processes(preset: Preset, processes: int) -> Preset:
@@ -121,6 +138,7 @@ def draw_part(planned: Evaluation, preset: Preset, part: Part, say: Callable[[st
     Raises Busy where somebody draws some of the same.
     """
     missing, data, text = 0, planned.data, planned.text
+    planned.begin()
     with contextlib.nullcontext() if data is None else Lease(data, f"images of {planned.run.name}"):
         if planned.protocol.data and text is not None and data is not None:
             text = _states(preset, data, say)

@@ -19,7 +19,7 @@ from mdm.data.embeddings import TextSource
 from mdm.data.shards import Shards
 from mdm.data.text import find_encoder
 from mdm.experiments import Protocol as ProtocolName
-from mdm.files import load_json
+from mdm.files import load_json, write_json
 from mdm.presets import Preset, load_preset
 from mdm.run.checkpoint import Damaged, last_checkpoint, list_points
 from mdm.run.folder import find_damage
@@ -81,6 +81,11 @@ class Evaluation:
     def revisions(self) -> dict[str, dict[str, Any]]:
         """Of both splits of the set: digest, and how often samples were removed."""
         return {} if self.data is None else {split: Shards(self.data / split).revision for split in SPLITS}
+
+    def begin(self) -> None:
+        """Make its folder, which says from then on of which data its images and numbers are (``as_begun``)."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        write_json(self.folder / BEGUN, self.digests())
 
     @property
     def folder(self) -> Path:

@@ -10,6 +10,7 @@ from evaluation.images.gallery import class_numbers, left_out
 from evaluation.pages.points import read_results
 from evaluation.protocols import STAND_INS, Protocol
 from evaluation.results import SAMPLES
+from flows.datasets.sets import told_outside
 from flows.measuring.plan import Evaluation, lacking, prompts_set, samplings, swept, up_to
 from mdm.config import MODELS, Model, Sampling
 from mdm.diffusion.samplers import SAMPLERS
@@ -28,6 +29,8 @@ def plan_lines(planned: Evaluation) -> Iterator[str]:
     if planned.about:
         yield f"{planned.run.name}: {planned.about}; its numbers are no reproduction"
     yield f"{planned.run.name} under {planned.protocol.name} ({planned.protocol.summary})"
+    if planned.data is not None:
+        yield from told_outside(planned.data)
     calls, images, seconds, rate = 0, 0, 0.0, _rate(planned)
     for point in planned.points:
         sampling = point.sampling

@@ -95,9 +95,6 @@ def test_only_what_depends_on_the_held_out_data_is_made_again(go: Callable[[], l
     results = json.loads((tmp_path / "run" / "evaluation" / "results.json").read_text())
     assert [(s["index"], s["key"]) for s in results["samples"]] == [(i, f"val{i:03d}") for i in range(1, 8)]
     shutil.rmtree(val)
-    write_dataset(tmp_path / "data", "val", 12, 32)  # the same first captions, and more: other real images
-    assert go() == ["measured"]
-    shutil.rmtree(val)
     write_dataset(tmp_path / "other", "other", 12, 32)
     (tmp_path / "other" / "other").rename(val)
     assert go() == [every, "measured"]  # other captions
@@ -106,6 +103,33 @@ def test_only_what_depends_on_the_held_out_data_is_made_again(go: Callable[[], l
     (tmp_path / "run" / "evaluation" / "results.json").unlink()
     assert go() == ["measured"] and (tmp_path / "run" / "evaluation" / "results.json").exists()
     assert go() == []
+
+
+def test_samples_of_one_held_out_split_are_not_measured_against_another(
+    go: Callable[[], list[str]], tmp_path: Path
+) -> None:
+    val, run = tmp_path / "data" / "val", tmp_path / "run"
+    go()
+    evaluation_before = (run / "evaluation" / "results.json").read_bytes()
+    val.rename(tmp_path / "val")
+    write_dataset(tmp_path / "data", "val", 12, 32)  # the same first captions, and more: other real images
+    told = (
+        rf"^{val} holds other data \(digest \w+\) than {run}/samples was drawn for \(\w+\): put that set back .*: mv "
+    )
+    with pytest.raises(ValueError, match=rf"{told}{run}/samples {run}/samples\.old$"):
+        go()
+    ImageFolder(run / "samples" / "samples").forget({3})  # nor are some of each
+    with pytest.raises(ValueError, match=told):
+        go()
+    assert (run / "evaluation" / "results.json").read_bytes() == evaluation_before
+    assert [path.name for path in run.glob("*.old*")] == []
+    (run / "samples").rename(run / "samples.old")
+    every = " ".join(map(str, range(8)))
+    assert go() == [every, "measured"]
+    shutil.rmtree(val)
+    (tmp_path / "val").rename(val)
+    (run / "samples" / "inputs.json").write_text('{"inputs": {}}')  # of other weights, say: they are moved aside
+    assert go() == [every, "measured"]
 
 
 def test_a_page_that_was_lost_is_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,6 +15,7 @@ from flows.data import fitted
 from flows.datasets import removal
 from flows.datasets.making import make_set, open_source
 from flows.datasets.removal import between_removals, kept_elsewhere, remove_samples
+from flows.datasets.sets import list_sets
 from flows.home import Trouble
 from flows.starting.preflight import _data
 from made import make_pictures
@@ -243,11 +244,15 @@ def test_evaluations_and_common_pages_that_show_removed_samples_are_listed(squar
     write_json(points[0].parent / "mlflow.json", {"id": "a1b2"})
     for named in ("r+s", "s+t"):
         write_json_in(tmp_path / "reports" / named / "index.json", {"runs": [{"run": run} for run in named.split("+")]})
+    assert [entry.users for entry in list_sets()] == ["released flickr-1, run r"]
     of_released, of_run, mlflow, page = kept_elsewhere("squares", {"val000"})
     assert of_run.startswith(f"{runs[0]}: evaluations/embedded/nimg-8 still show them: delete these, `mdm run` and")
-    assert "search its runs for tags.`mdm.folder` = 'a1b2'" in mlflow
+    assert ", or where r was tracked)" in mlflow and "search its runs for tags.`mdm.folder` = 'a1b2'" in mlflow
     assert of_released.startswith(f"{runs[1]}: evaluations/coco/nimg-8 still show them")
     assert page.startswith(f"{tmp_path / 'reports' / 'r+s'}: the page may still show them: delete it, `mdm report`")
+    (points[0].parent / "mlflow.json").write_text("{")  # its runs' names begin with the run's
+    _, _, mlflow, _ = kept_elsewhere("squares", {"val000"})
+    assert ", or where r was tracked)" in mlflow and "search its runs for tags.`mdm.run` LIKE 'r %'" in mlflow
     (line,) = kept_elsewhere("squares", {"train005"})
     assert line.startswith(f"{runs[1]}: evaluations/embedded/nimg-8 still show them")
 

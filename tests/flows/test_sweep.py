@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from dozen import write_json_in
 from evaluation.generate import ImageJob, generate_images
 from evaluation.images.image_folder import ImageFolder
 from evaluation.networks.features import EfficientNetLite0
@@ -17,12 +18,14 @@ from flows import evaluation as tasks
 from flows import sweep
 from flows.cli import main
 from flows.datasets.parts import part_lock
+from flows.datasets.removal import kept_elsewhere
+from flows.datasets.sets import sets_of_run
 from flows.measuring import drawing
 from flows.measuring.plan import Evaluation, Point, lacking, plan
 from flows.measuring.told import plan_lines, preset_lines, result_lines, warnings
 from flows.progress import board
 from mdm.config import MODELS, Labels
-from mdm.files import write_json
+from mdm.files import load_json, write_json
 from mdm.presets import resolve
 from mdm.stage import Stage
 from mdm.structure import from_dict, to_dict
@@ -329,3 +332,35 @@ def test_parts_draw_what_the_whole_does_and_measure_nothing(
     assert not list((run / "evaluations" / "embedded").rglob("results.json"))
     with pytest.raises(SystemExit):
         main([*asked, "4/3"])
+    for name in ("16/job.json", "config.json"):
+        (run / name).rename(run / f"{name}.away")
+    assert sets_of_run(run) == {"squares"}  # by what was drawn of it alone
+    (line,) = kept_elsewhere("squares", {"val000"})
+    assert line.startswith(f"{run}: 16, evaluations/embedded/{LAST}_steps-1 still show them")
+    for name in ("16/job.json", "config.json"):
+        (run / f"{name}.away").rename(run / name)
+    job, manifest = (
+        load_json(run / "16" / "job.json"),
+        run.parents[1] / "datasets" / "squares" / "val" / "manifest.json",
+    )
+    write_json(run / "16" / "job.json", {**job, "val_digest": ""})  # of a version that pinned none
+    write_json(manifest, {**load_json(manifest), "digest": "f" * 64})
+    capsys.readouterr()
+    assert main([*asked, "1/1"]) == 1
+    assert f"{run / 'evaluations' / 'embedded'} was begun with another val split" in capsys.readouterr().err
+
+
+def test_a_copied_home_says_that_it_reads_the_others_set(
+    run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    home, squares = run.parents[1], run.parents[1] / "datasets" / "squares"
+    copied = home / "copied"
+    write_json_in(run / "samples" / "generate.json", {"text": None, "data": str(squares / "val")})
+    write_json_in(run / "samples" / "done.json", {"seconds": 1.0, "images": 16})
+    shutil.copytree(run, copied / "runs" / "small")
+    for asked in (["--protocol", "embedded", "--dry-run"], ["--dry-run"]):
+        monkeypatch.setenv("MDM_HOME", str(home))
+        assert main(["evaluate", "small", *asked]) == 0 and "outside MDM_HOME" not in capsys.readouterr().out
+        monkeypatch.setenv("MDM_HOME", str(copied))
+        assert main(["evaluate", "small", *asked]) == 0
+        assert f"the data set is read outside MDM_HOME {copied}: {squares}\n" in capsys.readouterr().out
