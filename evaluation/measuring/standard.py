@@ -78,6 +78,10 @@ def measure_standard(
     keys = [line.key for line in drawn.lines] if protocol.reference == "the prompts' own" else []
     splits = [reference] if isinstance(reference, Shards) else list(reference)
     real = Reference.open(splits, protocol.preparation, drawn.px, keys)
+    if len(real) < FEWEST:
+        raise ValueError(
+            f"{splits[0].folder}: {len(real)} real images to measure against, {FEWEST} at least are needed"
+        )
     noise = Noise(len(drawn), drawn.px, origin.seed)
     everybody = (*of_pictures, *of_captions)
     known = measured_by(

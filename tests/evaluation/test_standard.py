@@ -284,6 +284,10 @@ def test_as_drawn_real_images_are_averaged_to_the_samples_resolution(made: Path,
     assert found["real_images"] == 49 and found["measured"]["px"] == 16
     rows = {row["name"]: row["values"] for row in found["random_metrics"]}
     assert rows["random_fd_dinov2_32"]["samples"] == expected
+    few, fresh = {**asked, "reference": splits[1]}, make_networks()
+    with pytest.raises(ValueError, match="val: 9 real images to measure against, 30 at least are needed"):
+        measured(made, tmp_path / "few", fresh, tmp_path / "references", **few)
+    assert not any(seen(fresh))
 
 
 def test_the_published_networks_can_what_is_asked_of_them() -> None:
