@@ -18,7 +18,6 @@ import torch
 ROOT = Path(__file__).parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "tests"), str(ROOT / "tests" / "evaluation"), str(Path(__file__).parent)]
 
-
 from benchmarks.gpu_parts import Section  # noqa: E402
 from benchmarks.gpu_sections import compiling, drawing, drawn_again, golden, processes, resuming  # noqa: E402
 from benchmarks.gpu_speed import drawing_speed, features, speed, trainer  # noqa: E402

@@ -149,14 +149,13 @@ def drawn_again(section: Section, device: torch.device) -> None:
         for name in ("whole", "killed"):
             job = ImageJob(sets=(images,), data="", text=None, device=device.type)  # type: ignore[arg-type]
             prepare(root / name, job, prompts)
-            kills, command = 0, [sys.executable, "-m", "evaluation.generate", str(root / name)]
-            while name == "killed" and kills < len(KILLS_S):
-                process, there = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.DEVNULL), kills
+            command = [sys.executable, "-m", "evaluation.generate", str(root / name)]
+            for there in range(2 if name == "killed" else 0):  # tars, when it is killed
+                process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.DEVNULL)
                 while process.poll() is None and len(list((root / name).glob("samples/tars/*.tar"))) <= there:
                     time.sleep(0.01)
                 process.kill()
                 process.wait()
-                kills += 1
             subprocess.run(command, cwd=ROOT, check=True, stderr=subprocess.DEVNULL)
             px = model.resolutions[-1]
             found[name] = ImageFolder(root / name / "samples").load(range(len(prompts)), px)

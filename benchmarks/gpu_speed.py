@@ -18,7 +18,6 @@ from torch import Tensor
 ROOT = Path(__file__).parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "tests"), str(ROOT / "tests" / "evaluation"), str(Path(__file__).parent)]
 
-
 from benchmarks.gpu_parts import CPU_BATCH, DRAWN_STEPS, STEPS, Section, Step, synchronize  # noqa: E402
 from benchmarks.kill_and_resume import launch  # noqa: E402
 from evaluation.extract import PER_GPU  # noqa: E402
@@ -35,7 +34,7 @@ from mdm.files import write_json  # noqa: E402
 from mdm.forecast.memory import step_memory  # noqa: E402
 from mdm.network.costs import model_flops_per_image, peak_flops  # noqa: E402
 from mdm.network.nested import NestedUNet  # noqa: E402
-from mdm.presets import PRESETS, Preset  # noqa: E402
+from mdm.presets import PRESETS  # noqa: E402
 from mdm.stage import Cadence, Stage  # noqa: E402
 from mdm.structure import to_dict  # noqa: E402
 from mdm.training.compute import DTYPE_NAMES, pick_dtype, set_determinism  # noqa: E402
@@ -123,7 +122,7 @@ def trainer(section: Section, device: torch.device) -> None:
 def drawing_speed(section: Section, device: torch.device, compiled: bool, stages: Collection[str]) -> None:
     """Images of every preset's models at its own batch, guided where they can be: seconds for an image and a call."""
     section.table("preset", "stage", "batch", "format", "s per call and image", "images/hour at the preset's steps")
-    for name, stage_name, stage in distinct(device, stages, lambda preset, stage: to_dict(stage.model)):
+    for name, stage_name, stage in distinct(device, stages, lambda stage: to_dict(stage.model)):
         asked = PRESETS[name].sampling
         guidance = (2.0,) if stage.model.labels is None or stage.model.labels.null else (1.0,)
         sampling = replace(asked, guidance=guidance)
@@ -144,21 +143,21 @@ def speed(section: Section, device: torch.device, compiled: bool, stages: Collec
         most = min(stage.compute.max_batch_per_process, stage.training.batch_size)
         return CPU_BATCH if device.type == "cpu" else most
 
-    what = distinct(device, stages, lambda preset, stage: [to_dict(stage.model), batch_of(stage), stage.compute])
+    what = distinct(device, stages, lambda stage: [to_dict(stage.model), batch_of(stage), stage.compute])
     for name, stage_name, stage in what:
         changed = replace(stage, compute=replace(stage.compute, compile=compiled))
         section.row(name, stage_name, *measure(changed, batch_of(stage), device))
 
 
 def distinct(
-    device: torch.device, asked: Collection[str], key: Callable[[Preset, Stage], object]
+    device: torch.device, asked: Collection[str], key: Callable[[Stage], object]
 ) -> Iterator[tuple[str, str, Stage]]:
     """Presets' stages, each key once: those asked for (PRESET/STAGE), else all that the device is for."""
     seen: set[str] = set()
     for name, preset in PRESETS.items():
         for stage_name, stage in preset.stages.items():
             fits = f"{name}/{stage_name}" in asked if asked else device.type != "cpu" or preset.hardware.device == "cpu"
-            if fits and (what := str(key(preset, stage))) not in seen:
+            if fits and (what := str(key(stage))) not in seen:
                 seen.add(what)
                 yield name, stage_name, stage
 

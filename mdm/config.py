@@ -5,6 +5,7 @@ Impossible combinations are refused when an object is made, with the reason. The
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -176,6 +177,15 @@ class Sampling:
     def guidance_scales(self, num_levels: int) -> tuple[float, ...]:
         """One guidance_scale per level; the last one given serves the levels above it."""
         return tuple(self.guidance[min(r, len(self.guidance) - 1)] for r in range(num_levels))
+
+
+def brief_guidance(scales: Sequence[float]) -> tuple[float, ...]:
+    """As ``Sampling.guidance`` has it at its shortest: the last scale serves all levels above it, so that saying it
+    again says nothing."""
+    brief = tuple(scales)
+    while brief[1:] and brief[-1] == brief[-2]:
+        brief = brief[:-1]
+    return brief
 
 
 def check_growth(model: Model, grown: Model, where: str = "") -> None:

@@ -40,11 +40,8 @@ class Trained:
     columns: tuple[str, ...] = ()  # of Table 3, where no preset comes near
     data: str = ""  # where it is not the preset's alone
 
-    def resolve(self) -> Preset:
-        return self._resolved
-
     @cached_property
-    def _resolved(self) -> Preset:
+    def resolved(self) -> Preset:
         fields: dict[str, Any] = {"name": self.name}
         for path, value in self.fields.items():
             for key in reversed(path.split(".")):
@@ -54,7 +51,7 @@ class Trained:
 
     def chain(self) -> list[str]:
         """The names of its stages, the first one first."""
-        stages = self.resolve().stages
+        stages = self.resolved.stages
         names = [self.stage]
         while (start := stages[names[0]].start) is not None:
             names.insert(0, start.stage)
@@ -189,7 +186,7 @@ class Experiment:
     points: int = 1  # checkpoints along the run; 20 of a curve: our choice
 
     def sampling(self, guidance: float) -> Sampling:
-        return replace(TRAININGS[self.trained].resolve().sampling, guidance=(guidance,))
+        return replace(TRAININGS[self.trained].resolved.sampling, guidance=(guidance,))
 
 
 def _at_end(where: str, name: str, what: str, trained: str, protocol: Protocol, *guidance: float) -> Experiment:
@@ -263,7 +260,7 @@ def gpu_hours(trainings: Iterable[Trained]) -> float:
         if trained.columns:
             seconds |= {f"column {column}": column_hours(column) * 3600 for column in trained.columns}
             continue
-        preset = trained.resolve()
+        preset = trained.resolved
         for name in trained.chain():
             stage = preset.stages[name]
             column = _PACE[preset.data.name, stage.model.resolutions[-1]]

@@ -51,7 +51,8 @@ class ImageFolder:
                 raise ValueError(f"{other} and {path} both hold image {image}: delete the one that is a copy")
             self.places |= found
         whole = {file.name for file in self.folder.glob("*.png") if FILE.fullmatch(file.name)}
-        for level in (level for level in (self.folder / "levels").glob("*/") if SIZE.fullmatch(level.name)):
+        levels = [level for level in (self.folder / "levels").glob("*/") if SIZE.fullmatch(level.name)]
+        for level in levels:
             files = [file for file in level.iterdir() if file.name in whole]
             self.places |= {(int(file.stem), int(level.name)): (file, 0, -1) for file in files}
 
@@ -159,12 +160,10 @@ class ImageFolder:
     def strays(self, known: Collection[int]) -> list[str]:
         """What lies among the images and is none of those with these numbers."""
         others = [self.where(*key) for key in self.places if key[0] not in known]
-        found = itertools.chain(
-            self.folder.iterdir(), *((self.folder / part).rglob("*") for part in ("levels", "tars"))
-        )
-        seen = (
-            path for path in found if not path.name.startswith(".") and path.suffix != ".tmp"
-        )  # a kill leaves those
+        below = ((self.folder / part).rglob("*") for part in ("levels", "tars"))
+        found = itertools.chain(self.folder.iterdir(), *below)
+        # A kill leaves .tmp; what begins with a dot is some program's own.
+        seen = (path for path in found if not path.name.startswith(".") and path.suffix != ".tmp")
         return sorted(others + [str(path) for path in seen if not self._ours(path, known)])
 
     def _ours(self, path: Path, known: Collection[int]) -> bool:

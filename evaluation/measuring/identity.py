@@ -18,7 +18,7 @@ from evaluation.images.captions import Line, Prompt
 from evaluation.networks.features import EfficientNetLite0
 from evaluation.protocols import Protocol
 from evaluation.results import METRICS_FORMAT
-from mdm.config import SAMPLING_FORMAT, Sampling
+from mdm.config import SAMPLING_FORMAT, Sampling, brief_guidance
 from mdm.presets import Evaluation
 from mdm.structure import digest, to_dict
 
@@ -57,13 +57,10 @@ def way_of(drawn: Mapping[str, Any]) -> Way:
     """``drawn``: as ``drawn_by`` makes it; what it lacks is as usual."""
     usual = drawn_by(Sampling(), 0)
     given = usual | dict(drawn)
-    guidance = list(given["guidance"])
-    while guidance[1:] and guidance[-1] == guidance[-2]:  # the last one serves all levels above it
-        guidance.pop()
     others = {name: value for name, value in given.items() if name not in _NAMED and value != usual[name]}
     sampler = " ".join(filter(None, (given["sampler"], given["spacing"])))
     told = [f"{_WORDS.get(name, name).replace('_', ' ')} {_shown(value)}" for name, value in others.items()]
-    return Way(_shown(guidance), given["steps"], ", ".join([sampler, *told]))
+    return Way(_shown([*brief_guidance(given["guidance"])]), given["steps"], ", ".join([sampler, *told]))
 
 
 _NAMED = ("sampler", "spacing", "steps", "guidance")  # always

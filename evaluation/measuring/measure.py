@@ -54,7 +54,7 @@ def measure(
     lines = measured_lines(images, held_out, settings.num_samples, labelled=text is None)
     compared = train.spread(settings.num_real or len(train))
     reals = {"train": load_real(train, encoder, compared), REAL: load_real(held_out, encoder, places(held_out, lines))}
-    drawn = load_drawn(images, lines, seed)
+    drawn = load_drawn(images, px, lines, seed)
 
     torch.set_num_threads(1)  # two threads stall each other as soon as another process wants a core
     pictures = {what: real.images for what, real in reals.items()} | drawn

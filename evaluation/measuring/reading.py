@@ -66,9 +66,8 @@ def measured_lines(images: Path, held_out: Shards, num_samples: int, labelled: b
     return lines
 
 
-def load_drawn(images: Path, lines: list[Line], seed: int) -> dict[str, NDArray[np.uint8]]:
-    """The images of these lines, uint8 [N, 3, H, H] each: samples, the untrained model's, and noise."""
-    px = sample_px(images)
+def load_drawn(images: Path, px: int, lines: list[Line], seed: int) -> dict[str, NDArray[np.uint8]]:
+    """The images of these lines, uint8 [N, 3, px, px] each: samples, the untrained model's, and noise."""
     numbers = [line.index for line in lines]
     folders = {what: ImageFolder(images / folder) for what, folder in FOLDERS.items()}
     for folder in folders.values():

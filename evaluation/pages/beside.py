@@ -134,7 +134,7 @@ def _speed(preset: Preset, number: Number, timed: Trained, speeds: Sequence[Row]
     """A stage's seconds at the printed batch, or those of drawing with its model."""
     if timed.absent:
         return None
-    wanted = iteration_of(timed.resolve().stages[timed.stage])
+    wanted = iteration_of(timed.resolved.stages[timed.stage])
     for row in speeds:
         stage = preset.stages.get(row["stage"])
         if stage is None:
@@ -191,7 +191,7 @@ def _fid(number: Number, point: Point, resize: str) -> Row | None:
 def _same_stage(preset: Preset, experiment: Experiment, stage: str) -> bool:
     """Whether a stage of the run is what the experiment trains, but for the seed."""
     trained = TRAININGS[experiment.trained]
-    wanted = replace(trained.resolve(), seed=preset.seed)
+    wanted = replace(trained.resolved, seed=preset.seed)
     return not trained.absent and stage_key(preset, stage) == stage_key(wanted, trained.stage)
 
 
@@ -231,7 +231,7 @@ def _figure(experiment: Experiment, preset: Preset, run: str, points: Sequence[P
 def _needs_timing(timed: Trained) -> Row:
     if timed.absent:
         return {"stage": timed.name, "needs": f"needs {timed.absent}"}
-    preset = timed.resolve()
+    preset = timed.resolved
     batch, hours = preset.stages[timed.stage].training.batch_size, gpu_hours([timed])
     return {
         "stage": f"{timed.preset}, stage {timed.stage}, batch {batch:,}",
@@ -262,7 +262,7 @@ def _drawn(sampling: Sampling, *guidance: float) -> str:
 def needs(experiment: Experiment, measured: bool = True) -> str:
     """What it takes, in a line: data, A100-hours, and what this project lacks."""
     trained = TRAININGS[experiment.trained]
-    known = [trained.data or trained.resolve().data.name, DATA.get(experiment.protocol, "") if measured else ""]
+    known = [trained.data or trained.resolved.data.name, DATA.get(experiment.protocol, "") if measured else ""]
     absent = f"needs {trained.absent}; " if trained.absent else ""
     drawing = f", {drawing_hours(experiment):,.1f} to draw" if measured else ""
     hours = f"{gpu_hours([trained]):,.0f} A100-hours to train{drawing}"

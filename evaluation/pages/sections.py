@@ -67,7 +67,7 @@ def verdict(preset: Preset, metrics: list[dict[str, Any]], points: list[Point], 
     papers = [
         name
         for name, trained in TRAININGS.items()
-        if not trained.absent and stage_key(replace(trained.resolve(), seed=preset.seed), trained.stage) == own
+        if not trained.absent and stage_key(replace(trained.resolved, seed=preset.seed), trained.stage) == own
     ]
     what = f"the paper's training {papers[0]}" if papers else "a stand-in for the paper's experiments, not one of them"
     images = sum(stage.training.nimg for stage in preset.stages.values())

@@ -14,7 +14,7 @@ from evaluation.pages.points import read_results
 from evaluation.protocols import PROTOCOLS, STAND_INS, Protocol
 from flows.datasets.sets import set_of_samples
 from flows.home import datasets, run_folder, weights
-from mdm.config import Model, SamplerName, Sampling
+from mdm.config import Model, SamplerName, Sampling, brief_guidance
 from mdm.data.embeddings import TextSource
 from mdm.data.shards import Shards
 from mdm.data.text import find_encoder
@@ -169,11 +169,8 @@ def swept(protocol: Protocol, model: Model, sweep: dict[str, list[str]]) -> dict
 
 
 def _scales(text: str) -> tuple[float, ...]:
-    """Per level, innermost first. The last one serves all above it, so that saying it again says nothing."""
-    scales = tuple(float(part) for part in text.split("/"))
-    while scales[1:] and scales[-1] == scales[-2]:
-        scales = scales[:-1]
-    return scales
+    """Per level, innermost first."""
+    return brief_guidance([float(part) for part in text.split("/")])
 
 
 _VALUES: dict[str, Callable[[str], Any]] = {"guidance": _scales, "steps": int, "sampler": str, "checkpoint": str}

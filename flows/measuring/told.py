@@ -135,7 +135,7 @@ def printed_lines(preset: Preset, protocol: Protocol, run: str) -> Iterator[str]
     for name, experiment in EXPERIMENTS.items():
         printed = [n for n in TABLE_1 if n.experiment == name and protocol.name in dict(WAYS[n.data])]
         trained = TRAININGS[experiment.trained]
-        wanted = stage_key(replace(trained.resolve(), seed=preset.seed), trained.stage) if printed else ""
+        wanted = stage_key(replace(trained.resolved, seed=preset.seed), trained.stage) if printed else ""
         for stage in (stage for stage in preset.stages if printed and stage_key(preset, stage) == wanted):
             numbers = " and ".join(f"{n.printed} (guidance {n.guidance:g})" for n in printed)
             elsewhere = "" if stage == last else f", not of stage {last}: name {run}/{stage}"

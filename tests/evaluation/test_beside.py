@@ -62,7 +62,7 @@ def timed(name: str, **speed: Any) -> list[tuple[str, str, float]]:
     """What stands beside a run of that name, or of a preset in another reading, each of whose stages took so long."""
     of, _, reading = name.partition(" ")
     chosen = choices.overrides(PRESETS[of], reading) if reading else {}
-    preset = TIMED[of].resolve() if of in TIMED else resolve(of, chosen)
+    preset = TIMED[of].resolved if of in TIMED else resolve(of, chosen)
     rows_of_it = [SPEED | {"stage": stage} | speed for stage in preset.stages]
     found = measured(beside_paper(preset, "run", [], rows_of_it))
     assert all(row["hardware"] and row["difference"] == row["ours"] - float(row["printed"]) for row in found)
@@ -91,7 +91,7 @@ def test_the_run_of_a_printed_command_is_matched(name: str) -> None:
 @pytest.mark.parametrize("name", ["gallery-imagenet", "gallery-256", "gallery-1024", "gallery-1024-five"])
 def test_a_gallery_is_drawn_where_its_figures_are(name: str) -> None:
     experiment = EXPERIMENTS[name]
-    preset = TRAININGS[experiment.trained].resolve()
+    preset = TRAININGS[experiment.trained].resolved
     points = [
         replace(
             measured_point(preset, "x", 0.0, protocol="gallery", sampling=experiment.sampling(w)),

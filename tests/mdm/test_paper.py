@@ -72,7 +72,7 @@ def test_the_star_is_guidance() -> None:
 def test_a_figures_pictures_are_of_the_model_that_draws_their_sizes() -> None:
     for experiment in (e for e in EXPERIMENTS.values() if e.protocol == "gallery"):
         trained = TRAININGS[experiment.trained]
-        preset = trained.resolve()
+        preset = trained.resolved
         drawn = set(preset.stages[trained.stage].model.resolutions)
         data = {"imagenet": "ImageNet", "cc12m": "CC12M"}[preset.data.name]
         for figure in [] if trained.absent else experiment.where.removeprefix("Fig. ").split(", "):
@@ -87,9 +87,9 @@ def test_what_a_number_needs_exists() -> None:
     assert {e.trained for e in EXPERIMENTS.values()} == set(TRAININGS)
     assert {e.protocol for e in EXPERIMENTS.values()} == set(IMAGES) <= set(get_args(Protocol))
     for trained in TRAININGS.values():
-        assert trained.preset in PRESETS and trained.stage in trained.resolve().stages
+        assert trained.preset in PRESETS and trained.stage in trained.resolved.stages
     for experiment in EXPERIMENTS.values():
-        preset = TRAININGS[experiment.trained].resolve()
+        preset = TRAININGS[experiment.trained].resolved
         for guidance in experiment.guidance:  # refused where no label was dropped
             preset.stages[TRAININGS[experiment.trained].stage].model.check_sampling(experiment.sampling(guidance))
 
@@ -105,13 +105,13 @@ def test_what_runs_it_is_what_it_needs() -> None:
         parser.add_argument("preset")
         field_options(parser)
         given = parser.parse_args(shlex.split(lines[0])[2:])
-        assert resolve(given.preset, overrides(given)) == trained.resolve()
+        assert resolve(given.preset, overrides(given)) == trained.resolved
         assert lines[1].split()[2] == trained.name
 
 
 def test_a_command_trains_what_its_hours_are_of() -> None:
     for trained in [*TRAININGS.values(), *TIMED.values()]:
-        assert list(trained.resolve().stages) == trained.chain(), trained.name
+        assert list(trained.resolved.stages) == trained.chain(), trained.name
 
 
 def test_a_speed_is_of_the_printed_batch_and_takes_no_whole_training() -> None:
@@ -120,17 +120,17 @@ def test_a_speed_is_of_the_printed_batch_and_takes_no_whole_training() -> None:
     batches |= {"table-2-nested": 128, "table-4-mdm": 256}
     for name, timed in TIMED.items():
         if not timed.absent:
-            assert timed.resolve().stages[timed.stage].training.batch_size == batches[name]
+            assert timed.resolved.stages[timed.stage].training.batch_size == batches[name]
             assert gpu_hours([timed]) < 20 and f" --set name={name} " in run_command(timed)
     for preset, reading in (("cc12m-1024", "batch-1024=table-3"), ("imagenet-256", "imagenet-schedule=table-3")):
         for name, stage in resolve(preset, choices.overrides(PRESETS[preset], reading)).stages.items():
             timed = TIMED[f"table-3-{(stage.model.labels and 'imagenet') or 'cc12m'}-{name}"]
-            assert iteration_of(stage) == iteration_of(timed.resolve().stages[name])
+            assert iteration_of(stage) == iteration_of(timed.resolved.stages[name])
 
 
 def test_stages_that_are_one() -> None:
     def keys(name: str) -> list[str]:
-        return [stage_key(TRAININGS[name].resolve(), stage) for stage in TRAININGS[name].chain()]
+        return [stage_key(TRAININGS[name].resolved, stage) for stage in TRAININGS[name].chain()]
 
     assert keys("cc12m-1024")[:2] == keys("cc12m-256")  # its Table 1 number is its 256² stage's
     assert keys("cc12m-1024-five")[0] == keys("cc12m-256")[0] and keys("cc12m-1024-five")[1] != keys("cc12m-256")[1]
